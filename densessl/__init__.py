@@ -1,0 +1,2 @@
+"""densessl."""
+__version__ = "0.1.0"

@@ -1,0 +1,201 @@
+"""The published view pipelines, as torchvision v2 transforms on the CPU or as kornia augmentations on the device.
+
+With ``photometric=True`` a ``*_views`` pipeline is whole: it ends in normalised float. With ``photometric=False`` it holds
+the geometric part alone and keeps uint8; the matching ``*_photometric()`` does the rest on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import ImageFilter
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from densessl.augment import BatchAugment, MultiView
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+Range = tuple[float, float]
+
+
+def byol_views(
+    size: int | Sequence[int] = 224,
+    photometric: bool = True,
+    *,
+    scale: Range = (0.08, 1.0),
+    ratio: Range = (3 / 4, 4 / 3),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> MultiView:
+    """BYOL's two views, which PixPro trains with.
+
+    Random resized crop, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grey (p 0.2), blur (p 1.0 in view 1, 0.1 in view 2),
+    solarize (p 0.2, view 2 only). Source: PixPro's published code, option BYOL.
+
+    Args:
+        size: side of the views in pixels, or (height, width).
+        photometric: False: crop and flip only; the rest is :func:`byol_photometric`'s.
+        scale: share of the image's area that a crop covers.
+        ratio: width to height of a crop.
+        mean: per channel, for images in 0..1; used where ``photometric``.
+        std: likewise.
+
+    Returns:
+        A MultiView of two views.
+    """
+    first = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=1.0, solarize_p=0.0, mean=mean, std=std) if photometric else []
+    second = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2, mean=mean, std=std) if photometric else []
+    return _two_views(size, scale, ratio, first, second)
+
+
+def mocov2_views(
+    size: int | Sequence[int] = 224,
+    photometric: bool = True,
+    *,
+    scale: Range = (0.2, 1.0),
+    ratio: Range = (3 / 4, 4 / 3),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> MultiView:
+    """MoCo v2's two views, both alike: jitter (0.4, 0.4, 0.4, 0.1; p 0.8), grey (p 0.2), blur (p 0.5).
+
+    Arguments and return value as in :func:`byol_views`; the device half is :func:`mocov2_photometric`.
+    """
+    part = _photometric((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
+    return _two_views(size, scale, ratio, part, part)
+
+
+def simclr_views(
+    size: int | Sequence[int] = 224,
+    photometric: bool = True,
+    *,
+    scale: Range = (0.08, 1.0),
+    ratio: Range = (3 / 4, 4 / 3),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> MultiView:
+    """SimCLR's two views, both alike: jitter (0.8, 0.8, 0.8, 0.2; p 0.8), grey (p 0.2), blur (p 0.5).
+
+    Arguments and return value as in :func:`byol_views`; the device half is :func:`simclr_photometric`.
+    """
+    part = _photometric((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
+    return _two_views(size, scale, ratio, part, part)
+
+
+def _two_views(
+    size: int | Sequence[int], scale: Range, ratio: Range, first: list[nn.Module], second: list[nn.Module]
+) -> MultiView:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+
+    def geometric() -> list[nn.Module]:
+        return [v2.RandomResizedCrop(sides, scale=scale, ratio=ratio, antialias=True), v2.RandomHorizontalFlip(0.5)]
+
+    return MultiView(v2.Compose([*geometric(), *first]), v2.Compose([*geometric(), *second]))
+
+
+def _photometric(
+    jitter: tuple[float, float, float, float],
+    *,
+    blur_p: float,
+    solarize_p: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> list[nn.Module]:
+    return [
+        v2.ToImage(),
+        v2.ToDtype(torch.uint8, scale=True),
+        v2.RandomApply([v2.ColorJitter(*jitter)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+        v2.RandomApply([PILGaussianBlur((0.1, 2.0))], p=blur_p),
+        v2.RandomSolarize(threshold=128, p=solarize_p),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(mean, std),
+    ]
+
+
+class PILGaussianBlur(v2.Transform):
+    """Gaussian blur through PIL, as in the published pipelines, and five times as fast as torchvision's on one core.
+
+    Images of other types than uint8 go through torchvision's ``gaussian_blur``. Measure:
+    ``python benchmarks/photometric.py``.
+
+    Args:
+        sigma: the least and the largest radius; one is drawn per image.
+    """
+
+    def __init__(self, sigma: Range = (0.1, 2.0)) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the radius, from torch's generator."""
+        return {"sigma": float(torch.empty(1).uniform_(*self.sigma))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Blurs images; other inputs are returned as they came."""
+        sigma = params["sigma"]
+        if isinstance(inpt, torch.Tensor) and inpt.dtype == torch.uint8 and inpt.shape[0] in (1, 3):
+            if isinstance(inpt, tv_tensors.Mask):
+                return inpt
+            blurred = F.to_pil_image(inpt).filter(ImageFilter.GaussianBlur(sigma))
+            return tv_tensors.wrap(F.pil_to_tensor(blurred), like=inpt)
+        side = 2 * round(3 * sigma + 0.5) + 1
+        return self._call_kernel(F.gaussian_blur, inpt, [side, side], [sigma, sigma])
+
+
+def byol_photometric(
+    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> tuple[BatchAugment, BatchAugment]:
+    """The photometric half of :func:`byol_views`, for the device: one BatchAugment per view, asymmetric as published.
+
+    Args:
+        mean: per channel, for images in 0..1.
+        std: likewise.
+
+    Returns:
+        One BatchAugment for the first view, one for the second.
+    """
+    jitter = (0.4, 0.4, 0.2, 0.1)
+    return _kornia(jitter, 1.0, 0.0, mean, std), _kornia(jitter, 0.1, 0.2, mean, std)
+
+
+def mocov2_photometric(
+    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> tuple[BatchAugment, BatchAugment]:
+    """The photometric half of :func:`mocov2_views`; arguments and return value as in :func:`byol_photometric`."""
+    jitter = (0.4, 0.4, 0.4, 0.1)
+    return _kornia(jitter, 0.5, 0.0, mean, std), _kornia(jitter, 0.5, 0.0, mean, std)
+
+
+def simclr_photometric(
+    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> tuple[BatchAugment, BatchAugment]:
+    """The photometric half of :func:`simclr_views`; arguments and return value as in :func:`byol_photometric`."""
+    jitter = (0.8, 0.8, 0.8, 0.2)
+    return _kornia(jitter, 0.5, 0.0, mean, std), _kornia(jitter, 0.5, 0.0, mean, std)
+
+
+def _kornia(
+    jitter: tuple[float, float, float, float],
+    blur_p: float,
+    solarize_p: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> BatchAugment:
+    import kornia.augmentation as K
+
+    parts: list[nn.Module] = [
+        K.ColorJitter(*jitter, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((13, 13), (0.1, 2.0), p=blur_p),
+    ]
+    if solarize_p > 0:
+        # kornia's defaults draw thresholds and add brightness; the published step does neither.
+        parts.append(K.RandomSolarize(thresholds=0.5, additions=0.0, p=solarize_p))
+    parts.append(K.Normalize(torch.tensor(mean), torch.tensor(std)))
+    return BatchAugment(K.AugmentationSequential(*parts))
