@@ -1,2 +1,92 @@
-"""densessl."""
+"""Composable parts for dense (pixel-level) self-supervised learning in PyTorch.
+
+The names below are the library. They meet only through tensors: views carry coords, matchers turn two views' coords
+into a mask, losses take two feature maps and a mask.
+"""
+
+from densessl.audit import TrackingReport, check_tracking
+from densessl.augment import BatchAugment, MaskedView, MultiView, View
+from densessl.backbone import FeatureMap
+from densessl.coords import DenseCoords, ViewCoords
+from densessl.ema import EMA
+from densessl.geometry import (
+    cell_centers,
+    cell_diagonal,
+    cell_distance,
+    coords_from_boxes,
+    coords_from_kornia,
+    inside,
+    relative_coords,
+    warp,
+)
+from densessl.heads import MLP, ConvMLP
+from densessl.losses import (
+    InstanceConsistencyLoss,
+    InstanceContrastLoss,
+    PixContrastLoss,
+    PixProLoss,
+    instance_consistency_loss,
+    instance_contrast_loss,
+    pixcontrast_loss,
+    pixpro_loss,
+)
+from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, gather_tokens
+from densessl.optim import LARS, param_groups
+from densessl.presets import (
+    byol_photometric,
+    byol_views,
+    mocov2_photometric,
+    mocov2_views,
+    simclr_photometric,
+    simclr_views,
+)
+from densessl.propagation import PPM
+from densessl.tokens import map_to_tokens, tokens_to_map
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "EMA",
+    "LARS",
+    "MLP",
+    "PPM",
+    "BatchAugment",
+    "ConvMLP",
+    "DenseCoords",
+    "DistanceMatcher",
+    "FeatureMap",
+    "InstanceConsistencyLoss",
+    "InstanceContrastLoss",
+    "MaskedView",
+    "MultiView",
+    "NearestMatcher",
+    "Pairs",
+    "PixContrastLoss",
+    "PixProLoss",
+    "TrackingReport",
+    "View",
+    "ViewCoords",
+    "byol_photometric",
+    "byol_views",
+    "cell_centers",
+    "cell_diagonal",
+    "cell_distance",
+    "check_tracking",
+    "coords_from_boxes",
+    "coords_from_kornia",
+    "gather_tokens",
+    "inside",
+    "instance_consistency_loss",
+    "instance_contrast_loss",
+    "map_to_tokens",
+    "mocov2_photometric",
+    "mocov2_views",
+    "param_groups",
+    "pixcontrast_loss",
+    "pixpro_loss",
+    "relative_coords",
+    "simclr_photometric",
+    "simclr_views",
+    "tokens_to_map",
+    "warp",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torchvision.transforms as v1
@@ -111,9 +111,9 @@ class MultiView(nn.Module):
     """Several views of one image, each with its coords.
 
     One pipeline of torchvision v2 transforms makes one view. Geometric transforms move the coords through torchvision's
-    own dispatch, so any nesting of Compose, RandomApply, RandomChoice and RandomOrder works, and transforms of one's own
-    that call torchvision's functionals. What cannot be followed raises ValueError, here or at the latest when it runs;
-    prove a pipeline with transforms of your own with :func:`densessl.check_tracking`.
+    own dispatch, so any nesting of Compose, RandomApply, RandomChoice and RandomOrder works, and so do transforms of
+    one's own that call torchvision's functionals. What cannot be followed raises ValueError, here or at the latest when
+    it runs; prove a pipeline with transforms of your own with :func:`densessl.check_tracking`.
 
     Args:
         *transforms: one per view; each takes and returns ``(image, coords)``, with a mask ``(image, coords, mask)``.
@@ -283,7 +283,7 @@ class BatchAugment(nn.Module):
         view = view._replace(image=image)
         if not self._moves:
             return view
-        matrix = self.augmentation.transform_matrix
+        matrix = cast(Tensor, self.augmentation.transform_matrix)
         return _moved(view, coords_from_kornia(matrix.to(image.device).float(), old_size, image.shape[-2:]))
 
 

@@ -2,8 +2,9 @@
 
 Each geometric functional is one map from the pixels of its output to the pixels of its input. It is written down once
 below; :class:`ViewCoords` multiplies it on, :class:`DenseCoords` resamples itself with it. torchvision passes a tensor
-type for which a functional has no kernel through unchanged: pixels would move and coords would stay. So every functional
-of the installed torchvision is either followed, known to leave pixels where they are, or registered here to raise.
+type for which a functional has no kernel through unchanged: pixels would move and coords would stay. So every
+functional of the installed torchvision is either followed, known to leave pixels where they are, or registered here to
+raise.
 
 Positions are continuous: pixel i covers [i, i + 1], edges at integers, as torchvision's own samplers have it.
 """
@@ -68,10 +69,10 @@ class ViewCoords(tv_tensors.TVTensor):
 
 
 class DenseCoords(tv_tensors.TVTensor):
-    """Where the centre of every view pixel lies in the source's unit square, ``(2, H, W)``; NaN where it shows nothing.
+    """Where the centre of every view pixel lies in the source's unit square, ``(2, H, W)``; NaN where there is none.
 
-    The dense twin of :class:`ViewCoords`, for pipelines with elastic transforms. It also knows which pixels are padding,
-    wherever in the pipeline they came in.
+    The dense twin of :class:`ViewCoords`, for pipelines with elastic transforms. It also knows which pixels are
+    padding, wherever in the pipeline they came in.
 
     Args:
         data: ``(2, H, W)`` x and y; None: the identity.
@@ -89,9 +90,7 @@ class DenseCoords(tv_tensors.TVTensor):
             if canvas_size is None:
                 raise ValueError("canvas_size: expected (height, width) where no data is given, got None")
             h, w = canvas_size
-            data = torch.stack(
-                torch.meshgrid((torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h, indexing="xy")
-            )
+            data = torch.stack(torch.meshgrid((torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h, indexing="xy"))
         dense = torch.as_tensor(data, dtype=torch.float32)
         if dense.ndim != 3 or dense.shape[0] != 2:
             raise ValueError(f"data: expected dense coords (2, H, W), got {tuple(dense.shape)}")
@@ -131,9 +130,7 @@ def _pad(canvas: CanvasSize, padding: int | Sequence[int], **_: Any) -> Move:
     return _shift(-left, -top), (canvas[0] + top + bottom, canvas[1] + left + right)
 
 
-def _resize(
-    canvas: CanvasSize, size: int | Sequence[int] | None, max_size: int | None = None, **_: Any
-) -> Move:
+def _resize(canvas: CanvasSize, size: int | Sequence[int] | None, max_size: int | None = None, **_: Any) -> Move:
     height, width = _resized(canvas, size, max_size)
     return _matrix((canvas[1] / width, 0, 0), (0, canvas[0] / height, 0), (0, 0, 1)), (height, width)
 
@@ -205,7 +202,7 @@ def _affine(
 def _rotate(
     canvas: CanvasSize, angle: float, expand: bool = False, center: Sequence[float] | None = None, **_: Any
 ) -> Move:
-    matrix, _ = _affine(canvas, -angle, (0, 0), 1.0, 0.0, center)  # counter-clockwise, unlike affine
+    matrix, _same = _affine(canvas, -angle, (0, 0), 1.0, 0.0, center)  # counter-clockwise, unlike affine
     if not expand:
         return matrix, canvas
     h, w = canvas
@@ -269,11 +266,32 @@ FOLLOWED: dict[Callable[..., Any], Callable[..., Move]] = {
 
 # Functionals that leave every pixel where it is, by name: torchvision versions differ in which they have.
 STATIONARY = frozenset(
-    "adjust_brightness adjust_contrast adjust_gamma adjust_hue adjust_saturation adjust_sharpness autocontrast "
-    "equalize erase gaussian_blur gaussian_noise grayscale_to_rgb invert jpeg normalize permute_channels posterize "
-    "rgb_to_grayscale solarize to_dtype to_grayscale uniform_temporal_subsample".split()
+    [
+        "adjust_brightness",
+        "adjust_contrast",
+        "adjust_gamma",
+        "adjust_hue",
+        "adjust_saturation",
+        "adjust_sharpness",
+        "autocontrast",
+        "equalize",
+        "erase",
+        "gaussian_blur",
+        "gaussian_noise",
+        "grayscale_to_rgb",
+        "invert",
+        "jpeg",
+        "normalize",
+        "permute_channels",
+        "posterize",
+        "rgb_to_grayscale",
+        "solarize",
+        "to_dtype",
+        "to_grayscale",
+        "uniform_temporal_subsample",
+    ]
 )
-_QUERIES = frozenset("get_dimensions get_num_channels get_num_frames get_size".split())
+_QUERIES = frozenset(["get_dimensions", "get_num_channels", "get_num_frames", "get_size"])
 
 
 # --- the two kernels --------------------------------------------------------------------------------------------------

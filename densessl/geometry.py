@@ -89,7 +89,7 @@ def sample_dense(dense: Tensor, points: Tensor) -> Tensor:
     Returns:
         ``(B, N, 2)`` xy in the source's unit square.
     """
-    b, _, h, w = dense.shape
+    h, w = dense.shape[-2:]
     x, y = points.unbind(-1)
     outside = ~((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1))
     px = _snapped(torch.where(outside, 0.0, x) * w - 0.5)
@@ -148,8 +148,19 @@ def cell_centers(coords: Tensor, size: Size) -> Tensor:
     return _locate(coords, *_unit_grid(_checked_size(size, "size"), coords))
 
 
-def _pixel_scale(source_size: Tensor, coords: Tensor) -> Tensor:
-    """(B, 1, 2) width and height of the source."""
+def pixel_scale(source_size: Tensor, coords: Tensor) -> Tensor:
+    """Factors from the unit square to source pixels.
+
+    Args:
+        source_size: ``(B, 2)``, height and width.
+        coords: a tensor of the batch; gives device and dtype.
+
+    Returns:
+        ``(B, 1, 2)``, width and height.
+
+    Raises:
+        ValueError: on another shape or device.
+    """
     if source_size.shape != (coords.shape[0], 2):
         raise ValueError(
             f"source_size: expected (B, 2) = ({coords.shape[0]}, 2), height and width of each source image, "
@@ -193,7 +204,7 @@ def cell_diagonal(coords: Tensor, size: Size, source_size: Tensor | None = None)
         along_x = (m[..., :2, 0] - position * m[..., 2, 0, None]) / weight[..., None] / w
         along_y = (m[..., :2, 1] - position * m[..., 2, 1, None]) / weight[..., None] / h
     if source_size is not None:
-        scale = _pixel_scale(source_size, coords)
+        scale = pixel_scale(source_size, coords)
         along_x, along_y = along_x * scale, along_y * scale
     return (along_x.square().sum(-1) + along_y.square().sum(-1)).sqrt()
 
@@ -255,7 +266,7 @@ def check_pair(coords_q: Tensor, coords_k: Tensor) -> None:
 def _positions(coords: Tensor, size: Size, source_size: Tensor | None) -> tuple[Tensor, Tensor]:
     centers = cell_centers(coords, size)
     if source_size is not None:
-        centers = centers * _pixel_scale(source_size, centers)
+        centers = centers * pixel_scale(source_size, centers)
     return centers, cell_diagonal(coords, size, source_size)
 
 

@@ -1,7 +1,7 @@
 """The published view pipelines, as torchvision v2 transforms on the CPU or as kornia augmentations on the device.
 
-With ``photometric=True`` a ``*_views`` pipeline is whole: it ends in normalised float. With ``photometric=False`` it holds
-the geometric part alone and keeps uint8; the matching ``*_photometric()`` does the rest on the device.
+With ``photometric=True`` a ``*_views`` pipeline is whole: it ends in normalised float. With ``photometric=False`` it
+holds the geometric part alone and keeps uint8; the matching ``*_photometric()`` does the rest on the device.
 """
 
 from __future__ import annotations
@@ -189,13 +189,13 @@ def _kornia(
 ) -> BatchAugment:
     import kornia.augmentation as K
 
-    parts: list[nn.Module] = [
+    parts: list[Any] = [
         K.ColorJitter(*jitter, p=0.8),
         K.RandomGrayscale(p=0.2),
         K.RandomGaussianBlur((13, 13), (0.1, 2.0), p=blur_p),
     ]
     if solarize_p > 0:
         # kornia's defaults draw thresholds and add brightness; the published step does neither.
-        parts.append(K.RandomSolarize(thresholds=0.5, additions=0.0, p=solarize_p))
+        parts.append(K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarize_p))
     parts.append(K.Normalize(torch.tensor(mean), torch.tensor(std)))
     return BatchAugment(K.AugmentationSequential(*parts))

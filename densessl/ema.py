@@ -1,0 +1,109 @@
+"""The momentum encoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class EMA(nn.Module):
+    """A moving average of a module: PixPro's momentum (target) encoder.
+
+    Only parameters are averaged; buffers are the target's own: in train mode its batch norms keep statistics of what
+    they see, as in the published code. Gradients never flow into it.
+
+    torch's ``AveragedModel`` is not used because it copies the student at its first update, keeps its step on the
+    device, and has no schedule.
+
+    Args:
+        online: the module to follow; may be wrapped by DistributedDataParallel or ``torch.compile``. It is copied.
+        momentum: m in ``target = m * target + (1 - m) * online``, or a function of the step, counted from 0. The
+            published schedule over K steps is ``functools.partial(cosine_schedule, max_steps=K + 1, start_value=0.99,
+            end_value=1.0)`` with lightly's ``lightly.utils.scheduler.cosine_schedule``.
+
+    Attributes:
+        module: the averaged module.
+        step: number of updates so far, a Python int, saved with the state.
+
+    Raises:
+        ValueError: if a constant momentum is not in 0..1.
+    """
+
+    def __init__(self, online: nn.Module, momentum: float | Callable[[int], float] = 0.99) -> None:
+        super().__init__()
+        if not callable(momentum):
+            _check_momentum(momentum)
+        self.module = copy.deepcopy(_unwrapped(online)).requires_grad_(False)
+        self.momentum = momentum
+        self.step = 0
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the averaged module, without gradients."""
+        return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, online: nn.Module, momentum: float | None = None) -> None:
+        """One step of the average.
+
+        The published code calls it between the online and the target forward pass of a step, which equals calling it
+        after the optimiser's step.
+
+        Args:
+            online: the module given at construction, or another with the same parameters.
+            momentum: overrides the schedule for this step.
+
+        Raises:
+            ValueError: if the parameters do not fit, or the momentum is not in 0..1.
+        """
+        if momentum is None:
+            momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum
+        momentum = _check_momentum(float(momentum))
+        targets: list[Tensor] = list(self.module.parameters())
+        sources: list[Tensor] = list(_unwrapped(online).parameters())
+        _check_fit(targets, sources)
+        if targets:
+            torch._foreach_lerp_(targets, sources, 1.0 - momentum)  # one launch for all of them
+        self.step += 1
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The step, so that a resumed run continues its schedule (the published code restarts it)."""
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restores the step."""
+        self.step = state["step"]
+
+
+def _check_momentum(momentum: float) -> float:
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"momentum: expected a number in 0..1, got {momentum}")
+    return momentum
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel and torch.compile, in any order."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _check_fit(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if len(targets) != len(sources):
+        raise ValueError(f"online: expected {len(targets)} parameters as at construction, got {len(sources)}")
+    for index, (target, source) in enumerate(zip(targets, sources, strict=True)):
+        if target.shape != source.shape:
+            raise ValueError(
+                f"online: expected shape {tuple(target.shape)} for parameter {index}, got {tuple(source.shape)}"
+            )
+        if target.device != source.device:
+            raise ValueError(
+                f"online: expected parameter {index} on {target.device} as the target, got {source.device}"
+            )

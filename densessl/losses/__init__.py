@@ -1,0 +1,21 @@
+"""Losses: query and key features and a mask in, a scalar out."""
+
+from densessl.losses.instance import (
+    InstanceConsistencyLoss,
+    InstanceContrastLoss,
+    instance_consistency_loss,
+    instance_contrast_loss,
+)
+from densessl.losses.pixcontrast import PixContrastLoss, pixcontrast_loss
+from densessl.losses.pixpro import PixProLoss, pixpro_loss
+
+__all__ = [
+    "InstanceConsistencyLoss",
+    "InstanceContrastLoss",
+    "PixContrastLoss",
+    "PixProLoss",
+    "instance_consistency_loss",
+    "instance_contrast_loss",
+    "pixcontrast_loss",
+    "pixpro_loss",
+]

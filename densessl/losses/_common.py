@@ -1,0 +1,47 @@
+"""What the dense losses share: checked unit tokens, and the mean over images."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from densessl.tokens import as_tokens
+
+Reduction = Literal["mean", "none"]
+NoMatch = Literal["zero", "skip"]
+
+
+def check_options(reduction: str, no_match: str) -> None:
+    """Raises ValueError on unknown options."""
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction: expected 'mean' or 'none', got {reduction!r}")
+    if no_match not in ("zero", "skip"):
+        raise ValueError(f"no_match: expected 'zero' or 'skip', got {no_match!r}")
+
+
+def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 (float64 stays), checked against the mask."""
+    q, k = as_tokens(query, "query"), as_tokens(key, "key")
+    if q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"key: expected B = {q.shape[0]} images and C = {q.shape[2]} channels as query, "
+            f"got B = {k.shape[0]} and C = {k.shape[2]}"
+        )
+    expected = (q.shape[0], q.shape[1], k.shape[1])
+    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+        raise ValueError(f"mask: expected bool (B, Nq, Nk) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    if not query.device == key.device == mask.device:
+        raise ValueError(f"query, key, mask: expected one device, got {query.device}, {key.device} and {mask.device}")
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
+    return torch.nn.functional.normalize(q.to(dtype), dim=-1), torch.nn.functional.normalize(k.to(dtype), dim=-1)
+
+
+def reduce_images(per_image: Tensor, matched: Tensor, reduction: Reduction, no_match: NoMatch) -> Tensor:
+    """Mean over images; per_image (B,) is 0 where matched (B,) bool is False."""
+    if reduction == "none":
+        return per_image
+    if no_match == "zero":
+        return per_image.mean()
+    return per_image.sum() / matched.sum().clamp(min=1)

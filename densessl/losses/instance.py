@@ -1,0 +1,108 @@
+"""Instance-level losses, the second branch of PixPro + instance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _check(query: Tensor, key: Tensor) -> None:
+    for name, vectors in (("query", query), ("key", key)):
+        if vectors.ndim != 2 or not vectors.is_floating_point():
+            raise ValueError(
+                f"{name}: expected floating point vectors (B, C), one per image, "
+                f"got {vectors.dtype} {tuple(vectors.shape)}"
+            )
+    if query.shape != key.shape:
+        raise ValueError(f"key: expected the shape of query, {tuple(query.shape)}, got {tuple(key.shape)}")
+    if query.device != key.device:
+        raise ValueError(f"key: expected a tensor on {query.device} as query, got {key.device}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
+    """``-2 cos``, mean over images: BYOL's ``2 - 2 cos`` without its constant, one direction.
+
+    The instance branch of PixPro's published code (the paper's is contrastive).
+
+    Args:
+        query: ``(B, C)``, prediction of the online branch.
+        key: ``(B, C)``, projection of the momentum branch.
+
+    Returns:
+        float32 scalar in [-2, 2].
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these.
+    """
+    _check(query, key)
+    with torch.autocast(query.device.type, enabled=False):
+        return -2 * nn.functional.cosine_similarity(_wide(query), _wide(key), dim=1).mean()
+
+
+def instance_contrast_loss(
+    query: Tensor, key: Tensor, *, temperature: float = 0.2, gather_distributed: bool = False
+) -> Tensor:
+    """NT-Xent between images: our form of the paper's SimCLR*, SimCLR with a momentum encoder.
+
+    lightly's NTXentLoss on ``(query, key.detach())``. The paper's temperature was not found.
+
+    Args:
+        query: ``(B, C)``, projection of the online branch.
+        key: ``(B, C)``, projection of the momentum branch; no gradient flows to it.
+        temperature: of the softmax.
+        gather_distributed: take negatives from all processes.
+
+    Returns:
+        float32 scalar, at least 0.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these; on one image alone, which has no negatives.
+    """
+    from lightly.loss import NTXentLoss
+
+    _check(query, key)
+    if query.shape[0] < 2 and not gather_distributed:
+        raise ValueError(f"query: expected at least 2 images, whose others are the negatives, got {query.shape[0]}")
+    with torch.autocast(query.device.type, enabled=False):
+        loss = NTXentLoss(temperature=temperature, gather_distributed=gather_distributed)
+        return loss(_wide(query), _wide(key).detach())
+
+
+class InstanceConsistencyLoss(nn.Module):
+    """See :func:`instance_consistency_loss`."""
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """See :func:`instance_consistency_loss`."""
+        return instance_consistency_loss(query, key)
+
+
+class InstanceContrastLoss(nn.Module):
+    """See :func:`instance_contrast_loss`.
+
+    Args:
+        temperature: of the softmax.
+        gather_distributed: take negatives from all processes.
+
+    Raises:
+        ValueError: if the temperature is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.2, gather_distributed: bool = False) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """See :func:`instance_contrast_loss`."""
+        return instance_contrast_loss(
+            query, key, temperature=self.temperature, gather_distributed=self.gather_distributed
+        )

@@ -1,0 +1,90 @@
+"""Pixel contrast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from densessl.losses._common import NoMatch, Reduction, check_options, reduce_images, unit_tokens
+
+
+def pixcontrast_loss(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 0.3,
+    reduction: Reduction = "mean",
+    no_match: NoMatch = "zero",
+) -> Tensor:
+    """InfoNCE between the cells of two views, with several positives inside the logarithm (PixPro, Eq. 2).
+
+    ``-log(sum over positives of exp(cos / t) / sum over all key cells of exp(cos / t))``, averaged over the query cells
+    that have a positive, then over images. Negatives are the other cells of the same image's other view, as the paper
+    has it. The paper averages over "pixels in the intersection of the two views"; with T >= 0.5 and the larger cell as
+    unit each of those has a positive, and cells on the rim that have one too count here as well. Not in the authors'
+    code. A sparse mask is made dense here: memory grows with Nq * Nk.
+
+    Args:
+        query: ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
+        key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
+        mask: bool ``(B, Nq, Nk)``, strided or sparse COO.
+        temperature: t.
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: as in :func:`densessl.pixpro_loss`.
+
+    Returns:
+        float32 scalar, at least 0, or ``(B,)`` with 0 for images without positives.
+
+    Raises:
+        ValueError: on shapes, dtypes, devices or options other than these.
+    """
+    check_options(reduction, no_match)
+    _check_temperature(temperature)
+    q, k = unit_tokens(query, key, mask)
+    mask = mask.to_dense() if mask.layout == torch.sparse_coo else mask
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q @ k.mT / temperature
+        has_positive = mask.any(2)
+        # Rows without positives take part with all their cells and are dropped afterwards: log(0) would leave NaN in
+        # the gradient even where its value is masked out.
+        positive = logits.masked_fill(~(mask | ~has_positive[..., None]), -torch.inf)
+        per_cell = (logits.logsumexp(2) - positive.logsumexp(2)) * has_positive
+        cells = has_positive.sum(1)
+        per_image = per_cell.sum(1) / cells.clamp(min=1)
+        return reduce_images(per_image, cells > 0, reduction, no_match)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+
+
+class PixContrastLoss(nn.Module):
+    """One direction of PixContrast's loss; see :func:`pixcontrast_loss`.
+
+    Args:
+        temperature: 0.3 as in the paper's secondary sources.
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: ``"zero"`` or ``"skip"``.
+
+    Raises:
+        ValueError: on other options.
+    """
+
+    def __init__(self, temperature: float = 0.3, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:
+        super().__init__()
+        check_options(reduction, no_match)
+        _check_temperature(temperature)
+        self.temperature = temperature
+        self.reduction: Reduction = reduction
+        self.no_match: NoMatch = no_match
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, reduction={self.reduction!r}, no_match={self.no_match!r}"
+
+    def forward(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`pixcontrast_loss`."""
+        return pixcontrast_loss(
+            query, key, mask, temperature=self.temperature, reduction=self.reduction, no_match=self.no_match
+        )

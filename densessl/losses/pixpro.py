@@ -1,0 +1,79 @@
+"""Pixel-to-propagation consistency."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densessl.losses._common import NoMatch, Reduction, check_options, reduce_images, unit_tokens
+
+
+def pixpro_loss(
+    query: Tensor, key: Tensor, mask: Tensor, *, reduction: Reduction = "mean", no_match: NoMatch = "zero"
+) -> Tensor:
+    """Minus the mean cosine over all positive pairs of an image, then over images (PixPro, Eq. 5, one direction).
+
+    Args:
+        query: ``(B, C, h, w)`` or ``(B, Nq, C)``, propagated features of the online branch.
+        key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
+        mask: bool ``(B, Nq, Nk)``, strided or sparse COO, from a matcher.
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: ``"zero"``: an image without positives counts as 0 in the mean (published code); ``"skip"``: it does
+            not count (paper).
+
+    Returns:
+        float32 scalar in [-1, 1], or ``(B,)`` with 0 for images without positives.
+
+    Raises:
+        ValueError: on shapes, dtypes, devices or options other than these.
+    """
+    check_options(reduction, no_match)
+    q, k = unit_tokens(query, key, mask)
+    with torch.autocast(q.device.type, enabled=False):
+        # Bilinear: sum_ij mask_ij <q_i, k_j> = sum_i <q_i, sum_j mask_ij k_j>, so no logits are needed.
+        if mask.layout == torch.sparse_coo:
+            summed, count = _sum_keys(mask, k)
+        else:
+            summed, count = mask.to(k.dtype) @ k, mask.sum((1, 2))
+        per_image = -(q * summed).sum((1, 2)) / count.clamp(min=1)
+        return reduce_images(per_image, count > 0, reduction, no_match)
+
+
+def _sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of each query's keys, (B, Nq, C), and positives per image, (B,); the mask serves as an index list only."""
+    batch, n_query, n_key = mask.shape
+    image, row, column = mask.coalesce().indices()
+    bag = image * n_query + row  # sorted, because coalesced
+    offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 1, device=bag.device))
+    # An index list of length 0 needs a weight row all the same; k has one.
+    summed = F.embedding_bag(image * n_key + column, k.flatten(0, 1), offsets, mode="sum", include_last_offset=True)
+    return summed.unflatten(0, (batch, n_query)), torch.bincount(image, minlength=batch)
+
+
+class PixProLoss(nn.Module):
+    """One direction of PixPro's loss; see :func:`pixpro_loss`.
+
+    The published code multiplies each direction by 2 and adds both, in [-4, 4]:
+    ``2 * (loss(y1, t2, mask) + loss(y2, t1, mask.mT))``.
+
+    Args:
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: ``"zero"`` or ``"skip"``.
+
+    Raises:
+        ValueError: on other options.
+    """
+
+    def __init__(self, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:
+        super().__init__()
+        check_options(reduction, no_match)
+        self.reduction: Reduction = reduction
+        self.no_match: NoMatch = no_match
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, no_match={self.no_match!r}"
+
+    def forward(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`pixpro_loss`."""
+        return pixpro_loss(query, key, mask, reduction=self.reduction, no_match=self.no_match)

@@ -1,0 +1,221 @@
+"""Matchers: which cells of two maps belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from densessl.geometry import (
+    UNITS,
+    Size,
+    Unit,
+    cell_centers,
+    cell_diagonal,
+    check_pair,
+    inside,
+    pair_distance,
+    pixel_scale,
+)
+
+
+class Pairs(NamedTuple):
+    """Aligned pairs of cells.
+
+    Attributes:
+        query: int64 ``(B, K)``, row-major index of the query cell.
+        key: int64 ``(B, K)``, of its key cell.
+        valid: bool ``(B, K)``; unused slots are False and have index 0.
+    """
+
+    query: Tensor
+    key: Tensor
+    valid: Tensor
+
+
+class DistanceMatcher(nn.Module):
+    """Cells closer than a threshold in the source image are a positive pair (PixPro, Eq. 1).
+
+    ``A(i, j) = 1`` where the distance of the cells' centres is below ``threshold`` cell diagonals. As published: strict
+    ``<`` (the paper writes ``<=``), in diagonals of the pair's larger cell (the paper names none), and with distances
+    per axis in 0..1 unless ``source_size`` is given. Cells whose centre lies outside the source image never match, nor
+    do cells whose position is unknown.
+
+    Args:
+        threshold: T, in cell diagonals.
+        unit: ``"max"``, ``"min"``, ``"query"`` or ``"key"``: whose diagonal.
+        sparse: return a sparse COO mask, made in blocks of query rows: no dense ``(B, Nq, Nk)`` tensor is held.
+
+    Raises:
+        ValueError: if the threshold is not positive or the unit unknown.
+    """
+
+    def __init__(self, threshold: float = 0.7, *, unit: Unit = "max", sparse: bool = False) -> None:
+        super().__init__()
+        if not threshold > 0:
+            raise ValueError(f"threshold: expected a positive number of cell diagonals, got {threshold}")
+        if unit not in UNITS:
+            raise ValueError(f"unit: expected one of {', '.join(map(repr, UNITS))}, got {unit!r}")
+        self.threshold = threshold
+        self.unit = unit
+        self.sparse = sparse
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, unit={self.unit!r}, sparse={self.sparse}"
+
+    @torch.no_grad()
+    def forward(
+        self,
+        coords_q: Tensor,
+        coords_k: Tensor,
+        size_q: Size,
+        size_k: Size | None = None,
+        source_size: Tensor | None = None,
+        valid_q: Tensor | None = None,
+        valid_k: Tensor | None = None,
+    ) -> Tensor:
+        """Matches two maps.
+
+        Args:
+            coords_q: ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
+            coords_k: the same of the key view.
+            size_q: ``(h, w)`` of the query map.
+            size_k: the same of the key map; None: as ``size_q``.
+            source_size: int64 ``(B, 2)``, height and width of the source: isotropic distances in pixels.
+            valid_q: optional bool ``(B, Nq)`` or ``(B, h, w)``: cells that may match.
+            valid_k: the same for the key cells.
+
+        Returns:
+            bool ``(B, Nq, Nk)``, strided or sparse COO; the reverse direction is its ``.mT``.
+
+        Raises:
+            ValueError: on shapes, dtypes or devices other than these.
+        """
+        size_k = size_q if size_k is None else size_k
+        check_pair(coords_q, coords_k)
+        centers_q, diagonal_q, allowed_q = _cells(coords_q, size_q, source_size, valid_q, "valid_q")
+        centers_k, diagonal_k, allowed_k = _cells(coords_k, size_k, source_size, valid_k, "valid_k")
+
+        def rows(chosen: slice) -> Tensor:
+            distance = pair_distance(centers_q[:, chosen], diagonal_q[:, chosen], centers_k, diagonal_k, unit=self.unit)
+            # NaN compares as False: unknown positions match nothing.
+            return (distance < self.threshold) & allowed_q[:, chosen, None] & allowed_k[:, None]
+
+        if not self.sparse:
+            return rows(slice(None))
+        return _sparse_mask(rows, centers_q.shape[0], centers_q.shape[1], centers_k.shape[1])
+
+
+def _cells(
+    coords: Tensor, size: Size, source_size: Tensor | None, valid: Tensor | None, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    centers = cell_centers(coords, size)
+    allowed = inside(coords, size)
+    if valid is not None:
+        if valid.dtype != torch.bool or valid.shape[0] != allowed.shape[0] or valid[0].numel() != allowed.shape[1]:
+            raise ValueError(
+                f"{name}: expected bool (B, N) = {tuple(allowed.shape)} or (B, h, w), "
+                f"got {valid.dtype} {tuple(valid.shape)}"
+            )
+        if valid.device != allowed.device:
+            raise ValueError(f"{name}: expected a tensor on {allowed.device} as the coords, got {valid.device}")
+        allowed = allowed & valid.flatten(1)
+    if source_size is not None:
+        centers = centers * pixel_scale(source_size, centers)
+    return centers, cell_diagonal(coords, size, source_size), allowed
+
+
+_BLOCK_PAIRS = 1 << 22  # pairs per block: some 100 MB of float temporaries
+
+
+def _sparse_mask(rows: Callable[[slice], Tensor], batch: int, n_query: int, n_key: int) -> Tensor:
+    step = max(1, _BLOCK_PAIRS // max(1, batch * n_key))
+    found = []
+    for start in range(0, n_query, step):
+        index = rows(slice(start, start + step)).nonzero()
+        index[:, 1] += start
+        found.append(index)
+    indices = torch.cat(found).T
+    values = torch.ones(indices.shape[1], dtype=torch.bool, device=indices.device)
+    mask = torch.sparse_coo_tensor(indices, values, (batch, n_query, n_key))
+    return mask.coalesce()  # sorts by image and row, as the blocks of a batch are not
+
+
+class NearestMatcher(nn.Module):
+    """Each query cell with its nearest key cell, by any cost.
+
+    Args:
+        keep: how many pairs of least cost to keep per image; None: one per query cell.
+        mutual: keep only pairs that are each other's nearest.
+
+    Raises:
+        ValueError: if ``keep`` is below 1.
+    """
+
+    def __init__(self, keep: int | None = None, *, mutual: bool = False) -> None:
+        super().__init__()
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep: expected at least 1 or None, got {keep}")
+        self.keep = keep
+        self.mutual = mutual
+
+    def extra_repr(self) -> str:
+        return f"keep={self.keep}, mutual={self.mutual}"
+
+    @torch.no_grad()
+    def forward(self, cost: Tensor, valid: Tensor | None = None) -> Pairs:
+        """Picks pairs.
+
+        Args:
+            cost: floating point ``(B, Nq, Nk)``, lower is nearer: a distance, or a negative similarity. NaN and
+                infinite costs never pair.
+            valid: optional bool, broadcastable to ``(B, Nq, Nk)``: pairs that are allowed.
+
+        Returns:
+            Pairs, each ``(B, keep or Nq)``, sorted by cost where ``keep`` is given, else by query cell.
+
+        Raises:
+            ValueError: on shapes or dtypes other than these, or ``keep`` above Nq.
+        """
+        if cost.ndim != 3 or not cost.is_floating_point():
+            raise ValueError(f"cost: expected floating point (B, Nq, Nk), got {cost.dtype} {tuple(cost.shape)}")
+        if self.keep is not None and self.keep > cost.shape[1]:
+            raise ValueError(f"keep: expected at most the number of query cells, {cost.shape[1]}, got {self.keep}")
+        cost = torch.where(cost.isfinite(), cost, torch.inf)
+        if valid is not None:
+            if valid.dtype != torch.bool:
+                raise ValueError(f"valid: expected bool, broadcastable to (B, Nq, Nk), got {valid.dtype}")
+            cost = torch.where(valid, cost, torch.inf)
+        nearest, key = cost.min(2)
+        usable = nearest.isfinite()
+        query = torch.arange(cost.shape[1], device=cost.device).expand_as(key)
+        if self.mutual:
+            usable = usable & (cost.argmin(1).gather(1, key) == query)
+        if self.keep is not None:
+            order = torch.where(usable, nearest, torch.inf).sort(dim=1, stable=True).indices[:, : self.keep]
+            query, key, usable = query.gather(1, order), key.gather(1, order), usable.gather(1, order)
+        return Pairs(torch.where(usable, query, 0), torch.where(usable, key, 0), usable)
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Picks tokens by index.
+
+    Args:
+        tokens: ``(B, N, C)``.
+        index: int64 ``(B, K)``, as in :class:`Pairs`.
+
+    Returns:
+        ``(B, K, C)``.
+
+    Raises:
+        ValueError: on shapes or dtypes other than these.
+    """
+    if tokens.ndim != 3:
+        raise ValueError(f"tokens: expected (B, N, C), got {tuple(tokens.shape)}")
+    if index.ndim != 2 or index.dtype != torch.int64 or index.shape[0] != tokens.shape[0]:
+        raise ValueError(
+            f"index: expected int64 (B, K) with B = {tokens.shape[0]}, got {index.dtype} {tuple(index.shape)}"
+        )
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))

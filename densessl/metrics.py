@@ -1,0 +1,153 @@
+"""Health of a dense method, cheap enough for every step; results stay on the device.
+
+What to expect is on the docs page "Concepts"; in short, a collapsed encoder shows as :func:`feature_std` far below
+``1 / sqrt(C)``, :func:`effective_rank` near 1, and negatives as similar as positives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densessl.propagation import normalized, propagation_weights
+from densessl.tokens import as_tokens
+
+
+def _checked(mask: Tensor) -> Tensor:
+    if mask.ndim != 3 or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool (B, Nq, Nk), got {mask.dtype} {tuple(mask.shape)}")
+    return mask
+
+
+def _positives(mask: Tensor) -> Tensor:
+    """Positives of each image, (B,)."""
+    if _checked(mask).layout == torch.sparse_coo:
+        return torch.bincount(mask.coalesce().indices()[0], minlength=mask.shape[0])
+    return mask.sum((1, 2))
+
+
+def positives_per_cell(mask: Tensor) -> Tensor:
+    """Mean number of positives of a query cell.
+
+    Args:
+        mask: bool ``(B, Nq, Nk)``, strided or sparse.
+
+    Returns:
+        Scalar. PixPro's geometry (T = 0.7, equal square cells that overlap fully) gives ``2 pi T^2`` = 3.08.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    return _positives(mask).sum() / (mask.shape[0] * mask.shape[1])
+
+
+def unmatched_share(mask: Tensor) -> Tensor:
+    """Share of images without any positive pair.
+
+    Args:
+        mask: bool ``(B, Nq, Nk)``, strided or sparse.
+
+    Returns:
+        Scalar in 0..1.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    return (_positives(mask) == 0).float().mean()
+
+
+@torch.no_grad()
+def feature_std(features: Tensor) -> Tensor:
+    """Standard deviation of the unit features over all cells of the batch, mean over channels.
+
+    Args:
+        features: ``(B, C, h, w)`` or ``(B, N, C)``.
+
+    Returns:
+        Scalar: about ``1 / sqrt(C)`` when healthy, 0 when collapsed.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    return normalized(as_tokens(features, "features")).flatten(0, 1).std(0, correction=0).mean()
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> Tensor:
+    """How many directions the unit features of all cells use: exp of the entropy of their singular values.
+
+    Source: Roy and Vetterli 2007, not centred, as RankMe (Garrido et al. 2023) has it. Costs the eigenvalues of a
+    ``C x C`` matrix.
+
+    Args:
+        features: ``(B, C, h, w)`` or ``(B, N, C)``.
+
+    Returns:
+        Scalar in 1..C.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    unit = normalized(as_tokens(features, "features")).flatten(0, 1)
+    with torch.autocast(unit.device.type, enabled=False):
+        spectrum = torch.linalg.eigvalsh(unit.mT @ unit).clamp(min=0)
+    # Squares of singular values come with rounding noise of 1e-7 of the largest; its roots would count.
+    spectrum = torch.where(spectrum > 1e-6 * spectrum.max(), spectrum, 0.0)
+    share = spectrum.sqrt() / spectrum.sqrt().sum().clamp(min=1e-12)
+    return torch.special.entr(share).sum().exp()
+
+
+@torch.no_grad()
+def pair_similarity(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine of the positive pairs and of all other pairs of the batch.
+
+    A method that works pulls them apart; in a collapse both are 1.
+
+    Args:
+        query: ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        mask: bool ``(B, Nq, Nk)``, strided or sparse.
+
+    Returns:
+        Two scalars: positives, negatives; NaN where there is no such pair.
+
+    Raises:
+        ValueError: on other shapes or dtypes.
+    """
+    q, k = normalized(as_tokens(query, "query")), normalized(as_tokens(key, "key"))
+    expected = (q.shape[0], q.shape[1], k.shape[1])
+    if tuple(_checked(mask).shape) != expected:
+        raise ValueError(f"mask: expected bool (B, Nq, Nk) = {expected}, got {tuple(mask.shape)}")
+    # The sum over all pairs is the product of the sums: no (Nq, Nk) tensor for the negatives.
+    everything = (q.sum(1) * k.sum(1)).sum()
+    if mask.layout == torch.sparse_coo:
+        image, row, column = mask.coalesce().indices()
+        positive = (q[image, row] * k[image, column]).sum()
+    else:
+        with torch.autocast(q.device.type, enabled=False):
+            positive = (q * (mask.to(k.dtype) @ k)).sum()
+    count = _positives(mask).sum()
+    total = mask.shape[0] * mask.shape[1] * mask.shape[2]
+    return positive / count, (everything - positive) / (total - count)
+
+
+@torch.no_grad()
+def propagation_entropy(features: Tensor, gamma: float = 2.0) -> Tensor:
+    """How widely the pixel propagation module spreads: entropy of its weights, normalised to sum 1, over log N.
+
+    Args:
+        features: ``(B, C, h, w)`` or ``(B, N, C)``, N at least 2, what goes into the module.
+        gamma: the module's exponent.
+
+    Returns:
+        Scalar in 0..1, mean over cells: 0 where each cell sees itself only, 1 where all cells count alike.
+
+    Raises:
+        ValueError: on another shape or dtype, or a single cell.
+    """
+    tokens = as_tokens(features, "features")
+    if tokens.shape[1] < 2:
+        raise ValueError(f"features: expected at least 2 cells, got {tuple(features.shape)}")
+    weights = propagation_weights(tokens, gamma).float()
+    share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+    return torch.special.entr(share).sum(-1).mean() / torch.tensor(float(tokens.shape[1])).log()

@@ -1,0 +1,121 @@
+"""LARS as PixPro's published code has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class LARS(Optimizer):
+    """SGD with momentum whose step is scaled, tensor by tensor, to the size of the weights.
+
+    ``d = g + weight_decay * p``, scaled by ``trust_coefficient * |p| / (|d| + eps)``, then momentum. The scale is 1
+    where ``|p|`` or ``|d|`` is 0, so a weight that starts at zero moves. Tensors of one dimension or none (biases,
+    norms) are never scaled; give them no weight decay with :func:`param_groups`. No value is read back to the host.
+
+    lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: added to the gradient before the ratio.
+        trust_coefficient: published 1e-3.
+        eps: published 1e-8.
+
+    Raises:
+        ValueError: on a negative number.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+        }
+        for name, value in defaults.items():
+            if not value >= 0:
+                raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update.
+
+        Args:
+            closure: optionally re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            # Each kind together, so that one multi-tensor launch does all of them.
+            self._update([p for p in params if p.ndim > 1], group, adapt=True)
+            self._update([p for p in params if p.ndim <= 1], group, adapt=False)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any], *, adapt: bool) -> None:
+        if not params:
+            return
+        gradients = [cast(Tensor, p.grad) for p in params]
+        steps = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        if adapt:
+            # Norms in float32: half-precision gradients overflow a sum of squares.
+            size = torch._foreach_norm(params, 2, torch.float32)
+            length = torch._foreach_norm(steps, 2, torch.float32)
+            ratios = [
+                torch.where((p > 0) & (d > 0), group["trust_coefficient"] * p / (d + group["eps"]), 1.0)
+                for p, d in zip(size, length, strict=True)
+            ]
+            torch._foreach_mul_(steps, ratios)
+        if group["momentum"] > 0:
+            buffers = [self._buffer(p) for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, steps)
+            steps = buffers
+        torch._foreach_add_(params, steps, alpha=-group["lr"])
+
+    def _buffer(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param)
+        return state["momentum_buffer"]
+
+
+def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters in two groups, as published: tensors of one dimension or none get no weight decay.
+
+    (LARS does not adapt those either.) Parameters without gradient are left out; works for any optimiser.
+
+    Args:
+        module: whose parameters.
+        weight_decay: of the others.
+
+    Returns:
+        Two groups, without the empty ones.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

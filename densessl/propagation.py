@@ -1,0 +1,85 @@
+"""The pixel propagation module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densessl.tokens import as_tokens, tokens_to_map
+
+
+def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
+    """``s(x_i, x_j) = max(cos(x_i, x_j), 0) ** gamma`` (PixPro, Eq. 4).
+
+    Args:
+        tokens: ``(B, N, C)``.
+        gamma: exponent. Below 1 the published code adds 1e-6 before the power (its gradient is infinite at 0); so here.
+
+    Returns:
+        ``(B, N, N)``.
+    """
+    unit = normalized(tokens)
+    cosine = (unit @ unit.mT).clamp(min=0)
+    if gamma == 2.0:
+        return cosine.square()
+    return (cosine + 1e-6 if gamma < 1 else cosine).pow(gamma)
+
+
+def normalized(tokens: Tensor) -> Tensor:
+    """Unit length along the last axis; the norm in float32 at least, since float16 overflows it."""
+    return F.normalize(tokens if tokens.dtype == torch.float64 else tokens.float(), dim=-1)
+
+
+class PPM(nn.Module):
+    """Pixel propagation module (PixPro, Eqs. 3 and 4): each cell becomes a sum over all cells similar to it.
+
+    ``y_i = sum_j s(x_i, x_j) g(x_j)``, not normalised by the sum of s. Not PSPNet's pyramid pooling module.
+
+    Published: ``PPM(nn.Conv2d(256, 256, 1))``. ``PPM()`` has no parameters (the paper's l = 0). Two layers:
+    ``PPM(nn.Sequential(nn.Conv2d(256, 256, 1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 1)))``.
+
+    Args:
+        transform: g, a module from map ``(B, C, h, w)`` to map; None: identity.
+        gamma: exponent of the similarity.
+        normalize_values: L2-normalise g(x) per cell. The published code does; Eq. 3 does not (False).
+
+    Raises:
+        ValueError: if gamma is not positive.
+    """
+
+    def __init__(
+        self, transform: nn.Module | None = None, *, gamma: float = 2.0, normalize_values: bool = True
+    ) -> None:
+        super().__init__()
+        if not gamma > 0:
+            raise ValueError(f"gamma: expected a positive exponent, got {gamma}")
+        self.transform = nn.Identity() if transform is None else transform
+        self.gamma = gamma
+        self.normalize_values = normalize_values
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, normalize_values={self.normalize_values}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Propagates.
+
+        Args:
+            x: ``(B, C, h, w)`` or ``(B, N, C)``, floating point.
+
+        Returns:
+            The same form and size; channels as ``transform`` gives them. The losses normalise it (the published code
+            does so at its end).
+
+        Raises:
+            ValueError: on another shape or dtype.
+        """
+        tokens = as_tokens(x, "x")
+        # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
+        values = self.transform(x if x.ndim == 4 else tokens_to_map(tokens, (tokens.shape[1], 1)))
+        values = values.flatten(2).mT
+        if self.normalize_values:
+            values = normalized(values)
+        weights = propagation_weights(tokens, self.gamma)
+        out = weights @ values.to(weights.dtype)
+        return tokens_to_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
