@@ -22,7 +22,7 @@ _SIZES = ((240, 320), (320, 240), (300, 300), (181, 403))
 
 
 class TrackingReport(NamedTuple):
-    """What :func:`check_tracking` saw.
+    """What ``check_tracking`` saw.
 
     Attributes:
         max_error: largest distance between where a pixel came from and where its coords say, in source pixels, beyond

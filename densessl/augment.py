@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 
 class MaskedView(NamedTuple):
-    """A :class:`View` with a mask that moved along.
+    """A ``View`` with a mask that moved along.
 
     Attributes:
         image: ``(C, H, W)``.
@@ -84,7 +84,7 @@ def steps(transform: Any) -> Iterator[Callable[..., Any]]:
     """The steps that a pipeline always takes one after the other: what ``Compose`` and ``nn.Sequential`` hold.
 
     Args:
-        transform: as for :func:`nested`.
+        transform: as for ``nested``.
     """
     if isinstance(transform, v2.Compose | nn.Sequential):
         for child in transform.transforms if isinstance(transform, v2.Compose) else transform:
@@ -113,7 +113,7 @@ class MultiView(nn.Module):
     One pipeline of torchvision v2 transforms makes one view. Geometric transforms move the coords through torchvision's
     own dispatch, so any nesting of Compose, RandomApply, RandomChoice and RandomOrder works, and so do transforms of
     one's own that call torchvision's functionals. What cannot be followed raises ValueError, here or at the latest when
-    it runs; prove a pipeline with transforms of your own with :func:`densessl.check_tracking`.
+    it runs; prove a pipeline with transforms of your own with ``densessl.check_tracking``.
 
     Args:
         *transforms: one per view; each takes and returns ``(image, coords)``, with a mask ``(image, coords, mask)``.
@@ -147,7 +147,7 @@ class MultiView(nn.Module):
                 neighbour, 0 where the view shows nothing.
 
         Returns:
-            One :class:`View` per transform, :class:`MaskedView` where a mask was given.
+            One ``View`` per transform, ``MaskedView`` where a mask was given.
 
         Raises:
             ValueError: on other shapes, or if a transform moves or strips the coords in a way that cannot be followed.

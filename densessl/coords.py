@@ -1,7 +1,7 @@
 """Coords as torchvision tv_tensors: they follow every geometric transform of torchvision v2.
 
 Each geometric functional is one map from the pixels of its output to the pixels of its input. It is written down once
-below; :class:`ViewCoords` multiplies it on, :class:`DenseCoords` resamples itself with it. torchvision passes a tensor
+below; ``ViewCoords`` multiplies it on, ``DenseCoords`` resamples itself with it. torchvision passes a tensor
 type for which a functional has no kernel through unchanged: pixels would move and coords would stay. So every
 functional of the installed torchvision is either followed, known to leave pixels where they are, or registered here to
 raise.
@@ -71,7 +71,7 @@ class ViewCoords(tv_tensors.TVTensor):
 class DenseCoords(tv_tensors.TVTensor):
     """Where the centre of every view pixel lies in the source's unit square, ``(2, H, W)``; NaN where there is none.
 
-    The dense twin of :class:`ViewCoords`, for pipelines with elastic transforms. It also knows which pixels are
+    The dense twin of ``ViewCoords``, for pipelines with elastic transforms. It also knows which pixels are
     padding, wherever in the pipeline they came in.
 
     Args:

@@ -276,11 +276,11 @@ def pair_distance(
     """Distances from cell centres and diagonals; the one place where a distance is computed.
 
     Args:
-        centers_q: ``(B, Nq, 2)``, from :func:`cell_centers`, in any unit of length.
-        diagonal_q: ``(B, Nq)``, from :func:`cell_diagonal`, in the same unit.
+        centers_q: ``(B, Nq, 2)``, from ``cell_centers``, in any unit of length.
+        diagonal_q: ``(B, Nq)``, from ``cell_diagonal``, in the same unit.
         centers_k: ``(B, Nk, 2)``.
         diagonal_k: ``(B, Nk)``.
-        unit: as in :func:`cell_distance`.
+        unit: as in ``cell_distance``.
 
     Returns:
         ``(B, Nq, Nk)``.

@@ -204,7 +204,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
     Args:
         tokens: ``(B, N, C)``.
-        index: int64 ``(B, K)``, as in :class:`Pairs`.
+        index: int64 ``(B, K)``, as in ``Pairs``.
 
     Returns:
         ``(B, K, C)``.

@@ -1,7 +1,7 @@
 """Health of a dense method, cheap enough for every step; results stay on the device.
 
-What to expect is on the docs page "Concepts"; in short, a collapsed encoder shows as :func:`feature_std` far below
-``1 / sqrt(C)``, :func:`effective_rank` near 1, and negatives as similar as positives.
+What to expect is on the docs page "Concepts"; in short, a collapsed encoder shows as ``feature_std`` far below
+``1 / sqrt(C)``, ``effective_rank`` near 1, and negatives as similar as positives.
 """
 
 from __future__ import annotations

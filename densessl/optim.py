@@ -15,7 +15,7 @@ class LARS(Optimizer):
 
     ``d = g + weight_decay * p``, scaled by ``trust_coefficient * |p| / (|d| + eps)``, then momentum. The scale is 1
     where ``|p|`` or ``|d|`` is 0, so a weight that starts at zero moves. Tensors of one dimension or none (biases,
-    norms) are never scaled; give them no weight decay with :func:`param_groups`. No value is read back to the host.
+    norms) are never scaled; give them no weight decay with ``param_groups``. No value is read back to the host.
 
     lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
 

@@ -39,7 +39,7 @@ def byol_views(
 
     Args:
         size: side of the views in pixels, or (height, width).
-        photometric: False: crop and flip only; the rest is :func:`byol_photometric`'s.
+        photometric: False: crop and flip only; the rest is ``byol_photometric``'s.
         scale: share of the image's area that a crop covers.
         ratio: width to height of a crop.
         mean: per channel, for images in 0..1; used where ``photometric``.
@@ -64,7 +64,7 @@ def mocov2_views(
 ) -> MultiView:
     """MoCo v2's two views, both alike: jitter (0.4, 0.4, 0.4, 0.1; p 0.8), grey (p 0.2), blur (p 0.5).
 
-    Arguments and return value as in :func:`byol_views`; the device half is :func:`mocov2_photometric`.
+    Arguments and return value as in ``byol_views``; the device half is ``mocov2_photometric``.
     """
     part = _photometric((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
     return _two_views(size, scale, ratio, part, part)
@@ -81,7 +81,7 @@ def simclr_views(
 ) -> MultiView:
     """SimCLR's two views, both alike: jitter (0.8, 0.8, 0.8, 0.2; p 0.8), grey (p 0.2), blur (p 0.5).
 
-    Arguments and return value as in :func:`byol_views`; the device half is :func:`simclr_photometric`.
+    Arguments and return value as in ``byol_views``; the device half is ``simclr_photometric``.
     """
     part = _photometric((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
     return _two_views(size, scale, ratio, part, part)
@@ -151,7 +151,7 @@ class PILGaussianBlur(v2.Transform):
 def byol_photometric(
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> tuple[BatchAugment, BatchAugment]:
-    """The photometric half of :func:`byol_views`, for the device: one BatchAugment per view, asymmetric as published.
+    """The photometric half of ``byol_views``, for the device: one BatchAugment per view, asymmetric as published.
 
     Args:
         mean: per channel, for images in 0..1.
@@ -167,7 +167,7 @@ def byol_photometric(
 def mocov2_photometric(
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> tuple[BatchAugment, BatchAugment]:
-    """The photometric half of :func:`mocov2_views`; arguments and return value as in :func:`byol_photometric`."""
+    """The photometric half of ``mocov2_views``; arguments and return value as in ``byol_photometric``."""
     jitter = (0.4, 0.4, 0.4, 0.1)
     return _kornia(jitter, 0.5, 0.0, mean, std), _kornia(jitter, 0.5, 0.0, mean, std)
 
@@ -175,7 +175,7 @@ def mocov2_photometric(
 def simclr_photometric(
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> tuple[BatchAugment, BatchAugment]:
-    """The photometric half of :func:`simclr_views`; arguments and return value as in :func:`byol_photometric`."""
+    """The photometric half of ``simclr_views``; arguments and return value as in ``byol_photometric``."""
     jitter = (0.8, 0.8, 0.8, 0.2)
     return _kornia(jitter, 0.5, 0.0, mean, std), _kornia(jitter, 0.5, 0.0, mean, std)
 

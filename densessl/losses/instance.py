@@ -73,15 +73,15 @@ def instance_contrast_loss(
 
 
 class InstanceConsistencyLoss(nn.Module):
-    """See :func:`instance_consistency_loss`."""
+    """See ``instance_consistency_loss``."""
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """See :func:`instance_consistency_loss`."""
+        """See ``instance_consistency_loss``."""
         return instance_consistency_loss(query, key)
 
 
 class InstanceContrastLoss(nn.Module):
-    """See :func:`instance_contrast_loss`.
+    """See ``instance_contrast_loss``.
 
     Args:
         temperature: of the softmax.
@@ -102,7 +102,7 @@ class InstanceContrastLoss(nn.Module):
         return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """See :func:`instance_contrast_loss`."""
+        """See ``instance_contrast_loss``."""
         return instance_contrast_loss(
             query, key, temperature=self.temperature, gather_distributed=self.gather_distributed
         )

@@ -31,7 +31,7 @@ def pixcontrast_loss(
         mask: bool ``(B, Nq, Nk)``, strided or sparse COO.
         temperature: t.
         reduction: ``"mean"`` or ``"none"``.
-        no_match: as in :func:`densessl.pixpro_loss`.
+        no_match: as in ``densessl.pixpro_loss``.
 
     Returns:
         float32 scalar, at least 0, or ``(B,)`` with 0 for images without positives.
@@ -61,7 +61,7 @@ def _check_temperature(temperature: float) -> None:
 
 
 class PixContrastLoss(nn.Module):
-    """One direction of PixContrast's loss; see :func:`pixcontrast_loss`.
+    """One direction of PixContrast's loss; see ``pixcontrast_loss``.
 
     Args:
         temperature: 0.3 as in the paper's secondary sources.
@@ -84,7 +84,7 @@ class PixContrastLoss(nn.Module):
         return f"temperature={self.temperature}, reduction={self.reduction!r}, no_match={self.no_match!r}"
 
     def forward(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """See :func:`pixcontrast_loss`."""
+        """See ``pixcontrast_loss``."""
         return pixcontrast_loss(
             query, key, mask, temperature=self.temperature, reduction=self.reduction, no_match=self.no_match
         )

@@ -52,7 +52,7 @@ def _sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PixProLoss(nn.Module):
-    """One direction of PixPro's loss; see :func:`pixpro_loss`.
+    """One direction of PixPro's loss; see ``pixpro_loss``.
 
     The published code multiplies each direction by 2 and adds both, in [-4, 4]:
     ``2 * (loss(y1, t2, mask) + loss(y2, t1, mask.mT))``.
@@ -75,5 +75,5 @@ class PixProLoss(nn.Module):
         return f"reduction={self.reduction!r}, no_match={self.no_match!r}"
 
     def forward(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """See :func:`pixpro_loss`."""
+        """See ``pixpro_loss``."""
         return pixpro_loss(query, key, mask, reduction=self.reduction, no_match=self.no_match)
