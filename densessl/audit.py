@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from densessl.augment import BatchAugment, MultiView, View, nested, steps, tracked_step
 from densessl.coords import STATIONARY, DenseCoords, ViewCoords
 from densessl.geometry import cell_centers
 
-_MARK = 0.75  # constant third channel: where it is not this, a pixel is fill, or partly so
+_MARK = 0.7381  # constant third channel: where it is not this, a pixel is fill, or partly so
 _SIZES = ((240, 320), (320, 240), (300, 300), (181, 403))
 
 
@@ -175,8 +174,9 @@ def _source_step(coords: Tensor, size: tuple[int, int]) -> float:
 
 
 def _by_nearest(transform: Any) -> bool:
-    nearest = (InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT)
-    return any(getattr(part, "interpolation", None) in nearest for part in nested(transform))
+    # torchvision's versions keep the enum or its value.
+    modes = (getattr(part, "interpolation", None) for part in nested(transform))
+    return any(getattr(mode, "value", mode) in ("nearest", "nearest-exact") for mode in modes)
 
 
 def _allowance(coarsest: float) -> float:

@@ -366,6 +366,10 @@ def _refuse(functional_name: str, advice: str) -> Callable[..., Any]:
     return kernel
 
 
+def _stay(coords: Any, *args: Any, **kwargs: Any) -> Any:
+    return coords
+
+
 def _canvas(coords: ViewCoords | DenseCoords) -> list[int]:
     return list(coords.canvas_size)
 
@@ -380,6 +384,8 @@ def _register() -> None:
     done = {functional.__name__ for functional in FOLLOWED} | {"elastic"} | STATIONARY | _QUERIES
     for cls in (ViewCoords, DenseCoords):
         F.register_kernel(F.get_size, cls)(_canvas)
+        for name in sorted(STATIONARY & set(dispatched_functionals())):
+            F.register_kernel(name, cls)(_stay)
         for name in ("five_crop", "ten_crop"):
             F.register_kernel(getattr(F, name), cls)(_refuse(name, "it returns several views; give MultiView several."))
     # Whatever a newer torchvision brings may move pixels: better an error than coords that lie.

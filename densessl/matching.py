@@ -41,7 +41,7 @@ class DistanceMatcher(nn.Module):
     ``A(i, j) = 1`` where the distance of the cells' centres is below ``threshold`` cell diagonals. As published: strict
     ``<`` (the paper writes ``<=``), in diagonals of the pair's larger cell (the paper names none), and with distances
     per axis in 0..1 unless ``source_size`` is given. Cells whose centre lies outside the source image never match, nor
-    do cells whose position is unknown.
+    do cells whose position is unknown (NaN, infinite) or which have no extent.
 
     Args:
         threshold: T, in cell diagonals.
@@ -111,12 +111,14 @@ class DistanceMatcher(nn.Module):
 def _cells(
     coords: Tensor, size: Size, source_size: Tensor | None, valid: Tensor | None, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    centers = cell_centers(coords, size)
-    allowed = inside(coords, size)
+    centers, diagonal = cell_centers(coords, size), cell_diagonal(coords, size, source_size)
+    # An infinite entry may leave the centre at a finite place; the cell then has no extent, or no end.
+    allowed = inside(coords, size) & (diagonal > 0) & diagonal.isfinite()
     if valid is not None:
-        if valid.dtype != torch.bool or valid.shape[0] != allowed.shape[0] or valid[0].numel() != allowed.shape[1]:
+        h, w = size
+        if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(allowed.shape), (len(allowed), h, w)):
             raise ValueError(
-                f"{name}: expected bool (B, N) = {tuple(allowed.shape)} or (B, h, w), "
+                f"{name}: expected bool (B, N) = {tuple(allowed.shape)} or (B, h, w) = {(len(allowed), h, w)}, "
                 f"got {valid.dtype} {tuple(valid.shape)}"
             )
         if valid.device != allowed.device:
@@ -124,7 +126,7 @@ def _cells(
         allowed = allowed & valid.flatten(1)
     if source_size is not None:
         centers = centers * pixel_scale(source_size, centers)
-    return centers, cell_diagonal(coords, size, source_size), allowed
+    return centers, diagonal, allowed
 
 
 _BLOCK_PAIRS = 1 << 22  # pairs per block: some 100 MB of float temporaries
@@ -139,7 +141,7 @@ def _sparse_mask(rows: Callable[[slice], Tensor], batch: int, n_query: int, n_ke
         found.append(index)
     indices = torch.cat(found).T
     values = torch.ones(indices.shape[1], dtype=torch.bool, device=indices.device)
-    mask = torch.sparse_coo_tensor(indices, values, (batch, n_query, n_key))
+    mask = torch.sparse_coo_tensor(indices, values, (batch, n_query, n_key), check_invariants=False)
     return mask.coalesce()  # sorts by image and row, as the blocks of a batch are not
 
 
@@ -177,16 +179,15 @@ class NearestMatcher(nn.Module):
             Pairs, each ``(B, keep or Nq)``, sorted by cost where ``keep`` is given, else by query cell.
 
         Raises:
-            ValueError: on shapes or dtypes other than these, or ``keep`` above Nq.
+            ValueError: on shapes, dtypes or devices other than these, or ``keep`` above Nq.
         """
-        if cost.ndim != 3 or not cost.is_floating_point():
+        if cost.ndim != 3 or not cost.is_floating_point() or cost.shape[2] == 0:
             raise ValueError(f"cost: expected floating point (B, Nq, Nk), got {cost.dtype} {tuple(cost.shape)}")
         if self.keep is not None and self.keep > cost.shape[1]:
             raise ValueError(f"keep: expected at most the number of query cells, {cost.shape[1]}, got {self.keep}")
         cost = torch.where(cost.isfinite(), cost, torch.inf)
         if valid is not None:
-            if valid.dtype != torch.bool:
-                raise ValueError(f"valid: expected bool, broadcastable to (B, Nq, Nk), got {valid.dtype}")
+            _check_valid(valid, cost)
             cost = torch.where(valid, cost, torch.inf)
         nearest, key = cost.min(2)
         usable = nearest.isfinite()
@@ -197,6 +198,19 @@ class NearestMatcher(nn.Module):
             order = torch.where(usable, nearest, torch.inf).sort(dim=1, stable=True).indices[:, : self.keep]
             query, key, usable = query.gather(1, order), key.gather(1, order), usable.gather(1, order)
         return Pairs(torch.where(usable, query, 0), torch.where(usable, key, 0), usable)
+
+
+def _check_valid(valid: Tensor, cost: Tensor) -> None:
+    fits = valid.ndim <= 3 and all(
+        have in (1, want) for have, want in zip(reversed(valid.shape), reversed(cost.shape), strict=False)
+    )
+    if valid.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"valid: expected bool, broadcastable to (B, Nq, Nk) = {tuple(cost.shape)}, "
+            f"got {valid.dtype} {tuple(valid.shape)}"
+        )
+    if valid.device != cost.device:
+        raise ValueError(f"valid: expected a tensor on {cost.device} as cost, got {valid.device}")
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
@@ -210,7 +224,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
         ``(B, K, C)``.
 
     Raises:
-        ValueError: on shapes or dtypes other than these.
+        ValueError: on shapes, dtypes or devices other than these.
     """
     if tokens.ndim != 3:
         raise ValueError(f"tokens: expected (B, N, C), got {tuple(tokens.shape)}")
@@ -218,4 +232,6 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
         raise ValueError(
             f"index: expected int64 (B, K) with B = {tokens.shape[0]}, got {index.dtype} {tuple(index.shape)}"
         )
+    if index.device != tokens.device:
+        raise ValueError(f"index: expected a tensor on {tokens.device} as tokens, got {index.device}")
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))

@@ -6,11 +6,13 @@ What to expect is on the docs page "Concepts"; in short, a collapsed encoder sho
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from densessl.propagation import normalized, propagation_weights
-from densessl.tokens import as_tokens
+from densessl.propagation import propagation_weights
+from densessl.tokens import as_tokens, normalized
 
 
 def _checked(mask: Tensor) -> Tensor:
@@ -22,7 +24,8 @@ def _checked(mask: Tensor) -> Tensor:
 def _positives(mask: Tensor) -> Tensor:
     """Positives of each image, (B,)."""
     if _checked(mask).layout == torch.sparse_coo:
-        return torch.bincount(mask.coalesce().indices()[0], minlength=mask.shape[0])
+        image = mask.coalesce().indices()[0]  # sorted, because coalesced
+        return torch.searchsorted(image, torch.arange(mask.shape[0] + 1, device=image.device)).diff()
     return mask.sum((1, 2))
 
 
@@ -150,4 +153,4 @@ def propagation_entropy(features: Tensor, gamma: float = 2.0) -> Tensor:
         raise ValueError(f"features: expected at least 2 cells, got {tuple(features.shape)}")
     weights = propagation_weights(tokens, gamma).float()
     share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
-    return torch.special.entr(share).sum(-1).mean() / torch.tensor(float(tokens.shape[1])).log()
+    return torch.special.entr(share).sum(-1).mean() / math.log(tokens.shape[1])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from densessl.tokens import as_tokens, tokens_to_map
+from densessl.tokens import as_tokens, normalized, tokens_to_map
 
 
 def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
@@ -24,11 +22,6 @@ def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
     if gamma == 2.0:
         return cosine.square()
     return (cosine + 1e-6 if gamma < 1 else cosine).pow(gamma)
-
-
-def normalized(tokens: Tensor) -> Tensor:
-    """Unit length along the last axis; the norm in float32 at least, since float16 overflows it."""
-    return F.normalize(tokens if tokens.dtype == torch.float64 else tokens.float(), dim=-1)
 
 
 class PPM(nn.Module):

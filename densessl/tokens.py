@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -61,3 +62,20 @@ def as_tokens(features: Tensor, name: str) -> Tensor:
             f"got {features.dtype} {tuple(features.shape)}"
         )
     return map_to_tokens(features) if features.ndim == 4 else features
+
+
+def normalized(tokens: Tensor) -> Tensor:
+    """Unit length along the last axis.
+
+    The norm is taken in float32 at least, since float16 overflows it. A vector of zeros has no direction: it stays
+    zero and takes no gradient, where ``F.normalize`` divides by 1e-12 and float16 gradients become infinite.
+
+    Args:
+        tokens: floating point, any shape.
+
+    Returns:
+        The same shape, float32 (float64 stays).
+    """
+    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide / torch.where(length > 1e-12, length, torch.inf)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densessl.tokens import as_tokens
+from densessl.tokens import as_tokens, normalized
 
 Reduction = Literal["mean", "none"]
 NoMatch = Literal["zero", "skip"]
@@ -21,6 +21,12 @@ def check_options(reduction: str, no_match: str) -> None:
         raise ValueError(f"no_match: expected 'zero' or 'skip', got {no_match!r}")
 
 
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless the temperature is positive."""
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+
+
 def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 (float64 stays), checked against the mask."""
     q, k = as_tokens(query, "query"), as_tokens(key, "key")
@@ -32,10 +38,12 @@ def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     expected = (q.shape[0], q.shape[1], k.shape[1])
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(f"mask: expected bool (B, Nq, Nk) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    if mask.layout not in (torch.strided, torch.sparse_coo):
+        raise ValueError(f"mask: expected a strided or sparse COO mask, got {mask.layout}")
     if not query.device == key.device == mask.device:
         raise ValueError(f"query, key, mask: expected one device, got {query.device}, {key.device} and {mask.device}")
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
-    return torch.nn.functional.normalize(q.to(dtype), dim=-1), torch.nn.functional.normalize(k.to(dtype), dim=-1)
+    return normalized(q.to(dtype)), normalized(k.to(dtype))
 
 
 def reduce_images(per_image: Tensor, matched: Tensor, reduction: Reduction, no_match: NoMatch) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from densessl.losses._common import check_temperature
+
 
 def _check(query: Tensor, key: Tensor) -> None:
     for name, vectors in (("query", query), ("key", key)):
@@ -60,11 +62,13 @@ def instance_contrast_loss(
         float32 scalar, at least 0.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these; on one image alone, which has no negatives.
+        ValueError: on shapes, dtypes, devices or a temperature other than these; on one image alone, which has no
+            negatives.
     """
     from lightly.loss import NTXentLoss
 
     _check(query, key)
+    check_temperature(temperature)
     if query.shape[0] < 2 and not gather_distributed:
         raise ValueError(f"query: expected at least 2 images, whose others are the negatives, got {query.shape[0]}")
     with torch.autocast(query.device.type, enabled=False):
@@ -93,8 +97,7 @@ class InstanceContrastLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.2, gather_distributed: bool = False) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        check_temperature(temperature)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
 

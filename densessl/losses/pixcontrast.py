@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl.losses._common import NoMatch, Reduction, check_options, reduce_images, unit_tokens
+from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images, unit_tokens
 
 
 def pixcontrast_loss(
@@ -40,7 +40,7 @@ def pixcontrast_loss(
         ValueError: on shapes, dtypes, devices or options other than these.
     """
     check_options(reduction, no_match)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     q, k = unit_tokens(query, key, mask)
     mask = mask.to_dense() if mask.layout == torch.sparse_coo else mask
     with torch.autocast(q.device.type, enabled=False):
@@ -53,11 +53,6 @@ def pixcontrast_loss(
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
 
 
 class PixContrastLoss(nn.Module):
@@ -75,7 +70,7 @@ class PixContrastLoss(nn.Module):
     def __init__(self, temperature: float = 0.3, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:
         super().__init__()
         check_options(reduction, no_match)
-        _check_temperature(temperature)
+        check_temperature(temperature)
         self.temperature = temperature
         self.reduction: Reduction = reduction
         self.no_match: NoMatch = no_match

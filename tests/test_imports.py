@@ -1,0 +1,109 @@
+"""Imports point one way, and the heavy dependencies come in on use only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import densessl
+
+PACKAGE = Path(densessl.__file__).parent
+# module -> what of densessl it may import; everything may import geometry's and tokens' level below it only
+ALLOWED = {
+    "geometry": set(),
+    "tokens": set(),
+    "heads": set(),
+    "ema": set(),
+    "optim": set(),
+    "coords": {"geometry"},
+    "augment": {"coords", "geometry"},
+    "presets": {"augment"},
+    "audit": {"augment", "coords", "geometry"},
+    "matching": {"geometry"},
+    "backbone": {"tokens"},
+    "propagation": {"tokens"},
+    "losses._common": {"tokens"},
+    "losses.pixpro": {"losses._common"},
+    "losses.pixcontrast": {"losses._common"},
+    "losses.instance": set(),
+    "losses": {"losses.pixpro", "losses.pixcontrast", "losses.instance"},
+    "metrics": {"propagation", "tokens"},
+    "plots": {"geometry", "tokens"},
+}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if name_of(path)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_direction(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "densessl":
+            imported.add(node.module.partition(".")[2])
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("densessl")}
+    assert imported <= ALLOWED[name_of(path)]
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_light():
+    run(
+        "import sys, densessl\n"
+        "heavy = {'kornia', 'lightly', 'matplotlib', 'timm', 'pytorch_lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+
+
+def test_everything_else_works_without_kornia_and_lightly():
+    run(
+        """
+import sys
+sys.modules["kornia"] = sys.modules["lightly"] = None  # importing them now raises
+import torch, torchvision
+from torch import nn
+from torch.utils.data import default_collate
+import densessl as d
+views = d.byol_views(64)
+batch = default_collate([views(torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)) for _ in range(2)])
+encoder = nn.Sequential(d.FeatureMap(torchvision.models.resnet18()), d.ConvMLP(512, 64, 32))
+target, ppm, match = d.EMA(encoder), d.PPM(nn.Conv2d(32, 32, 1)), d.DistanceMatcher(0.7)
+optimizer = d.LARS(d.param_groups(encoder, 1e-5), lr=0.1)
+z1, z2 = (encoder(v.image) for v in batch)
+t1, t2 = (target(v.image) for v in batch)
+mask = match(batch[0].coords, batch[1].coords, z1.shape[-2:])
+loss = d.PixProLoss()(ppm(z1), t2, mask) + d.PixContrastLoss()(z2, t1, mask.mT)
+loss = loss + d.InstanceConsistencyLoss()(z1.mean((2, 3)), t2.mean((2, 3)))
+loss.backward(); optimizer.step(); target.update(encoder)
+d.check_tracking(views, draws=1)
+for call in (d.byol_photometric, lambda: d.instance_contrast_loss(torch.ones(2, 3), torch.ones(2, 3))):
+    try:
+        call()
+    except ImportError:
+        pass
+    else:
+        raise AssertionError("kornia and lightly are needed exactly here")
+"""
+    )
+
+
+def test_public_names():
+    assert sorted(densessl.__all__) == sorted(set(densessl.__all__))
+    for name in densessl.__all__:
+        assert getattr(densessl, name).__doc__, name
+
+
+def test_no_asserts_for_user_errors():
+    for path in MODULES:
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))), path
