@@ -185,13 +185,13 @@ def test_points_behind_the_horizon_are_unknown():
 
 
 def test_warp_resamples_one_view_on_the_others_grid():
-    source = torch.rand(2, 3, 40, 60, dtype=torch.float64)
-    source = torch.nn.functional.avg_pool2d(source, 9, 1, 4, count_include_pad=False)  # smooth
+    y, x = torch.meshgrid(torch.linspace(0, 3, 40).double(), torch.linspace(0, 5, 60).double(), indexing="ij")
+    source = torch.stack([x.sin() * y.cos(), (x + y).sin(), x * y]).expand(2, -1, -1, -1)  # smooth
     first = coords_from_boxes(torch.tensor([[0.1, 0.1, 0.9, 0.9], [0.8, 0.0, 0.1, 1.0]], dtype=torch.float64))
     second = coords_from_boxes(torch.tensor([[0.3, 0.2, 0.8, 0.7], [0.3, 0.6, 0.6, 0.3]], dtype=torch.float64))
     view_first, view_second = warp(source, first, (80, 120)), warp(source, second, (20, 30))
     again = warp(view_first, relative_coords(second, first), (20, 30))
-    assert (again - view_second).abs().max() < 0.01 < (view_second - view_second.flip(-1)).abs().max()
+    assert (again - view_second).abs().max() < 0.02 < (view_second - view_second.flip(-1)).abs().max()
 
 
 def test_warp_with_identity_and_outside():
