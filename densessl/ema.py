@@ -51,8 +51,8 @@ class EMA(nn.Module):
     def update(self, online: nn.Module, momentum: float | None = None) -> None:
         """One step of the average.
 
-        The published code calls it between the online and the target forward pass of a step, which equals calling it
-        after the optimiser's step.
+        The published code calls it between the online and the target forward pass of a step. This equals calling it
+        once before the first step, where it changes nothing but the schedule's position, and after each optimiser step.
 
         Args:
             online: the module given at construction, or another with the same parameters.
