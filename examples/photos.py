@@ -1,0 +1,112 @@
+"""Photos from disk: any folder to learn from, and a labelled data set in CamVid's layout to probe with."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+CAMVID_CLASSES = 11  # ids 0..10; 11 is "ignore"
+
+
+def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: str = "folder") -> list[Tensor]:
+    """Reads photos into memory, scaled down so that their shorter side is ``side``.
+
+    Decoding each photo once, small, is what makes training on full-size photos bearable on two cores. A photo that
+    cannot be read is named in a warning, and another takes its place.
+
+    Args:
+        folder: searched with its sub-folders.
+        limit: read at most so many, chosen by ``seed``.
+        side: in pixels; smaller photos stay as they are.
+        seed: of the choice.
+        name: of the argument, for errors.
+
+    Returns:
+        uint8 ``(3, H, W)`` each, of differing sizes.
+
+    Raises:
+        ValueError: if the folder is missing, holds no photo, or none that can be read.
+    """
+    paths = _listed(Path(folder), name)
+    random.Random(seed).shuffle(paths)
+    photos: list[Tensor] = []
+    unreadable = 0
+    with tqdm(total=min(limit, len(paths)), desc="reading photos", unit="photo") as bar:
+        for path in paths:
+            if len(photos) == limit:
+                break
+            try:
+                photos.append(_read(path, side))
+                bar.update()
+            except Exception as error:  # Pillow raises whatever its decoders do
+                unreadable += 1
+                warnings.warn(f"{path}: unreadable, another photo takes its place ({error})", stacklevel=2)
+    if not photos:
+        raise ValueError(f"{name}: expected photos, got none that can be read among the {len(paths)} files in {folder}")
+    if unreadable:
+        warnings.warn(f"{folder}: {unreadable} unreadable photos were left out", stacklevel=2)
+    return photos
+
+
+def _listed(folder: Path, name: str) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(
+            f"{name}: expected a folder, got {folder}, which is {'a file' if folder.exists() else 'missing'}"
+        )
+    # Hidden files are not photos: macOS leaves "._photo.jpg" beside photo.jpg on foreign disks.
+    paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != "."]
+    if not paths:
+        found = sum(p.is_file() for p in folder.rglob("*"))
+        raise ValueError(
+            f"{name}: expected photos ({', '.join(sorted(SUFFIXES))}) in {folder} or its sub-folders, "
+            f"got {found} files, none with such a name"
+        )
+    return sorted(paths)
+
+
+def _read(path: Path, side: int) -> Tensor:
+    with Image.open(path) as file:
+        file.draft("RGB", (side, side))  # JPEG decodes to a fraction of its size at a fraction of the time
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    scale = side / min(image.size)
+    if scale < 1:
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.BILINEAR)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
+
+
+def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tuple[Tensor, Tensor]]:
+    """Reads one split of a labelled data set in CamVid's layout.
+
+    Args:
+        folder: holds ``images/SPLIT/*.jpg`` (or another suffix) and ``labels/SPLIT/*.png`` with the same stems.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        name: of the argument, for errors.
+
+    Returns:
+        Image, uint8 ``(3, H, W)``, and labels, int64 ``(H, W)``, all of one size.
+
+    Raises:
+        ValueError: if a folder or a label is missing, or sizes differ.
+    """
+    labelled = []
+    for path in _listed(Path(folder) / "images" / split, name):
+        answer = Path(folder) / "labels" / split / f"{path.stem}.png"
+        if not answer.is_file():
+            raise ValueError(f"{name}: expected the labels of {path} in {answer}, which is missing")
+        image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1).contiguous()
+        labels = torch.from_numpy(np.asarray(Image.open(answer)).astype(np.int64))
+        if labels.shape != (labelled[0][1] if labelled else image[0]).shape or labels.shape != image[0].shape:
+            raise ValueError(
+                f"{name}: expected one size for all images and (H, W) labels, "
+                f"got {tuple(image.shape)} in {path} and {tuple(labels.shape)} in {answer}"
+            )
+        labelled.append((image, labels))
+    return labelled

@@ -1,0 +1,287 @@
+"""Trains a small backbone on dense features and shows what it learned, in a few minutes on two CPU cores.
+
+    python examples/quickstart.py                                  # on generated scenes, no download
+    python examples/quickstart.py --data FOLDER                    # on any folder of photos
+    python examples/quickstart.py --data FOLDER --probe-data DIR   # and probed on a labelled set in CamVid's layout
+
+Afterwards ``runs/quickstart`` holds report.md, figures, and the backbone, which torchvision's own ResNet loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import kornia.augmentation as K
+import numpy as np
+import torch
+from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
+from photos import CAMVID_CLASSES, read_camvid, read_photos
+from probe import Labelled, linear_probe
+from report import Outcome, health, write_figures, write_report
+from safetensors.torch import save_file
+from scenes import CLASSES, draw_scene
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchvision.models.resnet import BasicBlock, ResNet
+from tqdm import tqdm
+
+from densessl import (
+    EMA,
+    LARS,
+    MLP,
+    PPM,
+    BatchAugment,
+    ConvMLP,
+    DistanceMatcher,
+    FeatureMap,
+    InstanceContrastLoss,
+    MultiView,
+    PixContrastLoss,
+    PixProLoss,
+    View,
+    byol_views,
+    param_groups,
+)
+from densessl.metrics import feature_std
+from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+
+METHODS = ("pixpro", "pixcontrast", "pixpro+instance")
+CHANNELS, PROJECTED = 128, 128
+LOAD = """\
+from safetensors.torch import load_file
+from torchvision.models.resnet import BasicBlock, ResNet
+
+resnet = ResNet(BasicBlock, [1, 1, 1, 1])
+resnet.load_state_dict(load_file("{path}/backbone.safetensors"), strict=False)  # layer3, layer4, fc stay as they are"""
+
+
+def make_backbone() -> FeatureMap:
+    """torchvision's ResNet with one block a stage, cut at stride 8: 64 px views give 8x8 cells."""
+    backbone = FeatureMap(ResNet(BasicBlock, [1, 1, 1, 1]), "layer2")
+    return backbone.to(memory_format=torch.channels_last)  # the faster layout, on CPUs and GPUs
+
+
+class Encoder(nn.Module):
+    """The backbone with its projection heads: what the momentum encoder is a copy of."""
+
+    def __init__(self, backbone: FeatureMap) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.per_cell = ConvMLP(CHANNELS, 512, PROJECTED)
+        self.per_image = MLP(CHANNELS, 512, PROJECTED)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(image.contiguous(memory_format=torch.channels_last))
+        return self.per_cell(features), self.per_image(features.mean((2, 3)))
+
+
+def strong_colours() -> BatchAugment:
+    """Colour changes beyond the published ones, on the device: on a small set, colour is a shortcut."""
+    return BatchAugment(
+        K.AugmentationSequential(
+            K.ColorJitter(0.4, 0.4, 0.4, 0.2, p=0.8),
+            K.RandomChannelShuffle(p=0.5),
+            K.RandomInvert(p=0.3),
+            K.RandomGrayscale(p=0.2),
+            K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
+        )
+    )
+
+
+class History(NamedTuple):
+    """One value a step: the loss, and the standard deviation of the projected unit features times sqrt(C)."""
+
+    loss: list[float]
+    std: list[float]
+
+
+def pretrain(
+    backbone: FeatureMap, images: Sequence[Tensor], method: str, args: argparse.Namespace, seed: int
+) -> History:
+    """The method, from views to weights; changes ``backbone`` in place."""
+    device = next(backbone.parameters()).device
+    crop, recolour = byol_views(args.size, photometric=False, scale=(0.2, 1.0)), strong_colours()
+
+    encoder = Encoder(backbone).to(device).train()
+    ppm = PPM(nn.Conv2d(PROJECTED, PROJECTED, 1)).to(device)
+    momentum = partial(cosine_schedule, max_steps=args.steps + 1, start_value=0.99, end_value=1.0)
+    target = EMA(encoder, momentum).train()
+
+    match, pixpro, pixcontrast, instance = DistanceMatcher(0.7), PixProLoss(), PixContrastLoss(), InstanceContrastLoss()
+    # Not AdamW: with it, PixPro without the instance loss collapses within a hundred steps.
+    optimizer = LARS(param_groups(nn.ModuleList([encoder, ppm]), weight_decay=1e-5), lr=args.lr)
+    schedule = CosineWarmupScheduler(optimizer, warmup_epochs=max(1, args.steps // 20), max_epochs=args.steps + 1)
+
+    losses, deviations = [], []
+    start = time.perf_counter()
+    bar = tqdm(range(args.steps), desc=f"{method}, seed {seed}", unit="step")
+    for step in bar:
+        seed_step(seed, step)  # every draw of a step is a function of (seed, step)
+        view1, view2 = draw_views(crop, images, args.batch_size, device)
+        view1, view2 = recolour(view1), recolour(view2)
+
+        (z1, whole1), (z2, whole2) = encoder(view1.image), encoder(view2.image)
+        target.update(encoder)
+        (t1, target1), (t2, target2) = target(view1.image), target(view2.image)
+
+        mask = match(view1.coords, view2.coords, z1.shape[-2:], source_size=view1.source_size)
+        if method == "pixcontrast":
+            loss = pixcontrast(z1, t2, mask) + pixcontrast(z2, t1, mask.mT)
+        else:
+            loss = 2 * (pixpro(ppm(z1), t2, mask) + pixpro(ppm(z2), t1, mask.mT))
+        if method == "pixpro+instance":
+            loss = loss + instance(whole1, target2) + instance(whole2, target1)
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+        losses.append(loss.detach())
+        deviations.append(feature_std(z1) * PROJECTED**0.5)
+        if step % 10 == 9 or step + 1 == args.steps:  # reading values back stalls a GPU
+            if not losses[-1].isfinite():
+                raise SystemExit(f"The loss is {float(losses[-1])} at step {step + 1}: stopped. Try a lower --lr.")
+            bar.set_postfix(
+                {
+                    "loss": f"{float(losses[-1]):.3f}",
+                    "lr": f"{schedule.get_last_lr()[0]:.2g}",
+                    "matched": f"{float(mask.any(2).float().mean()):.0%}",
+                    "std": f"{float(deviations[-1]):.2f}/sqrt(C)",
+                    "img/s": f"{(step + 1) * args.batch_size / (time.perf_counter() - start):.0f}",
+                }
+            )
+    return History(torch.stack(losses).tolist(), torch.stack(deviations).tolist())
+
+
+def seed_step(*numbers: int) -> None:
+    """Seeds torch's generators with a function of these numbers alone."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def draw_views(crop: MultiView, images: Sequence[Tensor], batch_size: int, device: torch.device) -> tuple[View, View]:
+    """Two crops each of a batch of images: different ones as long as there are enough."""
+    if len(images) >= batch_size:
+        chosen = torch.randperm(len(images))[:batch_size]
+    else:
+        chosen = torch.randint(len(images), (batch_size,))
+    view1, view2 = default_collate([crop(images[int(i)]) for i in chosen])
+    return View(*(part.to(device) for part in view1)), View(*(part.to(device) for part in view2))
+
+
+def frozen_features(backbone: FeatureMap, images: Tensor) -> Tensor:
+    """Whole images, uint8 (B, 3, H, W), to feature maps, without gradients."""
+    device = next(backbone.parameters()).device
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    x = ((images.to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    backbone.eval()
+    with torch.no_grad():
+        return backbone(x)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FOLDER", help="photos to train on, sub-folders included (generated scenes)")
+    parser.add_argument("--probe-data", metavar="FOLDER", help="labelled set in CamVid's layout (generated scenes)")
+    parser.add_argument("--method", choices=METHODS, default="pixpro+instance")
+    parser.add_argument("--steps", type=int, default=400, help="per seed (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step (%(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="side of the views in pixels (%(default)s)")
+    parser.add_argument("--lr", type=float, default=1.0, help="peak learning rate of LARS (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="pretraining runs, for the spread (%(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="at most so many to train on (%(default)s)")
+    parser.add_argument("--probe-images", type=int, default=200, help="scenes to fit, and to test, on (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run folder (%(default)s)")
+    args = parser.parse_args(argv)
+    for name, least in (("steps", 1), ("batch_size", 2), ("size", 1), ("seeds", 1), ("images", 1), ("probe_images", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(args, name)}")
+    if not args.lr > 0:
+        parser.error(f"--lr: expected a positive number, got {args.lr}")
+    try:
+        make_backbone()(torch.zeros(2, 3, args.size, args.size))
+    except (ValueError, RuntimeError) as error:
+        parser.error(f"--size: {args.size} is too small: {error}")
+    return args
+
+
+def training_images(args: argparse.Namespace) -> list[Tensor]:
+    """Photos or scenes, in memory, uint8."""
+    if args.data is None:
+        return [draw_scene(0, index)[0] for index in tqdm(range(args.images), desc="drawing scenes")]
+    photos = read_photos(args.data, args.images, side=2 * args.size, name="--data")
+    if "instance" in args.method and len(photos) < args.batch_size:
+        # One photo twice in a batch would be its own negative.
+        if len(photos) < 2:
+            raise ValueError(
+                f"--data: {args.method} contrasts photos with each other and needs at least 2, got 1 readable photo in "
+                f"{args.data}; --method pixpro and pixcontrast work on one"
+            )
+        args.batch_size = len(photos)
+        print(f"--batch-size: lowered to {len(photos)}, the number of photos, because {args.method} contrasts them")
+    return photos
+
+
+def probe_images(args: argparse.Namespace) -> tuple[Labelled, Labelled, int]:
+    """Labelled images to fit and to test on, and the number of classes."""
+    if args.probe_data is not None:
+        return *(read_camvid(args.probe_data, split, "--probe-data") for split in ("train", "test")), CAMVID_CLASSES
+    # Seeds 1 and 2: other scenes than those trained on.
+    return *([draw_scene(seed, i) for i in range(args.probe_images)] for seed in (1, 2)), len(CLASSES)
+
+
+def main(argv: Sequence[str] | None = None) -> list[Outcome]:
+    """Trains, probes and writes the run folder; returns what it wrote."""
+    args = arguments(argv)
+    start = time.perf_counter()
+    try:
+        images = training_images(args)
+        fit, test, classes = probe_images(args)
+    except ValueError as error:
+        raise SystemExit(f"quickstart: error: {error}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held_out = torch.stack([image for image, _ in test[:32]])
+
+    outcomes = []
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        backbone = make_backbone().to(device)
+        features = partial(frozen_features, backbone)
+        untrained = linear_probe(features, fit, test, classes)
+        history = pretrain(backbone, images, args.method, args, seed)
+        trained = linear_probe(features, fit, test, classes)
+        std, rank = health(features(held_out))
+        last = history.std[-max(1, args.steps // 10) :]
+        projected = sum(last) / len(last)
+        outcomes.append(Outcome(seed, untrained, trained, std, projected, rank, *history))
+        if seed == 0:  # the file and the figures show one seed; the report all of them
+            args.out.mkdir(parents=True, exist_ok=True)
+            weights = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
+            save_file(weights, args.out / "backbone.safetensors")
+            shown = images[0]
+            seed_step(seed)
+            views = byol_views(args.size, photometric=False, scale=(0.3, 0.8))(shown)
+            shown_features = features(shown[None])[0]
+
+    write_figures(args.out, outcomes, *views, shown, shown_features)
+    facts = {
+        "method": f"{args.method}, {args.steps} steps of {args.batch_size} images, views of {args.size} px",
+        "trained on": f"{len(images)} " + (f"photos of {args.data}" if args.data else "generated scenes"),
+        "probed on": f"{len(fit)} + {len(test)} "
+        + (f"of {args.probe_data}" if args.probe_data else "generated scenes"),
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "time": f"{time.perf_counter() - start:.0f} s",
+    }
+    print("\n" + write_report(args.out / "report.md", outcomes, CHANNELS, facts, LOAD.format(path=args.out)))
+    print(f"Written to {args.out}: report.md, backbone.safetensors, loss, correspondence, similarity, pca (.png)")
+    return outcomes
+
+
+if __name__ == "__main__":
+    main()
