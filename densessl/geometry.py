@@ -254,13 +254,15 @@ def cell_distance(
     )
 
 
-def check_pair(coords_q: Tensor, coords_k: Tensor) -> None:
-    """Raises ValueError unless both coords are of one batch and one device."""
-    q, k = _checked(coords_q, "coords_q"), _checked(coords_k, "coords_k")
-    if q.shape[0] != k.shape[0]:
-        raise ValueError(f"coords_k: expected as many images as coords_q, B = {q.shape[0]}, got {k.shape[0]}")
-    if q.device != k.device:
-        raise ValueError(f"coords_k: expected a tensor on {q.device} as coords_q, got {k.device}")
+def check_pair(first: Tensor, second: Tensor, names: tuple[str, str] = ("coords_q", "coords_k")) -> None:
+    """Raises ValueError, with the arguments' names, unless both are coords of one batch and on one device."""
+    first, second = _checked(first, names[0]), _checked(second, names[1])
+    if first.shape[0] != second.shape[0]:
+        raise ValueError(
+            f"{names[1]}: expected as many images as {names[0]}, B = {first.shape[0]}, got {second.shape[0]}"
+        )
+    if first.device != second.device:
+        raise ValueError(f"{names[1]}: expected a tensor on {first.device} as {names[0]}, got {second.device}")
 
 
 def _positions(coords: Tensor, size: Size, source_size: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -334,7 +336,7 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
     Raises:
         ValueError: if ``src`` is dense (a dense map has no inverse in closed form), or on shapes other than these.
     """
-    check_pair(dst, src)
+    check_pair(dst, src, ("dst", "src"))
     dst, src = _full(_checked(dst, "dst")), _full(_checked(src, "src"))
     if src.ndim == 4:
         raise ValueError(f"src: expected homographies (B, 3, 3), got dense coords {tuple(src.shape)}: no inverse")

@@ -119,7 +119,7 @@ def _photometric(
 
 
 class PILGaussianBlur(v2.Transform):
-    """Gaussian blur through PIL, as in the published pipelines, and five times as fast as torchvision's on one core.
+    """Gaussian blur through PIL, as in the published pipelines, where torchvision's is slower on a CPU.
 
     Images of other types than uint8 go through torchvision's ``gaussian_blur``. Measure:
     ``python benchmarks/photometric.py``.

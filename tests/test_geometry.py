@@ -240,6 +240,7 @@ EYE = torch.eye(3).expand(2, 3, 3)
         (lambda: cell_distance(EYE, EYE, (2, 2), unit="big"), "unit: expected one of.*'big'"),
         (lambda: cell_distance(EYE, EYE, (2, 2), source_size=torch.ones(2)), r"source_size: .*got \(2,\)"),
         (lambda: relative_coords(EYE, torch.zeros(2, 2, 4, 4)), "src: expected homographies.*no inverse"),
+        (lambda: relative_coords(EYE, EYE[:1]), "src: expected as many images as dst"),
         (lambda: warp(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), EYE, (2, 2)), "x: expected a floating point.*uint8"),
         (lambda: warp(torch.zeros(1, 3, 4, 4), EYE, (2, 2)), "coords: expected as many images as x"),
         (lambda: coords_from_boxes(torch.zeros(4)), r"boxes: .*got torch.float32 \(4,\)"),
