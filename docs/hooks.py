@@ -85,17 +85,17 @@ def _corners(view: View) -> Tensor:
 
 
 def _draw_source(axes: Any, image: Tensor, views: tuple[View, View]) -> None:
-    axes.imshow(image.permute(1, 2, 0), extent=(0, image.shape[2], image.shape[1], 0))
+    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, image.shape[2], image.shape[1], 0))
     for view, color, marker in zip(views, COLORS, "ox", strict=True):
         axes.add_patch(Polygon(_corners(view).tolist(), closed=True, fill=False, edgecolor=color, linewidth=2))
-        axes.scatter(*_centers(view).T, s=14, c=color, marker=marker, linewidths=1.2)
+        axes.scatter(*_centers(view).T.numpy(), s=14, c=color, marker=marker, linewidths=1.2)
     axes.set_title("source image, both views and the centres of their cells", fontsize=10)
     axes.set_axis_off()
 
 
 def _draw_view(axes: Any, view: View, color: str, title: str) -> None:
     h, w = view.image.shape[-2:]
-    axes.imshow(view.image.permute(1, 2, 0), extent=(0, w, h, 0))
+    axes.imshow(view.image.permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
     for k in range(SIZE[0] + 1):
         axes.axhline(k * h / SIZE[0], color="white", linewidth=0.6)
     for k in range(SIZE[1] + 1):
