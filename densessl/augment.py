@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-import torchvision.transforms as v1
-from PIL import Image as PILImage
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from densessl.coords import DenseCoords, ViewCoords
 from densessl.geometry import cell_centers, compose, coords_from_kornia, sample_dense, warp
+from densessl.pipeline import is_pil, nested, refuse_untrackable, steps, tracked_step
 
 
 class View(NamedTuple):
@@ -49,63 +47,6 @@ class MaskedView(NamedTuple):
 
 AnyView = TypeVar("AnyView", View, MaskedView)
 
-# Transforms that move pixels without any functional's kernel being called for the coords, or return no single view.
-_NO_KERNEL = "it moves pixels without telling the coords"
-_UNTRACKABLE: dict[type, str] = {
-    v2.AutoAugment: _NO_KERNEL,
-    v2.RandAugment: _NO_KERNEL,
-    v2.TrivialAugmentWide: _NO_KERNEL,
-    v2.AugMix: _NO_KERNEL,
-    v2.LinearTransformation: "it mixes pixels of all places",
-    v2.MixUp: "it mixes images",
-    v2.CutMix: "it mixes images",
-    v2.FiveCrop: "it returns several views; give MultiView several transforms",
-    v2.TenCrop: "it returns several views; give MultiView several transforms",
-    v2.ToPureTensor: "it strips the coords of their type, and what follows would not be tracked",
-}
-
-
-def nested(transform: Any) -> Iterator[Any]:
-    """A transform and every transform inside it, in order.
-
-    Args:
-        transform: a torchvision transform, an ``nn.Sequential`` of them, or any callable.
-    """
-    yield transform
-    inner = getattr(transform, "transforms", None)
-    children = inner if isinstance(inner, list | tuple | nn.ModuleList) else ()
-    if isinstance(transform, nn.Sequential):
-        children = tuple(transform)
-    for child in children:
-        yield from nested(child)
-
-
-def steps(transform: Any) -> Iterator[Callable[..., Any]]:
-    """The steps that a pipeline always takes one after the other: what ``Compose`` and ``nn.Sequential`` hold.
-
-    Args:
-        transform: as for ``nested``.
-    """
-    if isinstance(transform, v2.Compose | nn.Sequential):
-        for child in transform.transforms if isinstance(transform, v2.Compose) else transform:
-            yield from steps(child)
-    else:
-        yield transform
-
-
-def _refuse_untrackable(transform: Any, dense: bool) -> None:
-    for part in nested(transform):
-        name = type(part).__name__
-        reason = next((why for cls, why in _UNTRACKABLE.items() if isinstance(part, cls)), None)
-        if isinstance(part, v2.ElasticTransform) and not dense:
-            reason = "it is no homography; use MultiView(..., dense=True)"
-        if isinstance(part, v2.Lambda) and issubclass(ViewCoords, part.types):
-            reason = "it takes the coords too; restrict it, v2.Lambda(f, tv_tensors.Image), where f moves no pixel"
-        if type(part).__module__.startswith(f"{v1.__name__}.") and not type(part).__module__.startswith(v2.__name__):
-            reason = "it is of torchvision's old transforms and takes no coords; take it from torchvision.transforms.v2"
-        if reason is not None:
-            raise ValueError(f"transforms: {name} cannot be tracked: {reason}")
-
 
 class MultiView(nn.Module):
     """Several views of one image, each with its coords.
@@ -131,7 +72,7 @@ class MultiView(nn.Module):
         for transform in transforms:
             if not callable(transform):
                 raise ValueError(f"transforms: expected callables, one per view, got {type(transform).__name__}")
-            _refuse_untrackable(transform, dense)
+            refuse_untrackable(transform, dense)
         self.transforms = transforms
         self.dense = dense
 
@@ -161,11 +102,11 @@ class MultiView(nn.Module):
             # PIL and tensors round the enlarged canvas of a rotation differently, by a pixel now and then; the coords
             # follow the tensors' way.
             expands = any(getattr(part, "expand", False) for part in nested(transform))
-            start = tv_tensors.Image(F.pil_to_tensor(source)) if expands and _is_pil(source) else source
+            start = tv_tensors.Image(F.pil_to_tensor(source)) if expands and is_pil(source) else source
             parts = [start, (DenseCoords if self.dense else ViewCoords)(canvas_size=(height, width)), *extra]
             for step in steps(transform):
                 parts = tracked_step(step, parts)
-            pixels = F.pil_to_tensor(parts[0]) if _is_pil(parts[0]) else parts[0].as_subclass(Tensor)
+            pixels = F.pil_to_tensor(parts[0]) if is_pil(parts[0]) else parts[0].as_subclass(Tensor)
             if mask is None:
                 views.append(View(pixels, parts[1], source_size))
             else:
@@ -173,43 +114,8 @@ class MultiView(nn.Module):
         return views
 
 
-def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
-    """Runs one transform and raises where image and coords have come apart.
-
-    Args:
-        step: takes and returns the parts.
-        parts: image, coords and, optionally, a mask.
-
-    Returns:
-        The parts after the step.
-
-    Raises:
-        ValueError: if the step returns something else, coords that lost their type, or an image whose size is not the
-            coords' ``canvas_size``.
-    """
-    out = step(*parts)
-    if not isinstance(out, tuple | list) or len(out) != len(parts):
-        got = type(out).__name__ if not isinstance(out, tuple | list) else f"{len(out)} values"
-        raise ValueError(f"{step!r}: expected {len(parts)} values back, image and coords among them, got {got}")
-    image, coords = out[0], out[1]
-    if not isinstance(coords, ViewCoords | DenseCoords):
-        raise ValueError(f"{step!r} returned coords as {type(coords).__name__}: it cannot be tracked")
-    if not (_is_pil(image) or (isinstance(image, Tensor) and image.ndim >= 3)):
-        raise ValueError(f"{step!r}: expected an image back, got {type(image).__name__}")
-    if tuple(F.get_size(image)) != coords.canvas_size:
-        raise ValueError(
-            f"{step!r} moved pixels and not the coords: the image is now {tuple(F.get_size(image))}, the coords "
-            f"are those of {coords.canvas_size}"
-        )
-    return list(out)
-
-
-def _is_pil(image: Any) -> bool:
-    return isinstance(image, PILImage.Image)
-
-
 def _as_image(image: Any) -> Any:
-    if _is_pil(image):
+    if is_pil(image):
         # Palettes would be interpolated as if they were colours.
         return image.convert("RGB") if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV") else image
     if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape:
@@ -219,7 +125,7 @@ def _as_image(image: Any) -> Any:
 
 
 def _as_mask(mask: Any, size: tuple[int, int]) -> tv_tensors.Mask:
-    mask = tv_tensors.Mask(F.pil_to_tensor(mask)[0] if _is_pil(mask) else mask)
+    mask = tv_tensors.Mask(F.pil_to_tensor(mask)[0] if is_pil(mask) else mask)
     if mask.ndim not in (2, 3) or tuple(mask.shape[-2:]) != size:
         raise ValueError(f"mask: expected (H, W) = {size}, the image's size, got {tuple(mask.shape)}")
     return mask

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 from tracing import tracer, tracking_error
 
 from densessl import DenseCoords, ViewCoords
-from densessl.coords import FOLLOWED, STATIONARY, dispatched_functionals
+from densessl.moves import FOLLOWED, QUERIES, STATIONARY, dispatched_functionals
 
 SOURCE = (60, 90)
 BILINEAR = InterpolationMode.BILINEAR
@@ -189,7 +189,6 @@ def test_dense_coords_know_fill_that_comes_in_after_a_crop():
 
 # --- nothing of the installed torchvision is overlooked ---------------------------------------------------------------
 
-QUERIES = {"get_dimensions", "get_num_channels", "get_num_frames", "get_size"}
 RAISES = {"five_crop", "ten_crop"}
 
 
