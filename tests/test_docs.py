@@ -11,7 +11,7 @@ import densessl
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "CITATION.cff", ROOT / "mkdocs.yml", ROOT / "Makefile"]
+TEXTS = sorted({*PAGES, *ROOT.glob("*.md"), ROOT / "CITATION.cff", ROOT / "mkdocs.yml", ROOT / "Makefile"})
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MEMBER = re.compile(r"^ {8}- (\w+)$", re.MULTILINE)
 
@@ -30,6 +30,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")  # an included example imports its neighbours
     torch.manual_seed(0)
     namespace = {"__name__": "__page__"}
     for line, code in blocks(page):
