@@ -36,7 +36,8 @@ def positives_per_cell(mask: Tensor) -> Tensor:
         mask: bool ``(B, Nq, Nk)``, strided or sparse.
 
     Returns:
-        Scalar. PixPro's geometry (T = 0.7, equal square cells that overlap fully) gives ``2 pi T^2`` = 3.08.
+        Scalar. Inside the overlap of two views with equal square cells, T = 0.7 gives ``2 pi T^2`` = 3.08 on average
+        over random offsets; two identical views give 1.
 
     Raises:
         ValueError: on another shape or dtype.
