@@ -264,12 +264,13 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
             args.out.mkdir(parents=True, exist_ok=True)
             weights = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
             save_file(weights, args.out / "backbone.safetensors")
-            shown = images[0]
+            shown = images[min(3, len(images) - 1)]  # among the scenes, one with something in the middle
             seed_step(seed)
             views = byol_views(args.size, photometric=False, scale=(0.3, 0.8))(shown)
+            cells = features(views[0].image[None]).shape[-2:]
             shown_features = features(shown[None])[0]
 
-    write_figures(args.out, outcomes, *views, shown, shown_features)
+    write_figures(args.out, outcomes, *views, cells, shown, shown_features)
     facts = {
         "method": f"{args.method}, {args.steps} steps of {args.batch_size} images, views of {args.size} px",
         "trained on": f"{len(images)} " + (f"photos of {args.data}" if args.data else "generated scenes"),

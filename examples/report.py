@@ -81,7 +81,15 @@ def _spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f} over {len(values)} seeds)"
 
 
-def write_figures(folder: Path, outcomes: Sequence[Outcome], view1: View, view2: View, image: Tensor, features: Tensor):
+def write_figures(
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    view1: View,
+    view2: View,
+    cells: tuple[int, int],
+    image: Tensor,
+    features: Tensor,
+):
     """Writes the four figures.
 
     Args:
@@ -89,11 +97,11 @@ def write_figures(folder: Path, outcomes: Sequence[Outcome], view1: View, view2:
         outcomes: one per seed.
         view1: a single view, before its colours were changed.
         view2: another of the same image.
+        cells: size of the views' feature maps.
         image: uint8 ``(3, H, W)``, whole.
         features: its feature map ``(C, h, w)``.
     """
     plot_losses(outcomes).savefig(folder / "loss.png")
-    cells = (view1.image.shape[1] // 8, view1.image.shape[2] // 8)
     coords = view1.coords[None], view2.coords[None]
     mask = DistanceMatcher(0.7)(*coords, cells, source_size=view1.source_size[None])[0]
     plot_correspondence(view1.image, view2.image, mask, cells).savefig(folder / "correspondence.png")
