@@ -70,7 +70,9 @@ def test_propagation_and_its_gradient(case):
     y = PPM(g, gamma=float(golden["gamma"]))(x)
     (y * golden["cotangent"]).sum().backward()
     assert (y - golden["y"]).norm() < 1e-5 * golden["y"].norm()
-    assert (x.grad - golden["grad_x"]).norm() < 1e-5 * golden["grad_x"].norm()
+    # Below gamma = 1 the slope at a cosine of 0 is gamma * 1e-6 ** (gamma - 1) = 500: rounding shows, by torch version.
+    tolerance = 1e-5 if golden["gamma"] >= 1 else 1e-4
+    assert (x.grad - golden["grad_x"]).norm() < tolerance * golden["grad_x"].norm()
 
 
 class Online(nn.Module):
