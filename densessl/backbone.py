@@ -6,8 +6,11 @@ import importlib
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from densessl.tokens import tokens_to_map
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class FeatureMap(nn.Module):
@@ -32,30 +35,40 @@ class FeatureMap(nn.Module):
         ValueError: if the model has no such layer, or its graph cannot be traced.
     """
 
-    _extractor: Any  # a GraphModule
+    _programs: tuple[GraphModule, GraphModule]
 
     def __init__(self, model: nn.Module, layer: str = "layer4") -> None:
         super().__init__()
+        modes = {name: module.training for name, module in model.named_modules()}
         extractor = _cut(model, layer)
-        # Sharing the registries, not nesting the extractor, keeps the model's names. The extractor itself is held
-        # outside of them, or every parameter would be there twice.
-        self._parameters = extractor._parameters
-        self._buffers = extractor._buffers
-        self._modules = extractor._modules
+        # Traced code differs between evaluation and training.
+        self.__dict__["_programs"] = tuple(
+            GraphModule(extractor, extractor.train(mode).graph) for mode in (False, True)
+        )
+        # Having the registries, not nesting the extractor, keeps the model's names.
+        for registry in _REGISTRIES:
+            self.__dict__[registry] = getattr(extractor, registry)
         self._non_persistent_buffers_set = {name for name in self._buffers if name.startswith("_tensor_constant")}
-        self.__dict__["_extractor"] = extractor
+        self._share()
+        for root in (model, self):  # cutting puts all modules in one mode, frozen norms too
+            for name, module in root.named_modules():
+                module.training = modes.get(name, module.training)
         self.layer = layer
         self._patch = _patch_size(model)
-        self._channels_last = getattr(model, "output_fmt", None) == "NHWC"  # timm's Swin and relatives
+        self._channels_last = _is_channels_last(model, layer)
+
+    def _share(self) -> None:
+        """Makes the programs run on this module's own parameters, buffers and modules."""
+        for program in self._programs:
+            for registry in _REGISTRIES:
+                program.__dict__[registry] = self.__dict__[registry]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()  # copied and unpickled programs come with modules of their own
 
     def extra_repr(self) -> str:
         return f"layer={self.layer!r}"
-
-    def train(self, mode: bool = True) -> FeatureMap:
-        """Sets training mode, here and in the traced graph, which differs between training and evaluation."""
-        super().train(mode)
-        self._extractor.train(mode)
-        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Encodes.
@@ -74,7 +87,7 @@ class FeatureMap(nn.Module):
                 f"image: expected floating point images (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
                 + ("; scale uint8 to 0..1 and normalise it first" if not image.is_floating_point() else "")
             )
-        out = self._extractor(image)["map"]
+        out = self._programs[self.training](image)["map"]
         size = (image.shape[2], image.shape[3])
         features = self._as_map(out, size)
         if features.shape[2] * features.shape[3] == 1:
@@ -120,3 +133,9 @@ def _patch_size(model: nn.Module) -> tuple[int, int] | None:
     if patch is None:
         return None
     return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
+def _is_channels_last(model: nn.Module, layer: str) -> bool:
+    if type(model).__module__ == "torchvision.models.swin_transformer":
+        return layer.split(".")[0] in ("features", "norm")
+    return getattr(model, "output_fmt", None) == "NHWC"  # timm's Swin and relatives

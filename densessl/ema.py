@@ -67,6 +67,8 @@ class EMA(nn.Module):
         targets: list[Tensor] = list(self.module.parameters())
         sources: list[Tensor] = list(_unwrapped(online).parameters())
         _check_fit(targets, sources)
+        # The target may be kept wider than a half-precision student.
+        sources = [source.to(target.dtype) for target, source in zip(targets, sources, strict=True)]
         if targets:
             torch._foreach_lerp_(targets, sources, 1.0 - momentum)  # one launch for all of them
         self.step += 1

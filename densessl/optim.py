@@ -67,21 +67,23 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             # Each kind together, so that one multi-tensor launch does all of them.
-            self._update([p for p in params if p.ndim > 1], group, adapt=True)
-            self._update([p for p in params if p.ndim <= 1], group, adapt=False)
+            kinds: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    kinds.setdefault((p.ndim > 1, p.dtype), []).append(p)
+            for (adapt, _), params in kinds.items():
+                self._update(params, group, adapt=adapt)
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any], *, adapt: bool) -> None:
-        if not params:
-            return
         gradients = [cast(Tensor, p.grad) for p in params]
         steps = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         if adapt:
-            # Norms in float32: half-precision gradients overflow a sum of squares.
-            size = torch._foreach_norm(params, 2, torch.float32)
-            length = torch._foreach_norm(steps, 2, torch.float32)
+            # Norms in float32 at least: half-precision gradients overflow a sum of squares.
+            wide = torch.promote_types(params[0].dtype, torch.float32)
+            size = torch._foreach_norm(params, 2, wide)
+            length = torch._foreach_norm(steps, 2, wide)
             ratios = [
                 torch.where((p > 0) & (d > 0), group["trust_coefficient"] * p / (d + group["eps"]), 1.0)
                 for p, d in zip(size, length, strict=True)

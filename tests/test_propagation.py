@@ -1,0 +1,145 @@
+"""The pixel propagation module against a loop over Eqs. 3 and 4, and the heads."""
+
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from densessl import MLP, PPM, ConvMLP, map_to_tokens, tokens_to_map
+
+SIZE = (3, 5)
+
+
+def features(channels: int = 4) -> torch.Tensor:
+    return (3 * torch.randn(2, channels, *SIZE, dtype=torch.float64)).requires_grad_()
+
+
+@pytest.mark.parametrize("normalize_values", [False, True])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_equals_the_loop(layers, gamma, normalize_values):
+    x = features()
+    g = nn.Conv2d(4, 6, 1, dtype=torch.float64) if layers else None
+    ppm = PPM(g, gamma=gamma, normalize_values=normalize_values)
+    y = ppm(x)
+    expected = reference.propagate(
+        x,
+        (lambda cell: g.weight[:, :, 0, 0] @ cell + g.bias) if layers else (lambda cell: cell),
+        gamma,
+        normalize_values,
+        offset=1e-6 if gamma < 1 else 0.0,  # the published guard
+    )
+    assert y.shape == (2, 6 if layers else 4, *SIZE)
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn_like(y)
+    inputs = [x, *ppm.parameters()]
+    for got, wanted in zip(
+        torch.autograd.grad((y * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("gamma", [1.5, 2.0, 3.0])
+def test_gradcheck(gamma):
+    """Above gamma = 1 the power is smooth where the cosine is clamped."""
+    assert torch.autograd.gradcheck(PPM(gamma=gamma), (torch.randn(1, 3, 2, 3, dtype=torch.float64).requires_grad_(),))
+
+
+def test_two_layers_with_batch_norm_between():
+    g = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)).double()
+    x = features()
+    values = g(x).detach()
+    place = {tuple(x[b, :, i, j].tolist()): values[b, :, i, j] for b in range(2) for i in range(3) for j in range(5)}
+    expected = reference.propagate(x, lambda cell: place[tuple(cell.tolist())], 2.0, True)
+    torch.testing.assert_close(PPM(g)(x), expected)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_tokens_are_the_map(layers):
+    x = features()
+    ppm = PPM(nn.Conv2d(4, 6, 1, dtype=torch.float64) if layers else None)
+    torch.testing.assert_close(ppm(map_to_tokens(x)), map_to_tokens(ppm(x)))
+    torch.testing.assert_close(tokens_to_map(ppm(map_to_tokens(x)), SIZE), ppm(x))
+
+
+def test_published_one_and_the_one_without_parameters():
+    published = PPM(nn.Conv2d(256, 256, 1))
+    assert published.gamma == 2.0
+    assert published.normalize_values
+    assert published(torch.randn(1, 256, 7, 7)).shape == (1, 256, 7, 7)
+    assert not list(PPM().parameters())
+    assert "gamma=2.0, normalize_values=True" in repr(published)
+
+
+def test_cells_like_no_other_keep_their_own_value():
+    """Orthogonal cells: all weights but one's own are 0; not divided by their sum, else scale would not matter."""
+    x = torch.eye(4).view(1, 4, 2, 2) * 5
+    torch.testing.assert_close(PPM()(x), x / 5)
+    torch.testing.assert_close(PPM(normalize_values=False)(x), x)
+    same = torch.ones(1, 4, 2, 2)
+    torch.testing.assert_close(PPM(normalize_values=False)(same), 4 * same)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_dead_and_opposite_cells_have_finite_gradients(gamma):
+    x = torch.randn(2, 4, *SIZE)
+    x[0] = 0
+    x[1, :, 0] = -x[1, :, 1]
+    x[1, :, 2, 3] = 0
+    x.requires_grad_()
+    y = PPM(gamma=gamma)(x)
+    y.square().sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().max() < 1e3
+    assert x.grad[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features(dtype):
+    """Values of 300: their squares overflow float16."""
+    x = (300 * F.normalize(torch.randn(2, 4, *SIZE), dim=1)).to(dtype).requires_grad_()
+    y = PPM()(x)
+    torch.testing.assert_close(y.float(), PPM()(x.float()), rtol=1e-2, atol=1e-2)
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.any()
+    with torch.autocast("cpu", dtype=dtype):
+        g = nn.Conv2d(4, 4, 1)
+        assert PPM(g)(x.float()).isfinite().all()
+
+
+def test_heads_are_linear_norm_relu_linear():
+    """One vector per image through MLP is a map of one cell through ConvMLP; each step written out."""
+    conv, mlp = ConvMLP(6, 10, 4), MLP(6, 10, 4)
+    mlp.load_state_dict(
+        {key: value.flatten(1) if value.ndim == 4 else value for key, value in conv.state_dict().items()}
+    )
+    x = torch.randn(8, 6)
+    hidden = x @ mlp.linear1.weight.T + mlp.linear1.bias
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-5).sqrt()
+    expected = hidden.clamp(min=0) @ mlp.linear2.weight.T + mlp.linear2.bias
+    torch.testing.assert_close(mlp(x), expected)
+    torch.testing.assert_close(conv(x[:, :, None, None])[:, :, 0, 0], expected)
+    a_map = torch.randn(2, 6, *SIZE)
+    torch.testing.assert_close(conv(a_map), conv(a_map.mT).mT)
+    assert conv(a_map).shape == (2, 4, *SIZE)
+
+
+def test_published_head_widths():
+    head = ConvMLP(2048)
+    assert head.linear1.weight.shape == (4096, 2048, 1, 1)
+    assert head.linear2.weight.shape == (256, 4096, 1, 1)
+    assert head.linear1.bias is not None
+    assert head.linear2.bias is not None
+
+
+def test_tokens_are_row_major():
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    tokens = map_to_tokens(x)
+    torch.testing.assert_close(tokens, reference.tokens(x))
+    assert torch.equal(tokens[:, 7], x[:, :, 1, 2])
+    assert torch.equal(tokens_to_map(tokens, (4, 5)), x)
