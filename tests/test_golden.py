@@ -70,8 +70,9 @@ def test_propagation_and_its_gradient(case):
     y = PPM(g, gamma=float(golden["gamma"]))(x)
     (y * golden["cotangent"]).sum().backward()
     assert (y - golden["y"]).norm() < 1e-5 * golden["y"].norm()
-    # Below gamma = 1 the slope at a cosine of 0 is gamma * 1e-6 ** (gamma - 1) = 500: rounding shows, by torch version.
-    tolerance = 1e-5 if golden["gamma"] >= 1 else 1e-4
+    # Below gamma = 1 the slope at a cosine of 0 is gamma * 1e-6 ** (gamma - 1) = 500, and the reference's float32 is
+    # itself up to 4e-4 off float64. torch 2.15 agrees to 1e-6 all the same, 2.6 to 2e-4.
+    tolerance = 1e-5 if golden["gamma"] >= 1 else 5e-4
     assert (x.grad - golden["grad_x"]).norm() < tolerance * golden["grad_x"].norm()
 
 
