@@ -1,7 +1,8 @@
 """Documentation that cannot go stale: its code runs, its API pages are whole, and it names no machine."""
 
-import importlib
+import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_no_page_names_a_registry_or_a_machine(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"pypi\.org|pythonhosted|anaconda\.org|registry\.", text)
     assert not re.search(r"(?<![\w.])/(work|root|home|tmp|mnt|Users)/", text)
+
+
+def test_readme_states_the_lowest_versions_that_the_package_declares():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = dict(re.findall(r"^\| (\w+) \| ([\d.]+) \| [\d.]+ \|$", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE))
+    declared = dict(dependency.split(">=") for dependency in project["dependencies"])
+    assert rows == declared | {"Python": project["requires-python"].removeprefix(">=")}
 
 
 def test_concept_figure_is_drawn_by_the_same_parts_and_always_the_same():
