@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,15 +112,21 @@ class FeatureMap(nn.Module):
 
 def _cut(model: nn.Module, layer: str) -> Any:
     if type(model).__module__.startswith("timm."):
-        # timm knows which of its own modules must stay whole in a traced graph.
-        library = importlib.import_module("timm.models")
+        # timm knows which of its own modules must stay whole in a traced graph, but for these two, of whose steps in
+        # place torch.fx would drop some as unused.
+        library, layers = importlib.import_module("timm.models"), importlib.import_module("timm.layers")
+        library.register_notrace_module(layers.DropPath)
+        library.register_notrace_module(layers.DropBlock2d)
     else:
         library = importlib.import_module("torchvision.models.feature_extraction")
     if layer not in dict(model.named_modules()):
         names = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"layer: {type(model).__name__} has no {layer!r}; its top modules are {names}")
     try:
-        return library.create_feature_extractor(model, {layer: "map"})
+        with warnings.catch_warnings():
+            # Training and evaluation may trace differently; a module's name means its output in both.
+            warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing", category=UserWarning)
+            return library.create_feature_extractor(model, {layer: "map"})
     except Exception as error:  # torch.fx raises whatever the traced code does
         raise ValueError(
             f"model: the graph of {type(model).__name__} cannot be cut after {layer!r}: {error}. Any module that maps "
