@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from densessl.losses._common import sum_keys, unit_tokens
 from densessl.propagation import propagation_weights
 from densessl.tokens import as_tokens, normalized
 
@@ -116,23 +117,16 @@ def pair_similarity(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, T
         Two scalars: positives, negatives; NaN where there is no such pair.
 
     Raises:
-        ValueError: on other shapes or dtypes.
+        ValueError: on other shapes, dtypes or devices.
     """
-    q, k = normalized(as_tokens(query, "query")), normalized(as_tokens(key, "key"))
-    expected = (q.shape[0], q.shape[1], k.shape[1])
-    if tuple(_checked(mask).shape) != expected:
-        raise ValueError(f"mask: expected bool (B, Nq, Nk) = {expected}, got {tuple(mask.shape)}")
+    q, k = unit_tokens(query, key, mask)
+    with torch.autocast(q.device.type, enabled=False):
+        summed, positives = sum_keys(mask, k)
     # The sum over all pairs is the product of the sums: no (Nq, Nk) tensor for the negatives.
-    everything = (q.sum(1) * k.sum(1)).sum()
-    if mask.layout == torch.sparse_coo:
-        image, row, column = mask.coalesce().indices()
-        positive = (q[image, row] * k[image, column]).sum()
-    else:
-        with torch.autocast(q.device.type, enabled=False):
-            positive = (q * (mask.to(k.dtype) @ k)).sum()
-    count = _positives(mask).sum()
-    total = mask.shape[0] * mask.shape[1] * mask.shape[2]
-    return positive / count, (everything - positive) / (total - count)
+    everything, positive = (q.sum(1) * k.sum(1)).sum(), (q * summed).sum()
+    count = positives.sum()
+    rest = mask.shape[0] * mask.shape[1] * mask.shape[2] - count
+    return positive / count, torch.where(rest > 0, (everything - positive) / rest, torch.nan)
 
 
 @torch.no_grad()

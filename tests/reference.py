@@ -236,13 +236,13 @@ def pair_similarity(query: Tensor, key: Tensor, mask: Tensor) -> tuple[float, fl
     return tuple(total / count if count else math.nan for total, count in (sums[True], sums[False]))
 
 
-def propagation_entropy(features: Tensor, gamma: float) -> float:
+def propagation_entropy(features: Tensor, gamma: float, offset: float = 0.0) -> float:
     cells = tokens(features)
     n = cells.shape[1]
     total = 0.0
     for b in range(len(cells)):
         for i in range(n):
-            weights = [max(float(cosine(cells[b, i], cells[b, j])), 0.0) ** gamma for j in range(n)]
+            weights = [(max(float(cosine(cells[b, i], cells[b, j])), 0.0) + offset) ** gamma for j in range(n)]
             share = [weight / sum(weights) for weight in weights]
             total -= sum(p * math.log(p) for p in share if p > 0)
     return total / (len(cells) * n) / math.log(n)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from densessl.tokens import as_tokens, normalized
 
@@ -44,6 +45,19 @@ def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
         raise ValueError(f"query, key, mask: expected one device, got {query.device}, {key.device} and {mask.device}")
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
     return normalized(q.to(dtype)), normalized(k.to(dtype))
+
+
+def sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of each query's keys, (B, Nq, C), and positives per image, (B,); k is (B, Nk, C)."""
+    if mask.layout != torch.sparse_coo:
+        return mask.to(k.dtype) @ k, mask.sum((1, 2))
+    batch, n_query, n_key = mask.shape
+    image, row, column = mask.coalesce().indices()  # the mask serves as an index list only
+    bag = image * n_query + row  # sorted, because coalesced
+    offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 1, device=bag.device))
+    summed = F.embedding_bag(image * n_key + column, k.flatten(0, 1), offsets, mode="sum", include_last_offset=True)
+    # Not bincount, which reads its largest value back to the host.
+    return summed.unflatten(0, (batch, n_query)), offsets[::n_query].diff()
 
 
 def reduce_images(per_image: Tensor, matched: Tensor, reduction: Reduction, no_match: NoMatch) -> Tensor:

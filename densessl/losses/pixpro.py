@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from densessl.losses._common import NoMatch, Reduction, check_options, reduce_images, unit_tokens
+from densessl.losses._common import NoMatch, Reduction, check_options, reduce_images, sum_keys, unit_tokens
 
 
 def pixpro_loss(
@@ -32,23 +31,9 @@ def pixpro_loss(
     q, k = unit_tokens(query, key, mask)
     with torch.autocast(q.device.type, enabled=False):
         # Bilinear: sum_ij mask_ij <q_i, k_j> = sum_i <q_i, sum_j mask_ij k_j>, so no logits are needed.
-        if mask.layout == torch.sparse_coo:
-            summed, count = _sum_keys(mask, k)
-        else:
-            summed, count = mask.to(k.dtype) @ k, mask.sum((1, 2))
+        summed, count = sum_keys(mask, k)
         per_image = -(q * summed).sum((1, 2)) / count.clamp(min=1)
         return reduce_images(per_image, count > 0, reduction, no_match)
-
-
-def _sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of each query's keys, (B, Nq, C), and positives per image, (B,); the mask serves as an index list only."""
-    batch, n_query, n_key = mask.shape
-    image, row, column = mask.coalesce().indices()
-    bag = image * n_query + row  # sorted, because coalesced
-    offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 1, device=bag.device))
-    summed = F.embedding_bag(image * n_key + column, k.flatten(0, 1), offsets, mode="sum", include_last_offset=True)
-    # Not bincount, which reads its largest value back to the host.
-    return summed.unflatten(0, (batch, n_query)), offsets[::n_query].diff()
 
 
 class PixProLoss(nn.Module):
