@@ -1,6 +1,6 @@
 """Time of the photometric steps on one CPU core, as ratios within this run.
 
-    python benchmarks/photometric.py
+python benchmarks/photometric.py
 """
 
 import platform
@@ -44,10 +44,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, one core")
     pil = milliseconds(lambda: PILGaussianBlur((1.5, 1.5))(image))
     tensor = milliseconds(lambda: v2.GaussianBlur(13, (1.5, 1.5))(image))
-    print(f"blur of one 224x224 view, sigma 1.5: torchvision {tensor:.2f} ms, through PIL {pil:.2f} ms: {tensor / pil:.1f} x")
+    print(f"blur of one 224x224 view, sigma 1.5: torchvision {tensor:.2f} ms, PIL {pil:.2f} ms: {tensor / pil:.1f} x")
     both = milliseconds(lambda: whole(source), repeats=3)
     crops = milliseconds(lambda: geometric(source), repeats=3)
-    print(f"two BYOL views of a 500x375 image: whole {both:.1f} ms, geometric part {crops:.1f} ms: {both / crops:.1f} x")
+    print(f"two BYOL views of a 500x375 image: whole {both:.1f} ms, crops {crops:.1f} ms: {both / crops:.1f} x")
     kornia = milliseconds(on_device, repeats=1) / 8
     print(f"photometric half through kornia, on this core, both views: {kornia:.1f} ms an image")
 
