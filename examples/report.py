@@ -125,7 +125,9 @@ def plot_losses(outcomes: Sequence[Outcome]):
         left.plot(np.arange(len(smooth)) + (width - 1) / 2, smooth, color=f"C{index}", label=f"seed {o.seed}")
         right.plot(o.deviations, color=f"C{index}", label=f"seed {o.seed}")
     right.axhline(COLLAPSED_BELOW, color="grey", linestyle="--", linewidth=0.8)
-    right.annotate("collapsed below", (0, COLLAPSED_BELOW), textcoords="offset points", xytext=(2, 3), color="grey")
+    right.text(
+        0.99, COLLAPSED_BELOW, "collapsed below", color="grey", transform=right.get_yaxis_transform(), ha="right"
+    )
     right.set_ylim(bottom=0)
     left.set(title="loss (thin: each step; thick: running mean)", xlabel="step")
     right.set(title="std of the projections x sqrt(C)", xlabel="step")
