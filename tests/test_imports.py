@@ -31,7 +31,7 @@ ALLOWED = {
     "losses.pixcontrast": {"losses._common"},
     "losses.instance": {"losses._common"},
     "losses": {"losses.pixpro", "losses.pixcontrast", "losses.instance"},
-    "metrics": {"propagation", "tokens"},
+    "metrics": {"losses._common", "propagation", "tokens"},
     "plots": {"geometry", "tokens"},
 }
 
