@@ -205,7 +205,7 @@ def test_to_dtype(name):
 
 STOCHASTIC = {
     "dropout": lambda: FeatureMap(small_vit(dropout=0.5), "encoder.ln"),
-    "attention dropout": lambda: FeatureMap(small_swin(attention_dropout=0.5), "permute"),
+    "attention dropout": lambda: FeatureMap(small_swin(attention_dropout=0.5, stochastic_depth_prob=0.0), "permute"),
     "stochastic depth": lambda: FeatureMap(small_convnext(stochastic_depth_prob=0.5), "features"),
     "drop path": lambda: FeatureMap(timm.create_model("convnext_atto", drop_path_rate=0.5), "stages.2"),
 }

@@ -86,6 +86,14 @@ def test_zero_weights_and_zero_gradients(weight_decay):
     assert torch.equal(still, torch.zeros(2, 3))
 
 
+def test_no_gradient_and_no_guard():
+    """With eps = 0 the ratio itself would be 0 / 0."""
+    still = nn.Parameter(torch.ones(2, 3))
+    still.grad = torch.zeros(2, 3)
+    LARS([still], lr=0.5, eps=0.0).step()
+    assert torch.equal(still, torch.ones(2, 3))
+
+
 def test_without_ratio_it_is_torchs_sgd():
     """Tensors of one dimension: no adaptation, and momentum as torch has it."""
     ours = nn.Parameter(torch.randn(7))
@@ -163,12 +171,12 @@ def test_closure_runs_with_gradients_and_its_loss_comes_back():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_parameters(dtype):
-    """Gradients of 300 in float16: their sum of squares is infinite there."""
+    """Gradients of 3e4: their norm is infinite in float16."""
     p = nn.Parameter(torch.full((16, 16), 2.0, dtype=dtype))
     wide = nn.Parameter(p.detach().float())
     optimizers = LARS([p], lr=1.0, trust_coefficient=0.1), LARS([wide], lr=1.0, trust_coefficient=0.1)
     for _ in range(3):
-        p.grad = torch.full((16, 16), 300.0, dtype=dtype)
+        p.grad = torch.full((16, 16), 3e4, dtype=dtype)
         wide.grad = p.grad.float()
         for optimizer in optimizers:
             optimizer.step()

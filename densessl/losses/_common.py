@@ -43,7 +43,7 @@ def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
         raise ValueError(f"mask: expected a strided or sparse COO mask, got {mask.layout}")
     if not query.device == key.device == mask.device:
         raise ValueError(f"query, key, mask: expected one device, got {query.device}, {key.device} and {mask.device}")
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
+    dtype = torch.promote_types(q.dtype, k.dtype)  # half precision is widened where it is normalised
     return normalized(q.to(dtype)), normalized(k.to(dtype))
 
 
