@@ -126,7 +126,13 @@ def plot_losses(outcomes: Sequence[Outcome]):
         right.plot(o.deviations, color=f"C{index}", label=f"seed {o.seed}")
     right.axhline(COLLAPSED_BELOW, color="grey", linestyle="--", linewidth=0.8)
     right.text(
-        0.99, COLLAPSED_BELOW, "collapsed below", color="grey", transform=right.get_yaxis_transform(), ha="right"
+        0.99,
+        COLLAPSED_BELOW,
+        "collapsed below",
+        color="grey",
+        transform=right.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
     )
     right.set_ylim(bottom=0)
     left.set(title="loss (thin: each step; thick: running mean)", xlabel="step")
