@@ -1,0 +1,288 @@
+"""What the recipes share beside their data: backbones by name, the optimiser, callbacks, the command line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from data import Batch, PhotoViews, steps_of
+from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from densessl import EMA, LARS, FeatureMap, param_groups
+from densessl.metrics import effective_rank, feature_std, pair_similarity, positives_per_cell, unmatched_share
+
+log = logging.getLogger(__name__)
+
+
+def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3) -> tuple[FeatureMap, int]:
+    """A backbone and the channels of its map.
+
+    Args:
+        name: of a torchvision or timm model, ViTs included.
+        layer: to cut after; see FeatureMap.
+        init: ``"random"``, ``"imagenet"`` (downloads the library's supervised weights), or a file: this library's
+            encoder.safetensors, or a checkpoint of such a run.
+        size: side of the views, for a first pass that shows the map's size.
+        channels: of the images; other than 3, the first convolution is made anew.
+
+    Raises:
+        ValueError: on an unknown model, a file that does not fit, or a map of a single cell.
+    """
+    backbone = FeatureMap(_model(name, init == "imagenet", size, channels), layer)
+    if init not in ("random", "imagenet"):
+        load_encoder(backbone, Path(init))
+    with torch.no_grad():
+        features = backbone.eval()(torch.zeros(1, channels, size, size))
+    backbone.train()
+    log.info("%s: %d px views give %dx%d cells", name, size, *features.shape[-2:])
+    return backbone, features.shape[1]
+
+
+def _model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
+    if name in torchvision.models.list_models(torchvision.models):
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        return model if channels == 3 else _with_channels(model, channels)
+    import timm
+
+    if name in timm.list_models():
+        sized = {"img_size": size} if "vit" in name else {}
+        return timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
+    known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
+    close = ", ".join(difflib.get_close_matches(name, known)) or "none close"
+    raise ValueError(f"model.backbone: expected the name of a torchvision or timm model ({close}), got {name!r}")
+
+
+def _with_channels(model: nn.Module, channels: int) -> nn.Module:
+    """The model with its first convolution for other images than colour."""
+    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    parent = model.get_submodule(name.rpartition(".")[0])
+    new = nn.Conv2d(
+        channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
+    )
+    parent._modules[name.rpartition(".")[2]] = new
+    return model
+
+
+def load_encoder(backbone: FeatureMap, path: Path) -> None:
+    """Loads a backbone's weights from encoder.safetensors or from a run's checkpoint.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or of another architecture.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+            weights = {
+                key.removeprefix("encoder.0."): value for key, value in state.items() if key.startswith("encoder.0.")
+            }
+        backbone.load_state_dict(weights)
+    except (OSError, KeyError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"model.init: {path} does not fit: {str(error)[:500]}") from error
+    except Exception as error:  # safetensors and pickle have errors of their own for damaged files
+        raise ValueError(f"model.init: {path} cannot be read: {error}") from error
+
+
+def lars_with_warmup(trained: nn.Module, trainer: pl.Trainer, lr_at_1024: float, weight_decay: float, warmup: float):
+    """The published optimiser and schedule, for any batch size by the author's square-root rule.
+
+    ``lr = lr_at_1024 * sqrt(batch / 1024)``: 4.0 at 1,024 images a step, 2.83 at 512. Linear warm-up from a
+    hundredth of it, then a cosine to 1e-6, both per step.
+
+    Args:
+        trained: holds the parameters.
+        trainer: for the batch size, with accumulation, and the number of steps.
+        lr_at_1024: published 4.0.
+        weight_decay: published 1e-5.
+        warmup: share of the steps, published 5 epochs of the run's.
+
+    Raises:
+        ValueError: if the learning rate is not positive.
+    """
+    if not lr_at_1024 > 0:
+        raise ValueError(f"model.lr_at_1024: expected a positive learning rate, got {lr_at_1024}")
+    batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches
+    lr = lr_at_1024 * (batch / 1024) ** 0.5
+    steps = steps_of(trainer)
+    warm = max(1, round(warmup * steps))
+    optimizer = LARS(param_groups(trained, weight_decay), lr=lr, momentum=0.9)
+    schedule = CosineWarmupScheduler(
+        optimizer,
+        warmup_epochs=warm,
+        max_epochs=steps + 1,
+        warmup_start_value=0.01 - 0.99 / warm,
+        warmup_end_value=1 - 0.99 / warm,
+        end_value=1e-6 / lr,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def start_target(target: EMA, online: nn.Module, trainer: pl.Trainer, start: float = 0.99) -> None:
+    """Gives the momentum encoder its published schedule over the run's steps, and its first update.
+
+    The published code updates before the keys of a step; that equals updating after the optimiser's step, but for the
+    very first update, which changes nothing: target and online encoder are still the same.
+    """
+    steps = steps_of(trainer)
+    target.momentum = lambda step: cosine_schedule(min(step, steps), steps + 1, start, 1.0)
+    if target.step == 0:
+        target.update(online)
+
+
+def health(query: Tensor, key: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The meters, as named in the logs."""
+    positive, negative = pair_similarity(query, key, mask)
+    return {
+        "health/std_times_sqrt_c": feature_std(query) * query.shape[1] ** 0.5,
+        "health/effective_rank": effective_rank(query),
+        "health/positives_per_cell": positives_per_cell(mask),
+        "health/images_without_match": unmatched_share(mask),
+        "health/similarity_positive": positive,
+        "health/similarity_negative": negative,
+    }
+
+
+class StopWhenIll(Callback):
+    """Stops a run whose loss is no number, whose features have collapsed, or whose files cannot be read.
+
+    Args:
+        collapsed_below: of ``health/std_times_sqrt_c``.
+        patience: readings in a row.
+    """
+
+    def __init__(self, collapsed_below: float = 0.3, patience: int = 10) -> None:
+        self.collapsed_below, self.patience = collapsed_below, patience
+        self.low, self.unreadable, self.seen = 0, 0, 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps:
+            return  # reading a value back stalls the GPU
+        loss = float(outputs["loss"])
+        if not abs(loss) < float("inf"):
+            raise RuntimeError(f"loss is {loss} at step {trainer.global_step}: stopped. Lower model.lr_at_1024.")
+        std = trainer.callback_metrics.get("health/std_times_sqrt_c")
+        self.low = self.low + 1 if std is not None and float(std) < self.collapsed_below else 0
+        if self.low >= self.patience:
+            raise RuntimeError(
+                f"health/std_times_sqrt_c is {float(std):.3f}, below {self.collapsed_below} for {self.low} readings, "
+                f"at step {trainer.global_step}: the features have collapsed. See the docs, Questions."
+            )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        # Counted before the batch goes on: a run on rubbish should not train first.
+        self.unreadable += int(batch.unreadable.sum())
+        self.seen += len(batch.unreadable)
+        share = self.unreadable / max(1, self.seen)
+        if share > trainer.datamodule.max_unreadable and self.unreadable > 1:
+            raise RuntimeError(
+                f"{self.unreadable} unreadable files met in {self.seen} images: more than data.max_unreadable = "
+                f"{trainer.datamodule.max_unreadable}. Their names are in the log."
+            )
+
+
+class Speed(Callback):
+    """Logs images/s and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.end = self.waited = self.since = 0.0
+        self.images = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.end = self.since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.end
+        self.images += len(batch.unreadable) * trainer.world_size
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.end = time.perf_counter()
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+            elapsed = self.end - self.since
+            module.log("speed/images_per_s", self.images / elapsed, prog_bar=True)
+            module.log("speed/data_wait", self.waited / elapsed)
+            self.since, self.images, self.waited = self.end, 0, 0.0
+
+
+class Encoders(Callback):
+    """Writes the query encoder's backbone as ``encoder.safetensors`` beside the checkpoints, after every epoch."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._write(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._write(trainer, module)
+
+    def _write(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            Path(trainer.log_dir).mkdir(parents=True, exist_ok=True)
+            weights = {key: value.cpu().contiguous() for key, value in module.encoder[0].state_dict().items()}
+            part = Path(trainer.log_dir) / "encoder.safetensors.part"
+            save_file(weights, part)
+            part.replace(part.with_suffix(""))  # never half a file under the final name
+
+
+class SaveOnSigterm(Callback):
+    """A preempted run leaves last.ckpt behind: ``fit --ckpt_path last`` goes on from there."""
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.checkpoint_callback is not None:
+            trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+
+
+class RecipeCLI(LightningCLI):
+    """The command line of a recipe: ``python pixpro.py fit --config pixpro_r50_100ep.yaml --data.folder FOLDER``."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_argument("--out", type=str, default="runs/pretrain", help="run folder")
+        parser.add_argument("--save_every_n_epochs", type=int, default=10, help="checkpoints to keep")
+        parser.add_argument("--save_every_n_steps", type=int, default=1000, help="last.ckpt")
+        parser.link_arguments("data.size", "model.size")
+        parser.link_arguments("data.channels", "model.channels")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with the recipes' loggers and callbacks."""
+        options = self.config.get("fit", self.config)
+        callbacks = standard_callbacks(options["out"], options["save_every_n_epochs"], options["save_every_n_steps"])
+        loggers = [
+            CSVLogger(options["out"], name="", version=""),
+            TensorBoardLogger(options["out"], name="", version=""),
+        ]
+        return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+
+
+def standard_callbacks(out: str, every_n_epochs: int, every_n_steps: int) -> list[Callback]:
+    """Meters, speed, checkpoints (``last.ckpt`` and every n epochs), encoder export, preemption."""
+    folder = Path(out) / "checkpoints"
+    return [
+        StopWhenIll(),
+        Speed(),
+        Encoders(),
+        SaveOnSigterm(),
+        LearningRateMonitor("step"),
+        ModelCheckpoint(
+            folder, "epoch={epoch}", every_n_epochs=every_n_epochs, save_top_k=-1, auto_insert_metric_name=False
+        ),
+        ModelCheckpoint(folder, "last", every_n_train_steps=every_n_steps, enable_version_counter=False),
+    ]
+
+
+def run(method: type[pl.LightningModule]) -> None:
+    """Runs a recipe from the command line; errors of the user's end it with one line."""
+    logging.basicConfig(level=logging.INFO)
+    try:
+        RecipeCLI(method, PhotoViews, save_config_kwargs={"overwrite": True})
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,379 @@
+"""The pretraining recipes: configurations, training, resuming, several processes, bad input."""
+
+import csv
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_jpeg, write_png
+
+RECIPES = Path(__file__).parents[1] / "examples" / "pretrain"
+RUNNER = Path(__file__).parent / "pretrain_runner.py"
+sys.path.insert(0, str(RECIPES))
+
+from data import Photos, PhotoViews, QuarterTurn, ResumableLoader, read_photo, seed_of  # noqa: E402
+from engine import RecipeCLI, StopWhenIll, load_encoder, make_backbone  # noqa: E402
+from pixcontrast import PixContrast  # noqa: E402
+from pixpro import PixPro  # noqa: E402
+from pixpro_instance import PixProInstance  # noqa: E402
+
+from densessl import FeatureMap, check_tracking  # noqa: E402
+
+METHODS = {"pixpro": PixPro, "pixcontrast": PixContrast, "pixpro_instance": PixProInstance, "own_images": PixPro}
+TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Forty photos of differing sizes, nested."""
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(40):
+        noise = torch.rand(1, 3, 5 + index % 3, 7, generator=torch.Generator().manual_seed(index)) * 255
+        pixels = torch.nn.functional.interpolate(noise, (48 + index % 5, 64), mode="bilinear")[0].byte()
+        path = root / f"class{index % 3}" / f"{index:03}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        write_jpeg(pixels, str(path))
+    return root
+
+
+def cli(method: type, *args: str):
+    return RecipeCLI(method, PhotoViews, args=list(args), run=False, save_config_callback=None)
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_every_configuration_is_instantiated(config, tmp_path):
+    method = next(METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if config.startswith(name))
+    made = cli(method, "--config", str(RECIPES / config), "--data.folder", "x", "--out", str(tmp_path),
+               "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
+               "--model.init=random")  # fmt: skip  # no download in the tests
+    assert made.model.encoder[0](torch.zeros(1, 3, 224, 224)).shape == (1, 2048, 7, 7)
+    assert made.model.hparams.lr_at_1024 == 4.0
+    assert not any(p.requires_grad for p in made.model.target.parameters())
+
+
+def fit(method: type, folder: Path, out: Path, *args: str):
+    made = cli(method, *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8",
+               "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu",
+               "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", *args)  # fmt: skip
+    made.trainer.fit(made.model, made.datamodule)
+    return made
+
+
+@pytest.mark.parametrize("photometric", ["device", "cpu"])
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        (PixPro, ["--model.pixel_distances=true", "--data.quarter_turns=true", "--data.vertical_flip=true"]),
+        (PixContrast, ["--trainer.accumulate_grad_batches=2"]),
+        (PixProInstance, ["--model.instance=consistency"]),
+        (PixProInstance, ["--model.instance=contrast"]),
+    ],
+)
+def test_every_method_trains(method, extra, photometric, folder, tmp_path):
+    made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", f"--data.photometric={photometric}",
+               "--trainer.log_every_n_steps=1", *extra)  # fmt: skip
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    for name in ("loss", "momentum", "lr-LARS/pg1", "health/effective_rank", "speed/images_per_s", "speed/data_wait"):
+        assert name in rows[0].split(",")
+    steps = made.trainer.global_step
+    assert steps == (3 if "accumulate" in extra[0] else 5)
+    assert made.model.target.step == steps + 1  # the first update changes nothing
+    backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "encoder.safetensors"), 32)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, made.model.encoder[0].state_dict()[key])
+
+
+def test_schedules_are_the_published_ones(folder, tmp_path):
+    made = fit(PixContrast, folder, tmp_path, "--trainer.max_epochs=4", "--model.warmup=0.25",
+               "--trainer.log_every_n_steps=1")  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["lr-LARS/pg1"]) for row in rows if row["lr-LARS/pg1"]]
+    moments = [float(row["momentum"]) for row in rows if row["momentum"]]
+    base, warm, steps = 4.0 * (8 / 1024) ** 0.5, 5, 20
+    expected = [base * (0.01 + 0.99 * s / warm) for s in range(warm)]
+    expected += [1e-6 + (base - 1e-6) * (1 + math.cos(math.pi * s / (steps - warm))) / 2 for s in range(steps - warm)]
+    assert rates == pytest.approx(expected, rel=1e-5)
+    # the momentum of the update that follows each step
+    assert moments == pytest.approx([1 - 0.01 * (math.cos(math.pi * s / 20) + 1) / 2 for s in range(1, 21)])
+    assert made.trainer.global_step == 20
+
+
+def test_a_short_loss_curve_is_pinned(folder, tmp_path):
+    """Changes of the recipe show here; loose, because the photos pass through a JPEG decoder."""
+    run(tmp_path, "pixpro", folder, "0", "1", "0", "SIGTERM")
+    losses = torch.load(tmp_path / "end.pt")["losses"]
+    assert losses == pytest.approx([-0.003, 0.024, -1.758, -2.340, -2.451], abs=0.05)
+
+
+# --- killed, continued, several processes -----------------------------------------------------------------------------
+
+
+def run(out: Path, method: str, folder: Path, *args: str, processes: int = 1) -> int:
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    command += [str(RUNNER), method, str(folder), str(out), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode in (0, -signal.SIGKILL, -signal.SIGTERM, 143), done.stderr[-3000:]
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder, tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("whole")
+    run(out, "pixpro", folder, "0", "3", "0", "SIGTERM")
+    return torch.load(out / "end.pt")
+
+
+@pytest.mark.parametrize(("stop_at", "number", "workers"), [("7", "SIGKILL", "2"), ("8", "SIGTERM", "1")])
+def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
+    stop_at, number, workers, folder, uninterrupted, tmp_path
+):
+    """SIGKILL after a checkpoint at step 6; SIGTERM leaves a checkpoint of its own; continued with other workers."""
+    code = run(tmp_path, "pixpro", folder, "0", "3", stop_at, number)
+    assert code == -signal.SIGKILL if number == "SIGKILL" else not (tmp_path / "end.pt").exists()
+    run(tmp_path, "pixpro", folder, workers, "3", "0", "SIGTERM", "last")
+    continued = torch.load(tmp_path / "end.pt")
+    assert len(continued["losses"]) == 15 - (6 if number == "SIGKILL" else 8)
+    assert continued["losses"] == uninterrupted["losses"][-len(continued["losses"]) :]
+    for key, value in uninterrupted["state"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, continued["state"][key]), key
+
+
+@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance"])
+def test_one_process_equals_two(method, folder, tmp_path):
+    """Group norm, no_match="zero", negatives gathered."""
+    for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, method, folder, "0", "1", "0", "SIGTERM", *extra, processes=processes)
+    one, two = (torch.load(tmp_path / name / "end.pt") for name in ("one", "two"))
+    assert len(one["losses"]) == 5
+    assert one["losses"] == pytest.approx(two["losses"], abs=1e-4)
+    for key, value in one["state"].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, two["state"][key], atol=1e-4, rtol=0, msg=key)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def dataset(paths: list[Path], **options) -> Photos:
+    views = PhotoViews("unused", size=32, photometric="none").views
+    return Photos(paths, views, **{"seed": 0, "channels": 3, "redraws": 0, "size": 32, **options})
+
+
+def test_draws_are_functions_of_seed_epoch_index_and_view(folder):
+    photos = dataset(sorted(folder.rglob("*.jpg")))
+    torch.manual_seed(1)
+    first = photos[(2, 5)]
+    torch.manual_seed(2)
+    again = photos[(2, 5)]
+    assert torch.equal(first.view1.image, again.view1.image)
+    assert torch.equal(first.view2.coords, again.view2.coords)
+    assert not torch.equal(first.view1.coords, first.view2.coords)
+    assert not torch.equal(first.view1.coords, photos[(3, 5)].view1.coords)
+    assert not torch.equal(first.view1.coords, photos[(2, 6)].view1.coords)
+    assert len({seed_of(*numbers) for numbers in [(0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]}) == 4
+
+
+def test_every_photo_once_an_epoch_over_all_processes(folder):
+    photos = dataset(sorted(folder.rglob("*.jpg")))
+    loaders = [ResumableLoader(photos, batch_size=5, rank=r, world_size=2, seed=0, workers=0) for r in range(2)]
+    epochs = []
+    for _ in range(2):
+        keys = [key for loader in loaders for batch in loader._loader.batch_sampler for key in batch]
+        assert sorted(index for _, index in keys) == list(range(40))
+        epochs.append([index for _, index in keys])
+        for loader in loaders:
+            assert len(list(loader)) == 4 == len(loader)
+            loader.epoch, loader.batch = loader.epoch + 1, 0
+    assert epochs[0] != epochs[1]
+
+
+def test_unreadable_photos_are_named_counted_and_replaced(folder, tmp_path, caplog):
+    good = sorted(folder.rglob("*.jpg"))[:3]
+    cut, text = tmp_path / "cut.jpg", tmp_path / "text.jpg"
+    cut.write_bytes(good[0].read_bytes()[:200])
+    text.write_text("no photo")
+    photos = dataset([cut, text, *good])
+    with caplog.at_level(logging.WARNING):
+        sample = photos[(0, 0)]
+    assert sample.unreadable == 2
+    assert "cut.jpg" in caplog.text
+    assert "text.jpg" in caplog.text
+    assert dataset([*good])[(0, 0)].unreadable == 0
+    with pytest.raises(ValueError, match="none can be read"):
+        dataset([cut, text])[(0, 0)]
+
+
+def test_too_many_unreadable_photos_stop_the_run(folder, tmp_path):
+    rubbish = tmp_path / "photos"
+    rubbish.mkdir()
+    for index, path in enumerate(sorted(folder.rglob("*.jpg"))[:16]):
+        (rubbish / f"{index}.jpg").write_bytes(path.read_bytes() if index % 2 else b"rubbish")
+    with pytest.raises(RuntimeError, match=r"unreadable files met in .* images: more than data.max_unreadable = 0.01"):
+        fit(PixPro, rubbish, tmp_path / "out", "--trainer.max_epochs=1")
+    fit(PixPro, rubbish, tmp_path / "out", "--trainer.max_epochs=1", "--data.max_unreadable=0.9")
+
+
+def test_small_photos_are_enlarged_counted_and_named_once(folder, caplog):
+    photos = dataset(sorted(folder.rglob("*.jpg")), size=64)
+    with caplog.at_level(logging.WARNING):
+        assert photos[(0, 0)].enlarged
+        assert photos[(1, 0)].enlarged
+    assert caplog.text.count("smaller than the views") == 1
+
+
+def test_elongated_images_are_drawn_again_until_their_views_meet(tmp_path):
+    path = tmp_path / "long.png"
+    write_png(torch.randint(0, 256, (3, 64, 256), dtype=torch.uint8), str(path))
+
+    def share_of_meetings(redraws: int) -> float:
+        photos = dataset([path], redraws=redraws)
+        samples = [photos[(epoch, 0)] for epoch in range(60)]
+        return sum(photos._share_cells(s.view1, s.view2) for s in samples) / 60
+
+    assert share_of_meetings(0) < 0.7 < 0.9 < share_of_meetings(20)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_depths_and_channels(channels, bits, tmp_path):
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (channels, 48, 64), dtype=torch.uint8)
+    path = tmp_path / "image.png"
+    if bits == 16 and channels == 1:
+        Image.fromarray(pixels[0].numpy().astype("uint16") * 257).save(path)
+    elif bits == 8:
+        Image.fromarray(pixels[0].numpy() if channels == 1 else pixels.permute(1, 2, 0).numpy()).save(path)
+    else:
+        return  # Pillow writes 16 bits in one channel only
+    image = read_photo(path, channels)
+    scale = 255 if image.dtype == torch.uint8 else 1
+    torch.testing.assert_close(image.float() / scale, pixels.float() / 255)
+    sample = dataset([path], channels=channels)[(0, 0)]
+    assert sample.view1.image.shape == (channels, 32, 32)
+
+
+def test_other_channel_counts_train(tmp_path):
+    from PIL import Image
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(8):
+        pixels = torch.randint(0, 256, (48, 64, 4), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels, "RGBA").save(photos / f"{index}.png")
+    made = fit(PixPro, photos, tmp_path / "out", "--trainer.max_epochs=1", "--data.channels=4",
+               "--data.photometric=none", "--data.mean=[0.5,0.5,0.5,0.5]", "--data.std=[0.2,0.2,0.2,0.2]")  # fmt: skip
+    assert made.model.encoder[0].conv1.in_channels == 4
+
+
+def test_quarter_turns_are_tracked():
+    assert check_tracking(QuarterTurn(), draws=8).max_error < 0.01
+
+
+def test_a_tiff_names_the_extra_that_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0")
+    with pytest.raises(ImportError, match=r"does not read TIFF; .*densessl\[tiff\]"):
+        read_photo(path, 3)
+
+
+# --- backbones and bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "shape"),
+    [
+        ("resnet18", "layer3", 64, (256, 4, 4)),
+        ("convnext_tiny", "features", 64, (768, 2, 2)),
+        ("vit_tiny_patch16_224", "norm", 64, (192, 4, 4)),
+    ],
+)
+def test_backbones_by_name(name, layer, size, shape):
+    backbone, width = make_backbone(name, layer, "random", size)
+    assert width == shape[0]
+    assert backbone(torch.zeros(2, 3, size, size)).shape == (2, *shape)
+
+
+def test_continuing_from_a_checkpoint(folder, tmp_path):
+    made = fit(PixPro, folder, tmp_path, "--trainer.max_epochs=1", "--save_every_n_steps=5")
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    backbone, _ = make_backbone("resnet18", "layer2", str(checkpoint), 32)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, made.model.encoder[0].state_dict()[key])
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(checkpoint.read_bytes()[:5000])
+    for path, message in ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no ")):
+        target = FeatureMap(__import__("torchvision").models.resnet50(), "layer2")
+        with pytest.raises(ValueError, match=rf"model.init: .*{message}"):
+            load_encoder(target, path)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.folder=/no/such/folder"], "data.folder: expected a folder"),
+        (["--data.batch_size=64"], r"data.batch_size: .*at most the 40 images .*got 64"),
+        (["--data.batch_size=0"], "data.batch_size: .*got 0"),
+        (["--model.lr_at_1024=0"], "model.lr_at_1024: expected a positive learning rate, got 0"),
+        (["--model.backbone=resnet19"], r"model.backbone: .*resnet18.*got 'resnet19'"),
+        (["--model.layer=layer4", "--data.size=16"], "16x16 pixels to a 1x1 map"),
+        (["--model.init=/no/such/file.safetensors"], "model.init: .*file.safetensors"),
+        (["--data.channels=4"], "data.mean, data.std: expected 4 numbers"),
+        (["--trainer.max_epochs=-1"], "trainer: expected a budget"),
+    ],
+)
+def test_bad_input_stops_before_training(args, message, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(PixPro, folder, tmp_path, *(["--trainer.max_epochs=1"] if "max_epochs" not in args[0] else []), *args)
+
+
+def test_a_folder_without_images(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"data.folder: expected images .* found none"):
+        fit(PixPro, tmp_path, tmp_path / "out", "--trainer.max_epochs=1")
+
+
+class Reading:
+    """A trainer as StopWhenIll sees it."""
+
+    log_every_n_steps, global_step = 1, 7
+    fit_loop = type("Loop", (), {"epoch_loop": type("Epoch", (), {"total_batch_idx": 6})()})()
+
+    def __init__(self, std: float) -> None:
+        self.callback_metrics = {"health/std_times_sqrt_c": torch.tensor(std)}
+
+
+def test_a_collapsed_run_and_one_without_a_loss_stop():
+    stop = StopWhenIll(patience=3)
+    for std in (0.1, 0.1, 0.9, 0.1, 0.1):
+        stop.on_train_batch_end(Reading(std), None, {"loss": torch.tensor(-3.9)}, None, 0)
+    with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3 .*collapsed"):
+        stop.on_train_batch_end(Reading(0.1), None, {"loss": torch.tensor(-3.9)}, None, 0)
+    with pytest.raises(RuntimeError, match="loss is nan at step 7"):
+        stop.on_train_batch_end(Reading(0.9), None, {"loss": torch.tensor(torch.nan)}, None, 0)
+
+
+def test_compiled_encoders_train_and_keep_their_names(folder, tmp_path, monkeypatch):
+    """With the eager backend: what is tested is the wiring; the compiler's work is its own."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="eager"))
+    made = fit(PixPro, folder, tmp_path, "--trainer.max_epochs=1", "--model.compile=true")
+    assert all("_orig_mod" not in key for key in made.model.state_dict())
+    assert made.model.target.step == 6
