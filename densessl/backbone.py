@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from densessl.tokens import tokens_to_map
 
@@ -111,14 +112,6 @@ class FeatureMap(nn.Module):
 
 
 def _cut(model: nn.Module, layer: str) -> Any:
-    if type(model).__module__.startswith("timm."):
-        # timm knows which of its own modules must stay whole in a traced graph, but for these two, of whose steps in
-        # place torch.fx would drop some as unused.
-        library, layers = importlib.import_module("timm.models"), importlib.import_module("timm.layers")
-        library.register_notrace_module(layers.DropPath)
-        library.register_notrace_module(layers.DropBlock2d)
-    else:
-        library = importlib.import_module("torchvision.models.feature_extraction")
     if layer not in dict(model.named_modules()):
         names = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"layer: {type(model).__name__} has no {layer!r}; its top modules are {names}")
@@ -126,12 +119,27 @@ def _cut(model: nn.Module, layer: str) -> Any:
         with warnings.catch_warnings():
             # Training and evaluation may trace differently; a module's name means its output in both.
             warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing", category=UserWarning)
-            return library.create_feature_extractor(model, {layer: "map"})
+            return create_feature_extractor(model, {layer: "map"}, tracer_kwargs=_tracing(model))
     except Exception as error:  # torch.fx raises whatever the traced code does
         raise ValueError(
             f"model: the graph of {type(model).__name__} cannot be cut after {layer!r}: {error}. Any module that maps "
             "images to (B, C, h, w) serves in FeatureMap's place"
         ) from error
+
+
+def _tracing(model: nn.Module) -> dict[str, Any]:
+    """What must stay whole in the traced graph."""
+    if not type(model).__module__.startswith("timm."):
+        return {}
+    models, layers = importlib.import_module("timm.models"), importlib.import_module("timm.layers")
+    # timm knows its own, but for these: torch.fx would drop some of the former two's steps in place as unused, and
+    # older torch cannot trace the latter two's attention.
+    names = ("DropPath", "DropBlock2d", "Attention", "AttentionRope")
+    whole = [getattr(layers, name) for name in names if hasattr(layers, name)]
+    return {
+        "leaf_modules": [*models.get_notrace_modules(), *whole],
+        "autowrap_functions": models.get_notrace_functions(),
+    }
 
 
 def _patch_size(model: nn.Module) -> tuple[int, int] | None:

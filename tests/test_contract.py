@@ -102,9 +102,11 @@ def test_whole_step_compiles_without_a_break(loss):
 def test_other_parts_compile_without_a_break():
     query, key = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 6, 2)
 
+    nearest = NearestMatcher(4, mutual=True)
+
     def parts(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         cost = -map_to_tokens(query) @ map_to_tokens(key).mT
-        pairs = NearestMatcher(4, mutual=True)(cost)
+        pairs = nearest(cost)
         picked = gather_tokens(map_to_tokens(query), pairs.query)
         mask = cost < 0
         meters = metrics.feature_std(query), *metrics.pair_similarity(query, key, mask)
@@ -204,6 +206,10 @@ def test_everything_runs_on_another_device():
     """On tensors that say they are on a GPU: one made on the CPU on the way raises, and so does a host read."""
     with FakeTensorMode():
         on_gpu = functools.partial(torch.rand, device="cuda")
+        try:
+            on_gpu(1).as_subclass(Tensor)
+        except RuntimeError:
+            pytest.skip("fake tensors of this torch cannot be stripped of their type")
         query, key = on_gpu(2, 4, 3, 5, requires_grad=True), on_gpu(2, 4, 6, 2)
         size, valid = torch.ones(2, 2, dtype=torch.int64, device="cuda"), on_gpu(2, 3, 5) < 0.9
         masks = [

@@ -103,7 +103,8 @@ def test_sparse_equals_dense_bit_by_bit(monkeypatch, block):
     assert sparse.is_coalesced()
     assert torch.equal(sparse.indices().T, dense.nonzero())  # sorted by image, query, key
     assert sparse.values().all()
-    assert dense.any(-1).any(-1).tolist() == [True, True, False, True]
+    assert dense.sum() > 50
+    assert not dense[2].any()
 
 
 def test_sparse_mask_may_be_empty():
