@@ -19,8 +19,18 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from densessl.geometry import sample_dense
-from densessl.moves import FOLLOWED, QUERIES, STATIONARY, CanvasSize, Move, dispatched_functionals, pad_move
+from densessl.geometry import cell_centers, sample_dense
+from densessl.moves import (
+    FOLLOWED,
+    QUERIES,
+    STATIONARY,
+    CanvasSize,
+    Matrix,
+    Move,
+    dispatched_functionals,
+    multiply,
+    pad_move,
+)
 
 
 class ViewCoords(tv_tensors.TVTensor):
@@ -101,20 +111,22 @@ class DenseCoords(tv_tensors.TVTensor):
 # --- the two kernels --------------------------------------------------------------------------------------------------
 
 
-def _unit_from_pixel(canvas: CanvasSize) -> Tensor:
-    return torch.diag(torch.tensor([1 / canvas[1], 1 / canvas[0], 1.0], dtype=torch.float64))
-
-
-def _pixel_from_unit(canvas: CanvasSize) -> Tensor:
-    return torch.diag(torch.tensor([canvas[1], canvas[0], 1.0], dtype=torch.float64))
+def _between_units(matrix: Matrix, source: CanvasSize, view: CanvasSize) -> Tensor:
+    """A move between pixels, (view) -> (source), as one between unit squares; float64."""
+    across, down = 1 / source[1], 1 / source[0]
+    rows = multiply(
+        [[across, 0.0, 0.0], [0.0, down, 0.0], [0.0, 0.0, 1.0]],
+        matrix,
+        [[float(view[1]), 0.0, 0.0], [0.0, float(view[0]), 0.0], [0.0, 0.0, 1.0]],
+    )
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _follow(move: Callable[..., Move]) -> Callable[..., ViewCoords]:
     def kernel(coords: ViewCoords, *args: Any, **kwargs: Any) -> ViewCoords:
         matrix, canvas = move(coords.canvas_size, *args, **kwargs)
-        unit_from_unit = _unit_from_pixel(coords.canvas_size) @ matrix @ _pixel_from_unit(canvas)
         plain = coords.as_subclass(Tensor)
-        moved = plain.double() @ unit_from_unit.to(plain.device)
+        moved = plain.double() @ _between_units(matrix, coords.canvas_size, canvas).to(plain.device)
         return ViewCoords(moved / moved[2, 2], canvas_size=canvas)
 
     return kernel
@@ -122,11 +134,9 @@ def _follow(move: Callable[..., Move]) -> Callable[..., ViewCoords]:
 
 def _follow_densely(move: Callable[..., Move]) -> Callable[..., DenseCoords]:
     def kernel(coords: DenseCoords, *args: Any, **kwargs: Any) -> DenseCoords:
-        matrix, (height, width) = move(coords.canvas_size, *args, **kwargs)
-        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        centers = torch.stack([x, y, torch.ones_like(x)]).flatten(1).double()
-        seen = (_unit_from_pixel(coords.canvas_size) @ matrix @ centers).float()
-        return _resample(coords, (seen[:2] / torch.where(seen[2] > 0, seen[2], torch.nan)).T, (height, width))
+        matrix, canvas = move(coords.canvas_size, *args, **kwargs)
+        points = cell_centers(_between_units(matrix, coords.canvas_size, canvas)[None], canvas)[0]
+        return _resample(coords, points.float(), canvas)
 
     return kernel
 

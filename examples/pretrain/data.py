@@ -139,10 +139,15 @@ class Photos(Dataset):
                 self._name_once(path, f"unreadable, another takes its place: {error}")
         raise ValueError(f"data.folder: expected photos, got {len(self.paths)} files of which none can be read")
 
-    def _draw(self, image: Tensor, *numbers: int) -> View:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, *numbers))
-            return self.views[numbers[2]](image)[0]
+    def _draw(self, image: Tensor, epoch: int, index: int, view: int, attempt: int) -> View:
+        # Not fork_rng: it asks after GPUs, which takes as long as a crop.
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed(seed_of(self.seed, epoch, index, view, attempt))
+        try:
+            return self.views[view](image)[0]
+        finally:
+            generator.set_state(before)
 
     def _share_cells(self, view1: View, view2: View) -> bool:
         return bool(self._overlap(view1.coords[None], view2.coords[None], (7, 7)).any())
