@@ -16,6 +16,7 @@ from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -155,6 +156,11 @@ def health(query: Tensor, key: Tensor, mask: Tensor) -> dict[str, Tensor]:
     }
 
 
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Whether the step that is running ends in a row of the logs; meters are read then only."""
+    return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+
+
 class StopWhenIll(Callback):
     """Stops a run whose loss is no number, whose features have collapsed, or whose files cannot be read.
 
@@ -165,10 +171,10 @@ class StopWhenIll(Callback):
 
     def __init__(self, collapsed_below: float = 0.3, patience: int = 10) -> None:
         self.collapsed_below, self.patience = collapsed_below, patience
-        self.low, self.unreadable, self.seen = 0, 0, 0
+        self.low, self.unreadable, self.enlarged, self.seen = 0, 0, 0, 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps:
+        if trainer.global_step % trainer.log_every_n_steps:
             return  # reading a value back stalls the GPU
         loss = float(outputs["loss"])
         if not abs(loss) < float("inf"):
@@ -184,7 +190,10 @@ class StopWhenIll(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
         # Counted before the batch goes on: a run on rubbish should not train first.
         self.unreadable += int(batch.unreadable.sum())
+        self.enlarged += int(batch.enlarged.sum())
         self.seen += len(batch.unreadable)
+        if is_logged(trainer):
+            module.log_dict({"data/unreadable": float(self.unreadable), "data/enlarged": self.enlarged / self.seen})
         share = self.unreadable / max(1, self.seen)
         if share > trainer.datamodule.max_unreadable and self.unreadable > 1:
             raise RuntimeError(
@@ -209,7 +218,7 @@ class Speed(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.end = time.perf_counter()
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             elapsed = self.end - self.since
             module.log("speed/images_per_s", self.images / elapsed, prog_bar=True)
             module.log("speed/data_wait", self.waited / elapsed)
@@ -226,10 +235,11 @@ class Encoders(Callback):
         self._write(trainer, module)
 
     def _write(self, trainer: pl.Trainer, module: Any) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            Path(trainer.log_dir).mkdir(parents=True, exist_ok=True)
+        folder = trainer.log_dir  # asked of every process: the answer is broadcast
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             weights = {key: value.cpu().contiguous() for key, value in module.encoder[0].state_dict().items()}
-            part = Path(trainer.log_dir) / "encoder.safetensors.part"
+            part = Path(folder) / "encoder.safetensors.part"
             save_file(weights, part)
             part.replace(part.with_suffix(""))  # never half a file under the final name
 
@@ -256,11 +266,20 @@ class RecipeCLI(LightningCLI):
         """The trainer with the recipes' loggers and callbacks."""
         options = self.config.get("fit", self.config)
         callbacks = standard_callbacks(options["out"], options["save_every_n_epochs"], options["save_every_n_steps"])
+        keep_earlier_rows(Path(options["out"]) / "metrics.csv")
         loggers = [
             CSVLogger(options["out"], name="", version=""),
             TensorBoardLogger(options["out"], name="", version=""),
         ]
         return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+
+
+@rank_zero_only
+def keep_earlier_rows(path: Path) -> None:
+    """A continued run starts a metrics.csv of its own; Lightning would delete the one that is there."""
+    if path.exists():
+        number = 1 + sum(1 for _ in path.parent.glob("metrics-*.csv"))
+        path.rename(path.with_name(f"metrics-{number}.csv"))
 
 
 def standard_callbacks(out: str, every_n_epochs: int, every_n_steps: int) -> list[Callback]:

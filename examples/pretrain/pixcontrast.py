@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from data import Batch
-from engine import health, lars_with_warmup, make_backbone, run, start_target
+from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
 from torch import Tensor, nn
 
 from densessl import EMA, ConvMLP, DistanceMatcher, PixContrastLoss
@@ -73,7 +73,7 @@ class PixContrast(pl.LightningModule):
         loss = 0.5 * (self.loss(z1, t2, mask) + self.loss(z2, t1, mask.mT))  # "also averaged"
 
         self.log("loss", loss, prog_bar=True)
-        if batch_idx % self.trainer.log_every_n_steps == 0:
+        if is_logged(self.trainer):
             self.log_dict(health(z1.detach(), t2, mask))
             self.log("momentum", self.target.momentum(self.target.step))
         return loss

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from data import Batch
-from engine import health, lars_with_warmup, make_backbone, run, start_target
+from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
 from torch import Tensor, nn
 
 from densessl import (
@@ -114,7 +114,7 @@ class PixProInstance(pl.LightningModule):
         loss = pixel + self.hparams.alpha * instance
 
         self.log_dict({"loss": loss, "loss/pixel": pixel, "loss/instance": instance}, prog_bar=True)
-        if batch_idx % self.trainer.log_every_n_steps == 0:
+        if is_logged(self.trainer):
             self.log_dict(health(z1.detach(), t2, mask))
             self.log("momentum", self.target.momentum(self.target.step))
         return loss
