@@ -244,7 +244,7 @@ def test_elongated_images_are_drawn_again_until_their_views_meet(tmp_path):
     def share_of_meetings(redraws: int) -> float:
         photos = dataset([path], redraws=redraws)
         samples = [photos[(epoch, 0)] for epoch in range(60)]
-        return sum(photos._share_cells(s.view1, s.view2) for s in samples) / 60
+        return sum(photos.draw.share_cells(s.view1, s.view2) for s in samples) / 60
 
     assert share_of_meetings(0) < 0.7 < 0.9 < share_of_meetings(20)
 

@@ -6,8 +6,12 @@ a run can be continued in the middle of an epoch.
 
 from __future__ import annotations
 
+import atexit
+import io
 import logging
 import math
+import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,31 +67,88 @@ def read_photo(path: Path, channels: int) -> Tensor:
     """Decodes one image: uint8 ``(channels, H, W)``, or float32 in 0..1 from 16 bits.
 
     Raises:
-        ValueError: on another number of channels, or a TIFF without the package that reads it.
+        ValueError: on another number of channels.
+        ImportError: on a TIFF without the package that reads it.
     """
-    if path.suffix.lower() in (".tif", ".tiff"):
-        image = _read_tiff(path)
+    return decode_photo(read_file(str(path)), str(path), channels)
+
+
+def decode_photo(data: Tensor, name: str, channels: int) -> Tensor:
+    """As read_photo, from a file's bytes (uint8) and its name."""
+    if name.lower().endswith((".tif", ".tiff")):
+        image = _decode_tiff(data, name)
     else:
         mode = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}.get(channels, ImageReadMode.UNCHANGED)
-        image = decode_image(read_file(str(path)), mode=mode, apply_exif_orientation=True)
+        image = decode_image(data, mode=mode, apply_exif_orientation=True)
     if image.dtype == torch.uint16:
         image = image.float() / 65535
     if image.shape[0] == 1 and channels == 3:
         image = image.expand(3, -1, -1)
     if image.shape[0] != channels:
-        raise ValueError(f"data.channels: expected {channels} channels, got {image.shape[0]} in {path}")
+        raise ValueError(f"data.channels: expected {channels} channels, got {image.shape[0]} in {name}")
     return image
 
 
-def _read_tiff(path: Path) -> Tensor:
+def _decode_tiff(data: Tensor, name: str) -> Tensor:
     try:
         import tifffile
     except ImportError as error:
         raise ImportError(
-            f"{path}: torchvision.io does not read TIFF; install the extra that does: pip install 'densessl[tiff]'"
+            f"{name}: torchvision.io does not read TIFF; install the extra that does: pip install 'densessl[tiff]'"
         ) from error
-    pixels = np.atleast_3d(tifffile.imread(path))
+    try:
+        pixels = np.atleast_3d(tifffile.imread(io.BytesIO(data.numpy())))
+    except Exception as error:  # tifffile has many
+        raise RuntimeError(f"{name}: not a readable TIFF: {error}") from error
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))
+
+
+class DrawViews:
+    """Two views of an image, drawn from the seed and the numbers that stand for the image in its epoch.
+
+    Args:
+        views: two pipelines.
+        seed: of all draws.
+        redraws: how often to draw again where the two views share no cell; for elongated images, where that is common.
+        size: side of the views, to know which images are smaller.
+    """
+
+    def __init__(self, views: MultiView, *, seed: int, redraws: int, size: int) -> None:
+        self.views = [MultiView(transform) for transform in views.transforms]
+        self.seed, self.redraws, self.size = seed, redraws, size
+        self._overlap = DistanceMatcher(0.7)
+        self._named: set[str] = set()
+
+    def __call__(self, image: Tensor, name: str, *numbers: int, unreadable: int = 0) -> Batch:
+        height, width = image.shape[-2:]
+        enlarged = min(height, width) < self.size
+        if enlarged:
+            self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
+        for attempt in range(self.redraws + 1):
+            views = [self._draw(image, view, *numbers, view, attempt) for view in range(2)]
+            if attempt == self.redraws or self.share_cells(*views):
+                break
+        return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
+
+    def _draw(self, image: Tensor, view: int, *numbers: int) -> View:
+        # Not fork_rng: it asks after GPUs, which takes as long as a crop.
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed(seed_of(self.seed, *numbers))
+        try:
+            return self.views[view](image)[0]
+        finally:
+            generator.set_state(before)
+
+    def share_cells(self, view1: View, view2: View) -> bool:
+        """Whether any cell of one view matches one of the other."""
+        return bool(self._overlap(view1.coords[None], view2.coords[None], (7, 7)).any())
+
+    def name_once(self, name: str, what: str) -> None:
+        """Logs what befell an image, the first time."""
+        if name not in self._named:
+            self._named.add(name)
+            log.warning("%s: %s", name, what)
 
 
 class Photos(Dataset):
@@ -98,18 +159,15 @@ class Photos(Dataset):
         views: two pipelines.
         seed: of all draws.
         channels: of the images.
-        redraws: how often to draw again where the two views share no cell; for elongated images, where that is common.
-        size: side of the views, to know which images are smaller.
+        redraws: see DrawViews.
+        size: side of the views.
     """
 
     def __init__(
         self, paths: Sequence[Path], views: MultiView, *, seed: int, channels: int, redraws: int, size: int
     ) -> None:
-        self.paths = paths
-        self.views = [MultiView(transform) for transform in views.transforms]
-        self.seed, self.channels, self.redraws, self.size = seed, channels, redraws, size
-        self._overlap = DistanceMatcher(0.7)
-        self._named: set[Path] = set()
+        self.paths, self.channels = paths, channels
+        self.draw = DrawViews(views, seed=seed, redraws=redraws, size=size)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -117,15 +175,7 @@ class Photos(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, index = key
         image, unreadable = self._read(index)
-        height, width = image.shape[-2:]
-        enlarged = min(height, width) < self.size
-        if enlarged:
-            self._name_once(self.paths[index], f"is smaller than the views ({width}x{height}): enlarged")
-        for attempt in range(self.redraws + 1):
-            views = [self._draw(image, epoch, index, view, attempt) for view in range(2)]
-            if attempt == self.redraws or self._share_cells(*views):
-                break
-        return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
+        return self.draw(image, str(self.paths[index]), epoch, index, unreadable=unreadable)
 
     def _read(self, index: int) -> tuple[Tensor, int]:
         """The photo, or the next readable one in its place; and how many were not."""
@@ -135,33 +185,26 @@ class Photos(Dataset):
                 return read_photo(path, self.channels), unreadable
             except ImportError:
                 raise  # a missing package is no unreadable photo
-            except (RuntimeError, ValueError, OSError) as error:
-                self._name_once(path, f"unreadable, another takes its place: {error}")
+            except (RuntimeError, OSError) as error:
+                self.draw.name_once(str(path), f"unreadable, another takes its place: {error}")
         raise ValueError(f"data.folder: expected photos, got {len(self.paths)} files of which none can be read")
-
-    def _draw(self, image: Tensor, epoch: int, index: int, view: int, attempt: int) -> View:
-        # Not fork_rng: it asks after GPUs, which takes as long as a crop.
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(seed_of(self.seed, epoch, index, view, attempt))
-        try:
-            return self.views[view](image)[0]
-        finally:
-            generator.set_state(before)
-
-    def _share_cells(self, view1: View, view2: View) -> bool:
-        return bool(self._overlap(view1.coords[None], view2.coords[None], (7, 7)).any())
-
-    def _name_once(self, path: Path, what: str) -> None:
-        if path not in self._named:
-            self._named.add(path)
-            log.warning("%s: %s", path, what)
 
 
 def seed_of(*numbers: int) -> int:
     """One seed that is a function of these numbers alone."""
     # With their count: SeedSequence takes (0, 1) and (0, 1, 0) for the same.
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def outlive_sigterm(worker: int) -> None:
+    """A preemption signals the whole process group: were the readers to die of it, no checkpoint could be written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def kill_readers() -> None:
+    """At exit: multiprocessing would send its children a SIGTERM, which they ignore, and wait for them."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class ResumableLoader:
@@ -191,7 +234,9 @@ class ResumableLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_sigterm,
         )
+        atexit.register(kill_readers)
 
     def __len__(self) -> int:
         return len(self.dataset) // (self.batch_size * self.world_size)
@@ -242,10 +287,11 @@ class QuarterTurn(v2.Transform):
 
 
 class PhotoViews(pl.LightningDataModule):
-    """Two views of every photo of a folder, a batch at a time.
+    """Two views of every photo of a folder, or of tar shards, a batch at a time.
 
     Args:
-        folder: of photos; sub-folders included.
+        folder: of photos, sub-folders included; or tar shards, see shards.py: ``shards/{000..099}.tar``, a URL, or
+            ``pipe:`` and a command that writes one.
         size: side of the views in pixels.
         batch_size: images a step over all processes, before gradient accumulation.
         workers: reading processes per GPU.
@@ -259,6 +305,7 @@ class PhotoViews(pl.LightningDataModule):
         redraws: how often to draw views again that share no cell.
         max_unreadable: share of unreadable files above which the run stops.
         seed: of everything drawn.
+        images: number of images in all shards; a folder is counted.
     """
 
     def __init__(
@@ -277,8 +324,10 @@ class PhotoViews(pl.LightningDataModule):
         redraws: int = 0,
         max_unreadable: float = 0.01,
         seed: int = 0,
+        images: int | None = None,
     ) -> None:
         super().__init__()
+        self.images, self._found = images, None
         self.folder, self.size, self.batch_size, self.workers, self.seed = folder, size, batch_size, workers, seed
         self.channels, self.redraws, self.max_unreadable, self.photometric = (
             channels,
@@ -299,35 +348,55 @@ class PhotoViews(pl.LightningDataModule):
     def paths(self) -> list[Path]:
         """The photos, checked against batch size and number of processes."""
         processes = self.trainer.world_size
-        paths = find_photos(self.folder)
+        if self._found is None:
+            self._found = find_photos(self.folder)  # once: a large set takes minutes to list
+        paths = self._found
         if len(paths) < processes:
             raise ValueError(
                 f"data.folder: expected an image for each of {processes} processes, found {len(paths)} in {self.folder}"
             )
-        if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(paths):
-            raise ValueError(
-                f"data.batch_size: expected a multiple of the {processes} processes, at most the {len(paths)} images "
-                f"of {self.folder}, got {self.batch_size}"
-            )
+        self._check_batch_size(len(paths))
         return paths
 
-    def batches_per_epoch(self) -> int:
-        """Whole batches only; the rest of an epoch's permutation is left out."""
-        return len(self.paths()) // self.batch_size
+    def shards(self) -> list[str]:
+        """The tar shards, none for a folder; checked as the photos are."""
+        from shards import find_shards, is_shards
 
-    def train_dataloader(self) -> ResumableLoader:
-        """The loader of this process."""
-        dataset = Photos(
-            self.paths(), self.views, seed=self.seed, channels=self.channels, redraws=self.redraws, size=self.size
-        )
-        return ResumableLoader(
-            dataset,
-            batch_size=self.batch_size // self.trainer.world_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            seed=self.seed,
-            workers=self.workers,
-        )
+        if not is_shards(self.folder):
+            return []
+        shards = find_shards(self.folder, self.images, self.trainer.world_size, self.workers)
+        self._check_batch_size(self.images)
+        return shards
+
+    def _check_batch_size(self, images: int) -> None:
+        processes = self.trainer.world_size
+        if self.batch_size < 1 or self.batch_size % processes or self.batch_size > images:
+            raise ValueError(
+                f"data.batch_size: expected a multiple of the {processes} processes, at most the {images} images "
+                f"of {self.folder}, got {self.batch_size}"
+            )
+
+    def batches_per_epoch(self) -> int:
+        """Whole batches only; the rest of an epoch's images is left out."""
+        return (self.images if self.shards() else len(self.paths())) // self.batch_size
+
+    def train_dataloader(self) -> Any:
+        """The loader of this process: a ResumableLoader, or a ShardLoader."""
+        process = {
+            "batch_size": self.batch_size // self.trainer.world_size,
+            "rank": self.trainer.global_rank,
+            "world_size": self.trainer.world_size,
+            "workers": self.workers,
+        }
+        draws = {"seed": self.seed, "redraws": self.redraws, "size": self.size}
+        shards = self.shards()
+        if shards:
+            from shards import ShardLoader
+
+            draw = DrawViews(self.views, **draws)
+            return ShardLoader(shards, draw, images=self.images, channels=self.channels, **process)
+        photos = Photos(self.paths(), self.views, channels=self.channels, **draws)
+        return ResumableLoader(photos, seed=self.seed, **process)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Colours on the device, drawn from (seed, batch, process, view); then the faster memory layout."""
