@@ -215,6 +215,17 @@ def test_a_checkpoint_holds_the_finished_shards(folder, tmp_path):
             ["--data.images=40", "--data.workers=5"],
             "data.folder: expected a shard for each of 1 processes x 5 workers, found 4",
         ),
+        (
+            "{folder}/{{000..003}}.tar",
+            [
+                "--data.images=40",
+                "--data.channels=4",
+                "--data.photometric=none",
+                "--data.mean=[0,0,0,0]",
+                "--data.std=[1,1,1,1]",
+            ],
+            r"data.channels: expected 4 channels, got 3 in .*.tar/class/",
+        ),
         ("{folder}/{{000..003}}.tar", ["--data.images=4"], "data.batch_size: .*at most the 4 images .*got 8"),
     ],
 )

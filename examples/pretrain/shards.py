@@ -7,6 +7,7 @@ images at its end not at all. (A folder continues exactly.)
 
 from __future__ import annotations
 
+import atexit
 import glob
 import logging
 import random
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from data import SUFFIXES, Batch, DrawViews, decode_photo, seed_of
+from data import SUFFIXES, Batch, DrawViews, decode_photo, kill_readers, outlive_sigterm, seed_of
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
@@ -116,10 +117,12 @@ class ShardStream(IterableDataset):
         try:
             if isinstance(data, Exception):
                 raise OSError(f"the shard ends early: {data.args[0] if data.args else data!r}")
+            if not data:
+                raise OSError("an empty file")
             return decode_photo(torch.frombuffer(bytearray(data), dtype=torch.uint8), name, self.channels)
         except ImportError:
             raise  # a missing package is no unreadable photo
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             self.draw.name_once(name, f"unreadable, left out: {error}")
             return None
 
@@ -164,7 +167,9 @@ class ShardLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_sigterm,
         )
+        atexit.register(kill_readers)
 
     def __len__(self) -> int:
         return self.length
