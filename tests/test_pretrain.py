@@ -353,21 +353,24 @@ def test_a_folder_without_images(tmp_path):
 class Reading:
     """A trainer as StopWhenIll sees it."""
 
-    log_every_n_steps, global_step = 1, 7
-    fit_loop = type("Loop", (), {"epoch_loop": type("Epoch", (), {"total_batch_idx": 6})()})()
+    log_every_n_steps = 1
 
-    def __init__(self, std: float) -> None:
+    def __init__(self, step: int, std: float) -> None:
+        self.global_step = step
         self.callback_metrics = {"health/std_times_sqrt_c": torch.tensor(std)}
 
 
 def test_a_collapsed_run_and_one_without_a_loss_stop():
+    def read(stop: StopWhenIll, step: int, std: float, loss: float = -3.9) -> None:
+        stop.on_train_batch_end(Reading(step, std), None, {"loss": torch.tensor(loss)}, None, 0)
+
     stop = StopWhenIll(patience=3)
-    for std in (0.1, 0.1, 0.9, 0.1, 0.1):
-        stop.on_train_batch_end(Reading(std), None, {"loss": torch.tensor(-3.9)}, None, 0)
-    with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3 .*collapsed"):
-        stop.on_train_batch_end(Reading(0.1), None, {"loss": torch.tensor(-3.9)}, None, 0)
+    for step, std in enumerate((0.9, 0.1, 0.1, 0.9, 0.1, 0.1)):
+        read(stop, step, std)  # a dip that passes
+    with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3 for the last 3 .*collapsed"):
+        read(stop, 6, 0.1)
     with pytest.raises(RuntimeError, match="loss is nan at step 7"):
-        stop.on_train_batch_end(Reading(0.9), None, {"loss": torch.tensor(torch.nan)}, None, 0)
+        read(stop, 7, 0.9, torch.nan)
 
 
 def test_compiled_encoders_train_and_keep_their_names(folder, tmp_path, monkeypatch):
