@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,45 @@ def test_one_process_equals_two(method, folder, tmp_path):
     for key, value in one["state"].items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, two["state"][key], atol=1e-4, rtol=0, msg=key)
+
+
+def test_two_processes_through_the_command_line(folder, tmp_path):
+    """All callbacks and loggers: one that asks the other processes on rank 0 alone would hang here."""
+    args = ["fit", "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8", "--data.workers=1", *TINY]
+    args += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_epochs=2", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(RECIPES / "pixcontrast.py"), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_preemption_of_the_whole_process_group_leaves_a_checkpoint(folder, tmp_path):
+    """Slurm signals the readers too."""
+    command = [sys.executable, str(RUNNER), "pixpro", str(folder), str(tmp_path), "2", "500", "0", "SIGTERM"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint = tmp_path / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, "ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    before = checkpoint.stat().st_mtime_ns
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    assert not (tmp_path / "end.pt").exists()
+    assert checkpoint.stat().st_mtime_ns > before
+    assert torch.load(checkpoint, weights_only=False)["global_step"] > 0
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
