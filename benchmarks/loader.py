@@ -22,7 +22,8 @@ from torchvision.io import write_jpeg
 from densessl import byol_photometric
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
-from data import Photos, PhotoViews, find_photos
+from data import PhotoViews
+from reading import Photos, find_photos
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -19,11 +19,12 @@ RECIPES = Path(__file__).parents[1] / "examples" / "pretrain"
 RUNNER = Path(__file__).parent / "pretrain_runner.py"
 sys.path.insert(0, str(RECIPES))
 
-from data import Photos, PhotoViews, QuarterTurn, ResumableLoader, read_photo, seed_of  # noqa: E402
+from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
 from engine import RecipeCLI, StopWhenIll, load_encoder, make_backbone  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
+from reading import Photos, read_photo, seed_of  # noqa: E402
 
 from densessl import FeatureMap, check_tracking  # noqa: E402
 

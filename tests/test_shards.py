@@ -15,9 +15,10 @@ pytest.importorskip("webdataset")
 RECIPES = Path(__file__).parents[1] / "examples" / "pretrain"
 sys.path.insert(0, str(RECIPES))
 
-from data import DrawViews, PhotoViews  # noqa: E402
+from data import PhotoViews  # noqa: E402
 from engine import RecipeCLI  # noqa: E402
 from pixpro import PixPro  # noqa: E402
+from reading import DrawViews  # noqa: E402
 from shards import ShardLoader, find_shards, is_shards  # noqa: E402
 
 SHARDS, EACH = 4, 10

@@ -11,13 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torchvision
-from data import Batch, PhotoViews, steps_of
+from data import PhotoViews, steps_of
 from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from reading import Batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from data import Batch
 from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
+from reading import Batch
 from torch import Tensor, nn
 
 from densessl import EMA, ConvMLP, DistanceMatcher, PixContrastLoss
