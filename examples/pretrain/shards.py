@@ -75,7 +75,7 @@ class ShardStream(IterableDataset):
         self.rank, self.world_size = rank, world_size
         # Shared with the workers, which live for the whole run.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.finished = torch.zeros(len(shards), dtype=torch.bool).share_memory_()
+        self.passed_over = torch.zeros(len(shards), dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[tuple[Batch, list[int]]]:
         epoch, held, unreadable, ended = int(self.epoch), None, 0, []
@@ -96,7 +96,7 @@ class ShardStream(IterableDataset):
     def _mine(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of(self.draw.seed, epoch))
         order = torch.randperm(len(self.shards), generator=generator)
-        of_process = order[~self.finished[order]][self.rank :: self.world_size].tolist()
+        of_process = order[~self.passed_over[order]][self.rank :: self.world_size].tolist()
         worker = get_worker_info()
         return of_process if worker is None else of_process[worker.id :: worker.num_workers]
 
@@ -161,6 +161,8 @@ class ShardLoader:
         self.epoch, self.batch = 0, 0
         self.batch_size, self.length = batch_size, images // (batch_size * world_size)
         self.stream = ShardStream(shards, draw, channels=channels, rank=rank, world_size=world_size)
+        # Not what the workers look at: one that starts late would find shards finished meanwhile, and split the rest.
+        self.finished = torch.zeros(len(shards), dtype=torch.bool)
         self._loader = DataLoader(
             self.stream,
             batch_size,
@@ -178,10 +180,10 @@ class ShardLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
-            self.stream.finished.zero_()
+            self.finished.zero_()
         self.stream.epoch.fill_(self.epoch)
         for batch, ended in self._batches():
-            self.stream.finished[ended] = True
+            self.finished[ended] = True
             self.batch += 1
             yield batch
             if self.batch >= len(self):
@@ -191,7 +193,8 @@ class ShardLoader:
         """Whole batches without end; what single workers have over is put together."""
         size, over, ended_over = self.batch_size, None, []
         while True:
-            from_start, empty = not self.stream.finished.any(), True
+            from_start, empty = not self.finished.any(), True
+            self.stream.passed_over.copy_(self.finished)
             for batch, ended in self._loader:
                 empty = False
                 if over is not None:
@@ -209,11 +212,11 @@ class ShardLoader:
                 "large, shards differ in size, or the epoch was continued",
                 self.stream.rank, self.batch, len(self),
             )  # fmt: skip
-            self.stream.finished.zero_()
+            self.finished.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, its next batch, and the shards that all processes together have finished."""
-        finished = [self.stream.finished.tolist()]
+        finished = [self.finished.tolist()]
         if torch.distributed.is_initialized():  # Lightning asks all processes, and keeps the answer of the first
             own, finished = finished[0], [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(finished, own)
@@ -232,7 +235,7 @@ class ShardLoader:
                 f"data.folder: expected the {len(finished)} shards of the checkpoint, got {len(self.stream.shards)}"
             )
         self.epoch, self.batch = state["epoch"], state["batch"]
-        self.stream.finished.copy_(torch.tensor(finished))
+        self.finished.copy_(torch.tensor(finished))
 
 
 def _webdataset() -> Any:
