@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,14 +63,16 @@ def draw_photos(folder: Path, count: int = 100) -> None:
         write_jpeg((sum(layers)[0] / 4 * 255).byte(), str(folder / f"{index:03}.jpg"), quality=88)
 
 
-def rate(load, count: int, least_of: int = 3) -> float:
-    load(0)
-    best = 0.0
-    for _ in range(least_of):
-        start = time.perf_counter()
-        for index in range(count):
-            load(index)
-        best = max(best, count / (time.perf_counter() - start))
+def rates(loads: list[Callable[[int], object]], count: int, rounds: int = 5) -> list[float]:
+    """Images/s of each, the best of several rounds that take turns; other draws in every round."""
+    best = [0.0] * len(loads)
+    for turn in range(rounds):
+        for which, load in enumerate(loads):
+            load(turn * count)
+            start = time.perf_counter()
+            for index in range(turn * count, (turn + 1) * count):
+                load(index)
+            best[which] = max(best[which], count / (time.perf_counter() - start))
     return best
 
 
@@ -91,15 +94,15 @@ def main() -> None:
                 image = file.convert("RGB")
             first(image), second(image)
 
-        def ours(photometric: str):
+        def ours(photometric: str) -> Callable[[int], object]:
             views = PhotoViews("unused", photometric=photometric).views
             photos = Photos(paths, views, seed=0, channels=3, redraws=0, size=224)
-            return lambda index: photos[(0, index % len(paths))]
+            return lambda index: photos[(index // len(paths), index % len(paths))]
 
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1024
-        base = rate(pil, 100)
-        rows = [("published pipeline, PIL", base), ("photometric: cpu", rate(ours("cpu"), 100))]
-        rows.append(("photometric: device, CPU side", rate(ours("device"), 100)))
+        labels = ["published pipeline, PIL", "photometric: cpu", "photometric: device, CPU side"]
+        rows = list(zip(labels, rates([pil, ours("cpu"), ours("device")], 200), strict=True))
+        base = rows[0][1]
         batch = default_collate([ours("device")(i) for i in range(8)])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = args.batch_size if device.type == "cuda" else 8
@@ -126,7 +129,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}; {len(paths)} JPEGs of {kilobytes:.0f} kB")
     print("| | images/s per core | against PIL |\n|---|---|---|")
     for label, value in rows:
-        print(f"| {label} | {value:.1f} | {value / base:.1f} x |")
+        print(f"| {label} | {value:.1f} | {value / base:.2f} x |")
     print(f"Device side of photometric: device: {1e3 * each:.1f} ms for a batch of {size} (both views) on {name}")
 
 

@@ -75,6 +75,9 @@ class MultiView(nn.Module):
             refuse_untrackable(transform, dense)
         self.transforms = transforms
         self.dense = dense
+        # PIL and tensors round the enlarged canvas of a rotation differently, by a pixel now and then; the coords
+        # follow the tensors' way.
+        self._expands = [any(getattr(part, "expand", False) for part in nested(t)) for t in transforms]
 
     def extra_repr(self) -> str:
         return "\n".join([*map(repr, self.transforms), f"dense={self.dense}"])
@@ -98,10 +101,7 @@ class MultiView(nn.Module):
         source_size = torch.tensor([height, width])
         extra = [] if mask is None else [_as_mask(mask, (height, width))]
         views: list[Any] = []
-        for transform in self.transforms:
-            # PIL and tensors round the enlarged canvas of a rotation differently, by a pixel now and then; the coords
-            # follow the tensors' way.
-            expands = any(getattr(part, "expand", False) for part in nested(transform))
+        for transform, expands in zip(self.transforms, self._expands, strict=True):
             start = tv_tensors.Image(F.pil_to_tensor(source)) if expands and is_pil(source) else source
             parts = [start, (DenseCoords if self.dense else ViewCoords)(canvas_size=(height, width)), *extra]
             for step in steps(transform):

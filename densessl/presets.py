@@ -107,35 +107,44 @@ def _photometric(
     std: Sequence[float],
 ) -> list[nn.Module]:
     return [
-        v2.ToImage(),
-        v2.ToDtype(torch.uint8, scale=True),
-        _ToPIL(),
-        v2.RandomApply([v2.ColorJitter(*jitter)], p=0.8),
-        v2.RandomGrayscale(p=0.2),
-        v2.RandomApply([PILGaussianBlur((0.1, 2.0))], p=blur_p),
-        v2.RandomSolarize(threshold=128, p=solarize_p),
-        _FromPIL(),
+        _OnPIL(
+            v2.RandomApply([v2.ColorJitter(*jitter)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([PILGaussianBlur((0.1, 2.0))], p=blur_p),
+            v2.RandomSolarize(threshold=128, p=solarize_p),
+        ),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean, std, inplace=True),  # of the float that the line above made
     ]
 
 
-class _ToPIL(v2.Transform):
-    """uint8 images to PIL, which does the photometric steps faster on a CPU, and as the published pipelines do."""
+class _OnPIL(v2.Transform):
+    """Photometric transforms on the image as PIL, which does them faster on a CPU, and as the published pipelines do.
+
+    One step for all of them: they move nothing, so the coords need not be handed through each.
+    """
+
+    def __init__(self, *transforms: nn.Module) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, tv_tensors.Image) or inpt.dtype != torch.uint8 or inpt.shape[0] not in (1, 3):
+        if not isinstance(inpt, tv_tensors.Image | Image.Image):
             return inpt
-        # Not to_pil_image: it copies pixel by pixel where this copies rows.
-        pixels = inpt.as_subclass(torch.Tensor).permute(1, 2, 0).contiguous().numpy()
-        return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-
-
-class _FromPIL(v2.Transform):
-    """PIL to uint8 images, row after row: ToImage leaves the channels interleaved, and every later step slower."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return tv_tensors.Image(F.pil_to_tensor(inpt).contiguous()) if isinstance(inpt, Image.Image) else inpt
+        image = inpt
+        if isinstance(image, tv_tensors.Image):
+            image = F.to_dtype(image, torch.uint8, scale=True)
+            if image.dtype == torch.uint8 and image.shape[0] in (1, 3):
+                # Band by band: to_pil_image interleaves the channels first, which takes five times as long.
+                bands = [Image.fromarray(band) for band in image.as_subclass(torch.Tensor).contiguous().numpy()]
+                image = bands[0] if len(bands) == 1 else Image.merge("RGB", bands)
+        for transform in self.transforms:
+            image = transform(image)
+        if not isinstance(image, Image.Image):
+            return image
+        # Row after row: pil_to_tensor leaves the channels interleaved, and every later step slower.
+        planes = torch.frombuffer(bytearray(b"".join(band.tobytes() for band in image.split())), dtype=torch.uint8)
+        return tv_tensors.Image(planes.view(-1, image.height, image.width))
 
 
 class PILGaussianBlur(v2.Transform):

@@ -27,6 +27,8 @@ from densessl import (
     simclr_photometric,
     simclr_views,
 )
+from densessl.pipeline import nested
+from densessl.presets import _OnPIL
 
 PRESETS = [byol_views, mocov2_views, simclr_views]
 PHOTOMETRIC = [byol_photometric, mocov2_photometric, simclr_photometric]
@@ -54,17 +56,29 @@ def test_published_views(preset, form):
 
 
 def test_the_photometric_half_is_asymmetric_as_published():
-    byol = byol_views().transforms
-    blurred = [step.p for pipeline in byol for step in pipeline.transforms if isinstance(step, v2.RandomApply)]
-    assert blurred == [0.8, 1.0, 0.8, 0.1]
-    assert [step.p for pipeline in byol for step in pipeline.transforms if isinstance(step, v2.RandomSolarize)] == [
-        0,
-        0.2,
-    ]
+    byol = [part for pipeline in byol_views().transforms for part in nested(pipeline)]
+    assert [part.p for part in byol if isinstance(part, v2.RandomApply)] == [0.8, 1.0, 0.8, 0.1]
+    assert [part.p for part in byol if isinstance(part, v2.RandomSolarize)] == [0, 0.2]
     one, two = byol_photometric()
     names = [[type(part).__name__ for part in augment.augmentation.children()] for augment in (one, two)]
     assert "RandomSolarize" not in names[0]
     assert names[1] == ["ColorJitter", "RandomGrayscale", "RandomGaussianBlur", "RandomSolarize", "Normalize"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photometric_steps_on_pil_are_those_on_the_image_as_pil(channels):
+    """The way to PIL and back loses nothing, of colour and grey images that are not square."""
+    image = tv_tensors.Image(torch.randint(0, 256, (channels, 5, 9), dtype=torch.uint8))
+    assert torch.equal(_OnPIL()(image), image)
+    assert torch.equal(_OnPIL()(image.permute(0, 2, 1)), image.permute(0, 2, 1))  # not contiguous
+    jitter = v2.ColorJitter(0.4, 0.4, 0.2, 0.1)
+    torch.manual_seed(3)
+    made = _OnPIL(jitter)(image)
+    torch.manual_seed(3)
+    assert torch.equal(made, F.pil_to_tensor(jitter(F.to_pil_image(image))))
+    assert isinstance(made, tv_tensors.Image)
+    assert torch.equal(_OnPIL()(F.to_dtype(image, torch.float32, scale=True)), image)
+    assert torch.equal(_OnPIL()(F.to_pil_image(image)), image)
 
 
 def test_device_solarize_has_the_published_threshold():

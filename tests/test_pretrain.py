@@ -6,11 +6,14 @@ import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.io import write_jpeg, write_png
@@ -290,22 +293,30 @@ def test_elongated_images_are_drawn_again_until_their_views_meet(tmp_path):
     assert share_of_meetings(0) < 0.7 < 0.9 < share_of_meetings(20)
 
 
+def png(pixels: np.ndarray, bits: int) -> bytes:
+    """A PNG file of (H, W, C) integers; Pillow writes 16 bits in one channel only."""
+    height, width, channels = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = pixels.astype(">u1" if bits == 8 else ">u2")
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_depths_and_channels(channels, bits, tmp_path):
-    from PIL import Image
-
-    pixels = torch.randint(0, 256, (channels, 48, 64), dtype=torch.uint8)
+    pixels = np.random.default_rng(channels).integers(0, 2**bits, (48, 64, channels))
     path = tmp_path / "image.png"
-    if bits == 16 and channels == 1:
-        Image.fromarray(pixels[0].numpy().astype("uint16") * 257).save(path)
-    elif bits == 8:
-        Image.fromarray(pixels[0].numpy() if channels == 1 else pixels.permute(1, 2, 0).numpy()).save(path)
-    else:
-        return  # Pillow writes 16 bits in one channel only
+    path.write_bytes(png(pixels, bits))
     image = read_photo(path, channels)
-    scale = 255 if image.dtype == torch.uint8 else 1
-    torch.testing.assert_close(image.float() / scale, pixels.float() / 255)
+    assert image.dtype == (torch.uint8 if bits == 8 else torch.float32)
+    scale = 255 if bits == 8 else 1
+    expected = torch.from_numpy(pixels).permute(2, 0, 1).float() / (2**bits - 1)
+    torch.testing.assert_close(image.float() / scale, expected)
     sample = dataset([path], channels=channels)[(0, 0)]
     assert sample.view1.image.shape == (channels, 32, 32)
 

@@ -158,6 +158,7 @@ class PhotoViews(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.images, self._found = images, None
+        self.unreadable, self.enlarged, self.seen = 0, 0, 0  # of the images that came so far
         self.folder, self.size, self.batch_size, self.workers, self.seed = folder, size, batch_size, workers, seed
         self.channels, self.redraws, self.max_unreadable, self.photometric = (
             channels,
@@ -227,6 +228,13 @@ class PhotoViews(pl.LightningDataModule):
             return ShardLoader(shards, draw, images=self.images, channels=self.channels, **process)
         photos = Photos(self.paths(), self.views, channels=self.channels, **draws)
         return ResumableLoader(photos, seed=self.seed, **process)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Counts, while the batch is on the CPU: reading a value back from a GPU would stall it."""
+        self.unreadable += int(batch.unreadable.sum())
+        self.enlarged += int(batch.enlarged.sum())
+        self.seen += len(batch.unreadable)
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Colours on the device, drawn from (seed, batch, process, view); then the faster memory layout."""

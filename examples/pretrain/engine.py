@@ -172,7 +172,7 @@ class StopWhenIll(Callback):
 
     def __init__(self, collapsed_below: float = 0.3, patience: int = 1000) -> None:
         self.collapsed_below, self.patience = collapsed_below, patience
-        self.healthy_at, self.unreadable, self.enlarged, self.seen = 0, 0, 0, 0
+        self.healthy_at = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step % trainer.log_every_n_steps:
@@ -190,17 +190,14 @@ class StopWhenIll(Callback):
             )
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
-        # Counted before the batch goes on: a run on rubbish should not train first.
-        self.unreadable += int(batch.unreadable.sum())
-        self.enlarged += int(batch.enlarged.sum())
-        self.seen += len(batch.unreadable)
+        # Before the batch goes on: a run on rubbish should not train first.
+        data = trainer.datamodule
         if is_logged(trainer):
-            module.log_dict({"data/unreadable": float(self.unreadable), "data/enlarged": self.enlarged / self.seen})
-        share = self.unreadable / max(1, self.seen)
-        if share > trainer.datamodule.max_unreadable and self.unreadable > 1:
+            module.log_dict({"data/unreadable": float(data.unreadable), "data/enlarged": data.enlarged / data.seen})
+        if data.unreadable > max(1, data.max_unreadable * data.seen):
             raise RuntimeError(
-                f"{self.unreadable} unreadable files met in {self.seen} images: more than data.max_unreadable = "
-                f"{trainer.datamodule.max_unreadable}. Their names are in the log."
+                f"{data.unreadable} unreadable files met in {data.seen} images: more than data.max_unreadable = "
+                f"{data.max_unreadable}. Their names are in the log."
             )
 
 
