@@ -28,7 +28,6 @@ from densessl.moves import (
     Matrix,
     Move,
     dispatched_functionals,
-    multiply,
     pad_move,
 )
 
@@ -113,12 +112,8 @@ class DenseCoords(tv_tensors.TVTensor):
 
 def _between_units(matrix: Matrix, source: CanvasSize, view: CanvasSize) -> Tensor:
     """A move between pixels, (view) -> (source), as one between unit squares; float64."""
-    across, down = 1 / source[1], 1 / source[0]
-    rows = multiply(
-        [[across, 0.0, 0.0], [0.0, down, 0.0], [0.0, 0.0, 1.0]],
-        matrix,
-        [[float(view[1]), 0.0, 0.0], [0.0, float(view[0]), 0.0], [0.0, 0.0, 1.0]],
-    )
+    per_source, per_view = (source[1], source[0], 1), (view[1], view[0], 1)
+    rows = [[matrix[i][j] * per_view[j] / per_source[i] for j in range(3)] for i in range(3)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
