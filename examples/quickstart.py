@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from photos import CAMVID_CLASSES, read_camvid, read_photos
-from probe import Labelled, linear_probe
 from report import Outcome, health, write_figures, write_report
 from safetensors.torch import save_file
 from scenes import CLASSES, draw_scene
@@ -47,9 +46,11 @@ from densessl import (
     byol_views,
     param_groups,
 )
+from densessl.evaluation import linear_segmentation
 from densessl.metrics import feature_std
 from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
 
+Labelled = list[tuple[Tensor, Tensor]]  # images uint8 (3, H, W) with labels int64 (H, W)
 METHODS = ("pixpro", "pixcontrast", "pixpro+instance")
 CHANNELS, PROJECTED = 128, 128
 LOAD = """\
@@ -253,9 +254,9 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
         torch.manual_seed(seed)
         backbone = make_backbone().to(device)
         features = partial(frozen_features, backbone)
-        untrained = linear_probe(features, fit, test, classes)
+        untrained = linear_segmentation(features, fit, test, classes)
         history = pretrain(backbone, images, args.method, args, seed)
-        trained = linear_probe(features, fit, test, classes)
+        trained = linear_segmentation(features, fit, test, classes)
         std, rank = health(features(held_out))
         last = history.std[-max(1, args.steps // 10) :]
         projected = sum(last) / len(last)

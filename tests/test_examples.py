@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import compose_your_own  # noqa: E402
 import photos  # noqa: E402
-import probe  # noqa: E402
 import quickstart  # noqa: E402
 import report  # noqa: E402
 import scenes  # noqa: E402
@@ -181,28 +180,6 @@ def test_colour_is_no_cue():
     labels = torch.stack([label for _, label in labelled])
     means = torch.stack([pixels[:, labels == c].mean(1) for c in range(len(scenes.CLASSES))])
     assert (means - 127.5).abs().max() < 20
-
-
-def test_mean_iou_by_hand():
-    labels = torch.tensor([0, 0, 0, 1, 1, 2, 11, -1])
-    predicted = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1])
-    confusion = probe.confusion_matrix(predicted, labels, 4)
-    assert confusion.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    # Class 0: 2 hits of 4; class 1: 2 of 3; class 2: 0 of 1; class 3 occurs nowhere and does not count.
-    assert probe.mean_iou(confusion) == pytest.approx((2 / 4 + 2 / 3 + 0) / 3)
-
-
-def test_perfect_features_give_a_perfect_probe():
-    labels = torch.randint(0, 4, (6, 4, 4), generator=torch.Generator().manual_seed(0))
-    labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    labelled = [(label.expand(3, -1, -1).to(torch.uint8), label) for label in labels]
-
-    def one_hot(images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(images[:, 0].long(), 4).permute(0, 3, 1, 2).float()
-
-    assert probe.linear_probe(one_hot, labelled[:4], labelled[4:], 4) == 1.0
-    ignored = [(image, label.masked_fill(label == 3, 11)) for image, label in labelled]
-    assert probe.linear_probe(one_hot, ignored[:4], ignored[4:], 3) == 1.0
 
 
 def test_photos_are_scaled_down_and_chosen_by_seed(tmp_path):

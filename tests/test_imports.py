@@ -33,6 +33,17 @@ ALLOWED = {
     "losses": {"losses.pixpro", "losses.pixcontrast", "losses.instance"},
     "metrics": {"losses._common", "propagation", "tokens"},
     "plots": {"geometry", "tokens"},
+    "evaluation._common": set(),
+    "evaluation.linear": {"evaluation._common"},
+    "evaluation.neighbors": {"evaluation._common", "tokens"},
+    "evaluation.clustering": {"evaluation._common", "tokens"},
+    "evaluation.correspondence": {"evaluation._common", "geometry", "tokens"},
+    "evaluation": {
+        "evaluation.clustering",
+        "evaluation.correspondence",
+        "evaluation.linear",
+        "evaluation.neighbors",
+    },
 }
 
 

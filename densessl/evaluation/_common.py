@@ -1,0 +1,66 @@
+"""What the probes share: batches of labelled images, and the mean intersection over union."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassJaccardIndex
+
+Features = Callable[[Tensor], Tensor]
+Labelled = Sequence[tuple[Tensor, Tensor]]
+IGNORED = -1
+
+
+def check_labelled(labelled: Labelled, name: str) -> None:
+    """Raises ValueError unless there are images, all of one size, with labels of that size."""
+    if len(labelled) == 0:
+        raise ValueError(f"{name}: expected (image, labels) pairs, got none")
+    size = None
+    for index in range(len(labelled)):
+        image, labels = labelled[index]
+        size = size or tuple(image.shape[-2:])
+        if image.dtype != torch.uint8 or image.ndim != 3 or tuple(image.shape[-2:]) != size:
+            raise ValueError(
+                f"{name}[{index}]: expected an image uint8 (3, H, W) with (H, W) = {size} as the first, "
+                f"got {image.dtype} {tuple(image.shape)}"
+            )
+        if labels.dtype != torch.int64 or tuple(labels.shape) != size:
+            raise ValueError(
+                f"{name}[{index}]: expected labels int64 (H, W) = {size}, got {labels.dtype} {tuple(labels.shape)}"
+            )
+
+
+def encoded(features: Features, labelled: Labelled, classes: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Feature maps and labels on their device, batch by batch; labels that name no class become IGNORED."""
+    for start in range(0, len(labelled), batch_size):
+        part = [labelled[i] for i in range(start, min(start + batch_size, len(labelled)))]
+        with torch.no_grad():
+            maps = features(torch.stack([image for image, _ in part]))
+        if maps.ndim != 4 or not maps.is_floating_point():
+            raise ValueError(f"features: expected it to return maps (B, C, h, w), got {maps.dtype} {tuple(maps.shape)}")
+        labels = torch.stack([labels for _, labels in part]).to(maps.device)
+        yield maps.detach().float(), labels.masked_fill((labels < 0) | (labels >= classes), IGNORED)
+
+
+def class_shares(labels: Tensor, classes: int, size: tuple[int, int]) -> Tensor:
+    """How much of each cell each class covers, among its labelled pixels.
+
+    Args:
+        labels: int64 ``(B, H, W)``, 0..classes-1 or IGNORED.
+        classes: how many there are.
+        size: ``(h, w)`` of the cells.
+
+    Returns:
+        ``(B, h * w, classes)``; rows sum to 1, or to 0 where no pixel of the cell is labelled.
+    """
+    one_hot = F.one_hot(labels.clamp(min=0), classes) * (labels != IGNORED).unsqueeze(-1)
+    shares = F.adaptive_avg_pool2d(one_hot.movedim(-1, 1).float(), size).flatten(2).mT
+    return shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def mean_iou(classes: int) -> MulticlassJaccardIndex:
+    """Mean intersection over union over the classes that occur in labels or predictions."""
+    return MulticlassJaccardIndex(classes, ignore_index=IGNORED, validate_args=False)

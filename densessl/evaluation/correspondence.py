@@ -1,0 +1,98 @@
+"""Whether features find the same point again in a warped photo; needs no labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from densessl.evaluation._common import Features
+from densessl.geometry import cell_centers, inside, warp
+from densessl.tokens import map_to_tokens, normalized
+
+
+def correspondence_accuracy(
+    features: Features,
+    photos: Sequence[Tensor],
+    *,
+    distances: Sequence[float] = (1.0, 2.0),
+    photometric: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> dict[float, float]:
+    """Percentage of correct keypoints (PCK) between photos and warped copies of them.
+
+    Each photo is warped by a homography drawn at random: turned by up to 30 degrees, cut to 60 to 100 % of its sides,
+    in perspective. Every cell of the copy that shows part of the photo looks for the most similar cell of the photo.
+    The answer is right within d if the distance between that cell's centre and the true place is at most d cells, along
+    each axis in cells of that axis. Perfect features are within 0.71 cells, half a diagonal.
+
+    Args:
+        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        photos: uint8 ``(3, H, W)`` each; sizes may differ.
+        distances: d, in cells of the feature map. Compare backbones of one stride only.
+        photometric: done to the copies, uint8 ``(B, 3, H, W)``; None: nothing.
+        batch_size: images encoded at once.
+        seed: of the homographies.
+
+    Returns:
+        For each distance the share of cells within it, 0..1.
+
+    Raises:
+        ValueError: if there is no photo, or on other shapes and dtypes.
+    """
+    for index, photo in enumerate(photos):
+        if photo.ndim != 3 or photo.dtype != torch.uint8:
+            raise ValueError(f"photos[{index}]: expected uint8 (3, H, W), got {photo.dtype} {tuple(photo.shape)}")
+    if len(photos) == 0:
+        raise ValueError("photos: expected at least one, got none")
+    generator = torch.Generator().manual_seed(seed)
+    right, asked = torch.zeros(len(distances), dtype=torch.float64), 0
+    for batch in _batches(photos, batch_size):
+        coords = _homographies(len(batch), generator)
+        size = (batch.shape[2], batch.shape[3])
+        copies = warp(batch.float(), coords, size).round().to(torch.uint8)
+        errors = _errors(features, batch, copies if photometric is None else photometric(copies), coords)
+        right += torch.stack([(errors <= distance).sum() for distance in distances]).cpu()
+        asked += len(errors)
+    return {distance: float(share) / asked for distance, share in zip(distances, right, strict=True)}
+
+
+@torch.no_grad()
+def _errors(features: Features, photos: Tensor, copies: Tensor, coords: Tensor) -> Tensor:
+    """Distance in cells from the answer to the truth, of all cells of the copies that show part of their photo."""
+    sought, maps = features(copies), features(photos)
+    h, w = maps.shape[2:]
+    queries, keys = normalized(map_to_tokens(sought)), normalized(map_to_tokens(maps))
+    answer = (queries @ keys.mT).argmax(-1)
+    place = torch.stack([answer % w + 0.5, answer // w + 0.5], -1)
+    coords = coords.to(maps.device)
+    truth = cell_centers(coords, (h, w)) * torch.tensor([w, h], device=maps.device)
+    return (place - truth).norm(dim=-1)[inside(coords, (h, w))]
+
+
+def _batches(photos: Sequence[Tensor], batch_size: int) -> list[Tensor]:
+    """In order, as many at once as have one size."""
+    batches: list[list[Tensor]] = []
+    for photo in photos:
+        if not batches or len(batches[-1]) == batch_size or batches[-1][0].shape != photo.shape:
+            batches.append([])
+        batches[-1].append(photo)
+    return [torch.stack(batch) for batch in batches]
+
+
+def _homographies(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 3, 3), from a copy's unit square to its photo's."""
+    from kornia.geometry.transform import get_perspective_transform
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).expand(count, 4, 2)
+    angle, side = uniform(-math.pi / 6, math.pi / 6), uniform(0.6, 1.0)
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], -2)
+    shown = (corners - 0.5) * side.view(-1, 1, 1) + uniform(-0.08, 0.08, 4, 2)
+    place = 0.5 + uniform(-0.5, 0.5, 1, 2) * (1 - side).view(-1, 1, 1)
+    return get_perspective_transform(corners.contiguous(), shown @ turn.mT + place)

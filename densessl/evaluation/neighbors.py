@@ -1,0 +1,84 @@
+"""How well labels carry over to the nearest cells in feature space, without any training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densessl.evaluation._common import Features, Labelled, check_labelled, class_shares, encoded, mean_iou
+from densessl.tokens import map_to_tokens, normalized, tokens_to_map
+
+
+def nearest_neighbor_segmentation(
+    features: Features,
+    memory: Labelled,
+    test: Labelled,
+    classes: int,
+    *,
+    neighbors: int = 30,
+    temperature: float = 0.07,
+    cells: int = 50_000,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> float:
+    """Labels each cell by its nearest cells in a memory of labelled ones (in-context segmentation).
+
+    A cell of the memory holds the share of each class among its labelled pixels. A test cell takes the mean of the
+    shares of its nearest neighbours, weighted by ``softmax(cos / temperature)`` over them; the result is upsampled
+    bilinearly to the labels.
+
+    Args:
+        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
+        test: the same to report on.
+        classes: labels run 0..classes-1; all others are ignored.
+        neighbors: k.
+        temperature: of the softmax.
+        cells: at most so many in the memory, chosen at random.
+        batch_size: images encoded at once.
+        seed: of the choice of cells.
+
+    Returns:
+        Mean intersection over union on the test split, 0..1.
+
+    Raises:
+        ValueError: if a split is empty or the memory holds no labelled cell, or on other shapes and dtypes.
+    """
+    check_labelled(memory, "memory")
+    check_labelled(test, "test")
+    keys, shares = _memory(features, memory, classes, cells, batch_size, seed)
+    meter = mean_iou(classes).to(keys.device)
+    for maps, labels in encoded(features, test, classes, batch_size):
+        # Not lightly's knn_predict: it takes one label per key and returns a ranking, which cannot be upsampled.
+        scores = torch.stack([_vote(image, keys, shares, neighbors, temperature) for image in map_to_tokens(maps)])
+        scores = tokens_to_map(scores, (maps.shape[2], maps.shape[3]))
+        predicted = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False).argmax(1)
+        meter.update(predicted, labels)
+    return float(meter.compute())
+
+
+def _memory(
+    features: Features, memory: Labelled, classes: int, cells: int, batch_size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Unit features (M, C) and class shares (M, classes) of at most ``cells`` labelled cells."""
+    # As many of each image as needed: a memory of all cells of all images may not fit.
+    per_batch = -(-cells * batch_size // len(memory))
+    generator = torch.Generator().manual_seed(seed)
+    keys, shares = [], []
+    for maps, labels in encoded(features, memory, classes, batch_size):
+        share = class_shares(labels, classes, (maps.shape[2], maps.shape[3])).flatten(0, 1)
+        known = share.sum(-1).nonzero()[:, 0]
+        chosen = known[torch.randperm(len(known), generator=generator)[:per_batch].to(known.device)]
+        keys.append(normalized(map_to_tokens(maps).flatten(0, 1)[chosen]))
+        shares.append(share[chosen])
+    if not sum(len(part) for part in keys):
+        raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {len(memory)} images")
+    return torch.cat(keys), torch.cat(shares)
+
+
+def _vote(tokens: Tensor, keys: Tensor, shares: Tensor, neighbors: int, temperature: float) -> Tensor:
+    """Class shares (N, classes) of the tokens (N, C) of one image."""
+    nearest, index = (normalized(tokens) @ keys.T).topk(min(neighbors, len(keys)), dim=1)
+    weights = (nearest / temperature).softmax(1)
+    return (weights.unsqueeze(1) @ shares[index]).squeeze(1)

@@ -1,0 +1,235 @@
+"""The probes against loops, perfect features, and numbers computed by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("scipy")
+
+from densessl.evaluation import (
+    cluster_segmentation,
+    correspondence_accuracy,
+    linear_segmentation,
+    nearest_neighbor_segmentation,
+)
+from densessl.evaluation._common import class_shares, mean_iou
+from densessl.evaluation.clustering import _names
+from densessl.evaluation.correspondence import _homographies
+
+CLASSES, CELL = 4, 8
+
+
+def colour_by_class(count: int, seed: int = 0, size: tuple[int, int] = (4, 6)) -> list[tuple[Tensor, Tensor]]:
+    """Images whose first channel is the label, in blocks of 8 x 8 pixels."""
+    labels = torch.randint(0, CLASSES, (count, *size), generator=torch.Generator().manual_seed(seed))
+    labels = labels.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+    return [(label.expand(3, -1, -1).to(torch.uint8), label) for label in labels]
+
+
+def one_hot(images: Tensor) -> Tensor:
+    """Perfect features, at stride 8."""
+    return F.one_hot(images[:, 0, CELL // 2 :: CELL, CELL // 2 :: CELL].long(), CLASSES).movedim(-1, 1).float()
+
+
+def fine_one_hot(images: Tensor) -> Tensor:
+    """Perfect features, at stride 1: no upsampling blurs the edges."""
+    return F.one_hot(images[:, 0].long(), CLASSES).movedim(-1, 1).float()
+
+
+def noise(images: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(int(images.float().sum()))
+    return torch.randn(len(images), 5, images.shape[2] // CELL, images.shape[3] // CELL, generator=generator)
+
+
+def with_ignored(labelled: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    return [(image, labels.masked_fill(labels == CLASSES - 1, 255)) for image, labels in labelled]
+
+
+def test_mean_iou_by_hand():
+    meter = mean_iou(4)
+    meter.update(torch.tensor([0, 0, 1, 1, 1, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 2, -1, -1]))
+    # Class 0: 2 hits of 4; class 1: 2 of 3; class 2: 0 of 1; class 3 occurs nowhere and does not count.
+    assert float(meter.compute()) == pytest.approx((2 / 4 + 2 / 3 + 0) / 3)
+
+
+def test_class_shares_by_hand():
+    labels = torch.tensor([[0, 1, -1, -1], [0, 0, -1, 2]])
+    shares = class_shares(labels[None], 3, (1, 2))
+    torch.testing.assert_close(shares, torch.tensor([[[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]]))
+    assert class_shares(torch.full((1, 2, 2), -1), 3, (1, 1)).sum() == 0
+
+
+@pytest.mark.parametrize("probe", [linear_segmentation, nearest_neighbor_segmentation])
+def test_perfect_features_give_one(probe):
+    known, asked = colour_by_class(6), colour_by_class(3, seed=1)
+    assert probe(fine_one_hot, known, asked, CLASSES) == 1
+    assert probe(fine_one_hot, with_ignored(known), with_ignored(asked), CLASSES - 1) == 1
+    assert probe(one_hot, known, asked, CLASSES) > 0.7  # upsampled: right but for the edges
+    assert probe(noise, known, asked, CLASSES) < 0.3
+
+
+@pytest.mark.parametrize("clusters", [None, CLASSES + 3])
+def test_perfect_features_give_perfect_clusters(clusters):
+    asked = colour_by_class(4)
+    perfect = cluster_segmentation(one_hot, asked, CLASSES, clusters=None)
+    assert perfect == 1
+    assert cluster_segmentation(one_hot, with_ignored(asked), CLASSES - 1, clusters=CLASSES) == 1
+    assert cluster_segmentation(noise, asked, CLASSES, clusters=clusters) < 0.5
+
+
+def test_nearest_neighbors_equal_a_loop():
+    known, asked = colour_by_class(3, seed=2), colour_by_class(2, seed=3)
+
+    def mixed(images: Tensor) -> Tensor:
+        return one_hot(images).repeat(1, 2, 1, 1) + 0.8 * noise(images)[:, [0, 1, 2, 3, 4, 0, 1, 2]]
+
+    def unit(x: Tensor) -> Tensor:
+        return x / x.norm()
+
+    memory = []
+    for image, labels in known:
+        features = mixed(image[None])[0]
+        for i in range(4):
+            for j in range(6):
+                cell = labels[i * CELL : (i + 1) * CELL, j * CELL : (j + 1) * CELL]
+                memory.append((unit(features[:, i, j]), F.one_hot(cell.flatten(), CLASSES).float().mean(0)))
+    hits, union = torch.zeros(CLASSES), torch.zeros(CLASSES)
+    for image, labels in asked:
+        features = mixed(image[None])[0]
+        scores = torch.zeros(CLASSES, 4, 6)
+        for i in range(4):
+            for j in range(6):
+                ranked = sorted(((float(unit(features[:, i, j]) @ key), share) for key, share in memory),
+                                key=lambda pair: -pair[0])[:5]  # fmt: skip
+                weights = [math.exp(similarity / 0.1) for similarity, _ in ranked]
+                scores[:, i, j] = sum(w * share for w, (_, share) in zip(weights, ranked, strict=True)) / sum(weights)
+        predicted = F.interpolate(scores[None], labels.shape, mode="bilinear", align_corners=False)[0].argmax(0)
+        for c in range(CLASSES):
+            hits[c] += ((predicted == c) & (labels == c)).sum()
+            union[c] += ((predicted == c) | (labels == c)).sum()
+    expected = float((hits / union).mean())
+    assert 0.3 < expected < 0.9
+    made = nearest_neighbor_segmentation(mixed, known, asked, CLASSES, neighbors=5, temperature=0.1, batch_size=1)
+    assert made == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_small_memory_is_drawn_from_all_images_and_a_function_of_the_seed():
+    known, asked = colour_by_class(8), colour_by_class(2, seed=1)
+    seen = []
+
+    def watched(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return one_hot(images)
+
+    few = [nearest_neighbor_segmentation(watched, known, asked, CLASSES, cells=2, batch_size=3, seed=s) for s in (1, 1)]
+    assert few[0] == few[1]
+    assert sum(seen) == 2 * 10
+    assert few[0] < nearest_neighbor_segmentation(one_hot, known, asked, CLASSES)
+
+
+def test_hungarian_matching_and_majority_by_hand():
+    # Both clusters lie mostly on class 0; one to one, the second has to take class 1.
+    labels = torch.tensor([0] * 12 + [1] * 3)
+    predicted = torch.tensor([0] * 8 + [1] * 4 + [1] * 3)
+    assert _names(predicted, labels, 2, 2).tolist() == [0, 1]
+    # With three clusters there is no need to share: each takes its majority.
+    assert _names(predicted, labels, 2, 3)[:2].tolist() == [0, 0]
+
+
+def ramp_photo(height: int, width: int) -> Tensor:
+    """Red runs with x, green with y."""
+    x = (torch.arange(width) + 0.5) / width * 255
+    y = (torch.arange(height) + 0.5) / height * 255
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width), torch.zeros(height, width)]).to(torch.uint8)
+
+
+def position(images: Tensor) -> Tensor:
+    """Perfect features: the colours, which are positions, as directions close to one another."""
+    x = F.avg_pool2d(images.float(), CELL)[:, :2] / 255
+    return torch.cat([0.1 * (x - 0.5), torch.ones_like(x[:, :1])], 1)
+
+
+def test_perfect_features_find_every_point():
+    photos = [ramp_photo(128, 192), ramp_photo(128, 192), ramp_photo(160, 120)]
+    found = correspondence_accuracy(position, photos, distances=(0.3, 1.0))
+    assert found[1.0] > 0.99  # a photo's rim, where the copy's cells reach beyond it, may be off
+    assert 0.2 < found[0.3] < 0.5  # within 0.3 cells: the share of a cell's area, pi 0.3^2 = 0.28
+    assert correspondence_accuracy(noise, photos, distances=(1.0,))[1.0] < 0.05
+
+
+def test_correspondence_equals_a_loop():
+    photo = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    photo = F.avg_pool2d(photo.float(), 5, 1, 2).to(torch.uint8)
+
+    def features(images: Tensor) -> Tensor:
+        return F.avg_pool2d(images.float(), CELL) - 100
+
+    seen = []
+
+    def watched(images: Tensor) -> Tensor:
+        seen.append(images)
+        return features(images)
+
+    made = correspondence_accuracy(watched, [photo], distances=(0.8, 2.5), seed=4)
+    copy, original = features(seen[0])[0], features(seen[1])[0]
+    h = _homographies(1, torch.Generator().manual_seed(4))[0].double()
+    errors = []
+    for i in range(6):
+        for j in range(8):
+            x, y, w = (h @ torch.tensor([(j + 0.5) / 8, (i + 0.5) / 6, 1.0]).double()).tolist()
+            x, y = x / w, y / w
+            if not (0 <= x <= 1 and 0 <= y <= 1):
+                continue
+            best = max(
+                ((k, m) for k in range(6) for m in range(8)),
+                key=lambda at: float(F.cosine_similarity(copy[:, i, j], original[:, at[0], at[1]], dim=0)),
+            )
+            errors.append(math.hypot(best[1] + 0.5 - x * 8, best[0] + 0.5 - y * 6))
+    for distance, share in made.items():
+        assert share == pytest.approx(sum(e <= distance for e in errors) / len(errors))
+    assert 0 < made[0.8] < made[2.5] < 1
+
+
+def test_photometric_changes_reach_the_copies_only():
+    photos = [ramp_photo(64, 64)]
+    inverted = correspondence_accuracy(position, photos, photometric=lambda copies: 255 - copies)
+    assert inverted[1.0] < 0.3 < correspondence_accuracy(position, photos)[1.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linear_segmentation(one_hot, [], colour_by_class(1), 4), r"fit: expected .* got none"),
+        (
+            lambda: nearest_neighbor_segmentation(one_hot, colour_by_class(1), [], 4),
+            r"test: expected .* got none",
+        ),
+        (
+            lambda: nearest_neighbor_segmentation(
+                one_hot, [(colour_by_class(1)[0][0], torch.full((32, 48), 9))], colour_by_class(1), 4
+            ),
+            r"memory: expected labels in 0..3, got none",
+        ),
+        (
+            lambda: cluster_segmentation(one_hot, colour_by_class(1) + colour_by_class(1, size=(3, 3)), 4),
+            r"test\[1\]: expected an image uint8 \(3, H, W\) with \(H, W\) = \(32, 48\)",
+        ),
+        (
+            lambda: cluster_segmentation(one_hot, [(colour_by_class(1)[0][0], torch.zeros(32, 48))], 4),
+            r"test\[0\]: expected labels int64 \(H, W\) = \(32, 48\), got torch.float32",
+        ),
+        (lambda: cluster_segmentation(one_hot, colour_by_class(1), 4, clusters=3), r"clusters: .* 4 classes, got 3"),
+        (lambda: cluster_segmentation(one_hot, colour_by_class(1), 4, clusters=25), r"as there are cells, 24, got 25"),
+        (lambda: linear_segmentation(lambda x: x.float().mean((2, 3)), colour_by_class(1), colour_by_class(1), 4),
+         r"features: expected it to return maps"),
+        (lambda: correspondence_accuracy(position, []), "photos: expected at least one, got none"),
+        (lambda: correspondence_accuracy(position, [torch.zeros(3, 8, 8)]), r"photos\[0\]: expected uint8"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
