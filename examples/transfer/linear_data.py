@@ -1,0 +1,105 @@
+"""Batches for the linear probe: a folder of photos for each class, in ``train/`` and ``val/``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import v2
+
+from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+
+
+class ImageFolders(pl.LightningDataModule):
+    """Random crops of the training photos, the central crop of the validation photos.
+
+    Args:
+        folder: holds ``train/CLASS/*`` and ``val/CLASS/*``.
+        size: side of the crops; validation photos are scaled to 8/7 of it before.
+        scale: share of a photo's area that a training crop covers.
+        batch_size: images a step over all processes, before gradient accumulation.
+        workers: reading processes per GPU.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        batch_size: int = 256,
+        workers: int = 8,
+    ) -> None:
+        super().__init__()
+        self.folder, self.batch_size, self.workers = folder, batch_size, workers
+        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        self.for_training = v2.Compose([v2.RandomResizedCrop(size, scale), v2.RandomHorizontalFlip(), *finish])
+        self.for_evaluation = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), *finish])
+        self.classes: list[str] = []
+
+    def setup(self, stage: str) -> None:
+        """Opens both folders, and checks them before a step is made."""
+        self.train = open_folder(Path(self.folder, "train"), self.for_training)
+        self.val = open_folder(Path(self.folder, "val"), self.for_evaluation)
+        self.classes = self.train.classes
+        different = sorted(set(self.train.classes) ^ set(self.val.classes))
+        if different:
+            raise ValueError(
+                f"data.folder: expected the same classes in {self.folder}/train and {self.folder}/val, "
+                f"got {len(different)} in one alone, the first {different[0]}"
+            )
+        processes = self.trainer.world_size
+        if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
+            raise ValueError(
+                f"data.batch_size: expected a multiple of the {processes} processes, at most the {len(self.train)} "
+                f"images of {self.folder}/train, got {self.batch_size}"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Whole batches of random crops."""
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Every validation photo."""
+        return self._loader(self.val, shuffle=False)
+
+    def _loader(self, photos: ImageFolder, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            photos,
+            self.batch_size // self.trainer.world_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:
+    """The photos of a folder with one sub-folder for each class.
+
+    Raises:
+        ValueError: if there is no such folder, no class, or a class without photos.
+    """
+    try:
+        return ImageFolder(folder, transform, loader=read_photo)
+    except OSError as error:
+        raise ValueError(f"data.folder: expected a folder of photos for each class in {folder}: {error}") from error
+
+
+def read_photo(path: str) -> Image.Image:
+    """torchvision's own reading; what it raises does not always name the file.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"data.folder: {path} cannot be read: {error}") from error

@@ -1,0 +1,118 @@
+"""Batches for semantic segmentation: the random scale, crop and flip of training, whole images of evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from segmentation_sets import CLASSES, IGNORE, open_set
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+
+
+class RandomScale(v2.Transform):
+    """Resizes both sides by one factor, drawn from a range.
+
+    v2.ScaleJitter and v2.RandomResize scale to a given size, whatever the image's own.
+
+    Args:
+        scale: smallest and largest factor.
+    """
+
+    def __init__(self, scale: tuple[float, float]) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        factor = float(torch.empty(()).uniform_(*self.scale))
+        return {"size": [max(1, round(side * factor)) for side in F.get_size(flat_inputs[0])]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(F.resize, inpt, params["size"], antialias=True)  # masks: nearest
+
+
+class SegmentationData(pl.LightningDataModule):
+    """Training batches of crops; validation and test images whole, one at a time, as they are.
+
+    Args:
+        dataset: whose layout ``folder`` has; see segmentation_sets.py.
+        folder: of the set: the one that holds ``leftImg8bit``, ``VOCdevkit`` or ``images``.
+        crop: height and width of the training crops; what an image lacks is filled with the mean colour and ignored.
+        scale: range of the random scale.
+        batch_size: images a step over all processes.
+        workers: reading processes per GPU.
+        sbd: folder of the Semantic Boundaries Dataset, to train on VOC with its 10,582 images.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["cityscapes", "voc", "camvid"],
+        folder: str,
+        crop: tuple[int, int] = (769, 769),
+        scale: tuple[float, float] = (0.5, 2.0),
+        batch_size: int = 16,
+        workers: int = 8,
+        sbd: str | None = None,
+    ) -> None:
+        super().__init__()
+        if sbd is not None and dataset != "voc":
+            raise ValueError(f"data.sbd: expected none for {dataset}: it adds to the training images of voc")
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"data.scale: expected 0 < smallest <= largest, got {scale}")
+        self.dataset, self.folder, self.sbd, self.classes = dataset, folder, sbd, CLASSES[dataset]
+        self.batch_size, self.workers = batch_size, workers
+        normalize = [v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
+                     v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]  # fmt: skip
+        mean_color = [round(255 * mean) for mean in IMAGENET_MEAN]
+        self.for_training = v2.Compose([
+            RandomScale(scale),
+            v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: mean_color, tv_tensors.Mask: IGNORE}),
+            v2.RandomHorizontalFlip(),
+            *normalize,
+        ])  # fmt: skip
+        self.for_evaluation = v2.Compose(normalize)
+
+    def setup(self, stage: str) -> None:
+        """Opens what the stage reads, and checks it before a step is made."""
+        if stage == "test" and self.dataset != "camvid":
+            raise ValueError(f"data.dataset: the test labels of {self.dataset} are not public: run validate")
+        if stage == "fit":
+            self.train = open_set(self.dataset, self.folder, "train", self.for_training, self.sbd)
+            processes = self.trainer.world_size
+            if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
+                raise ValueError(
+                    f"data.batch_size: expected a multiple of the {processes} processes, at most the "
+                    f"{len(self.train)} images of {self.folder}, got {self.batch_size}"
+                )
+        if stage in ("fit", "validate"):
+            self.val = open_set(self.dataset, self.folder, "val", self.for_evaluation)
+        if stage == "test":
+            self.test = open_set(self.dataset, self.folder, "test", self.for_evaluation)
+
+    def train_dataloader(self) -> DataLoader:
+        """Whole batches of crops."""
+        return self._loader(self.train, self.batch_size // self.trainer.world_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Single images of their own sizes."""
+        return self._loader(self.val, 1, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        """As in validation."""
+        return self._loader(self.test, 1, shuffle=False)
+
+    def _loader(self, images: Any, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,191 @@
+"""Cityscapes, Pascal VOC and CamVid as pairs of an image and a map of class numbers, checked as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision import tv_tensors
+from torchvision.datasets import Cityscapes, SBDataset, VisionDataset, VOCSegmentation
+from torchvision.transforms.v2 import functional as F
+
+IGNORE = 255  # the class number of pixels that neither loss nor metric counts, in all three
+CLASSES = {"cityscapes": 19, "voc": 21, "camvid": 11}
+LAYOUT = {
+    "cityscapes": "leftImg8bit/{split}/CITY/*_leftImg8bit.png and gtFine/{split}/CITY/*_gtFine_labelIds.png",
+    "voc": "VOCdevkit/VOC2012/ with ImageSets/Segmentation/{split}.txt, JPEGImages and SegmentationClass",
+    "camvid": "images/{split}/*.jpg or *.png and labels/{split}/*.png",
+}
+
+
+class CamVid(VisionDataset):
+    """CamVid as photos and label images of the same names.
+
+    Args:
+        root: holds ``images/SPLIT`` and ``labels/SPLIT``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        super().__init__(root)
+        photos, labels = Path(root) / "images" / split, Path(root) / "labels" / split
+        self.images = [path for path in photos.iterdir() if path.suffix in (".jpg", ".png")]
+        self.targets = [labels / f"{path.stem}.png" for path in self.images]
+        orphans = sorted({path.stem for path in labels.glob("*.png")} - {path.stem for path in self.images})
+        if orphans:
+            raise ValueError(
+                f"data.folder: {labels / orphans[0]}.png labels an image that is not in {photos} "
+                f"({len(orphans)} such labels)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        return Image.open(self.images[index]).convert("RGB"), Image.open(self.targets[index])
+
+
+class Labelled(Dataset):
+    """Image and class numbers, as tv_tensors through a transform.
+
+    Args:
+        dataset: gives a PIL image and its PIL label image.
+        images: their files, to name them in errors.
+        labels: theirs.
+        class_of: ``(256,)``, the class number of each id in the label images, -1 where an id is not allowed.
+        transform: of a ``tv_tensors.Image`` and a ``tv_tensors.Mask``, both uint8.
+
+    Raises:
+        ValueError: if a file is missing, or there is none.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        images: list[Any],
+        labels: list[Any],
+        class_of: Tensor,
+        transform: Callable[..., Any],
+    ) -> None:
+        missing = [(image, label) for image, label in zip(images, labels, strict=True) if not Path(label).is_file()]
+        if missing:
+            image, label = missing[0]
+            raise ValueError(
+                f"data.folder: expected a label image for each of {len(images)} images, {len(missing)} are missing; "
+                f"the first is {label}, of the image {image}"
+            )
+        gone = [image for image in images if not Path(image).is_file()]
+        if gone:
+            raise ValueError(
+                f"data.folder: {len(gone)} of {len(images)} listed images are missing; the first is {gone[0]}"
+            )
+        self.dataset, self.images, self.labels = dataset, images, labels
+        self.class_of, self.transform = class_of, transform
+        # File systems list in orders of their own: sorted, a seed draws the same batches everywhere.
+        self.order = sorted(range(len(images)), key=lambda index: str(images[index]))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        number = self.order[index]
+        image, label = self._read(number)
+        name = self.labels[number]
+        if label.size != image.size:
+            raise ValueError(
+                f"data.folder: {name} is {label.width}x{label.height} pixels, its image {self.images[number]} "
+                f"{image.width}x{image.height}: expected equal sizes"
+            )
+        if label.mode not in ("L", "P"):
+            raise ValueError(f"data.folder: expected ids in one channel of 8 bits in {name}, got mode {label.mode}")
+        ids = F.pil_to_tensor(label)[0].long()
+        classes = self.class_of[ids]
+        if (classes < 0).any():
+            allowed = (self.class_of >= 0).nonzero().flatten().tolist()
+            raise ValueError(
+                f"data.folder: expected ids among {_ranges(allowed)} in {name}, "
+                f"got {_ranges(ids[classes < 0].unique().tolist())}"
+            )
+        return self.transform(tv_tensors.Image(F.pil_to_tensor(image)), tv_tensors.Mask(classes.byte()))
+
+    def _read(self, number: int) -> tuple[Image.Image, Image.Image]:
+        try:
+            image, label = self.dataset[number]
+            label.load()  # PIL decodes on demand
+        except (OSError, SyntaxError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"data.folder: {self.images[number]} or {self.labels[number]} cannot be read: {error}"
+            ) from error
+        return image, label
+
+
+def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], sbd: str | None = None) -> Labelled:
+    """A split of one of the sets, with all its files in place.
+
+    Args:
+        name: a key of ``CLASSES``.
+        folder: that holds the layout above.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        transform: see Labelled.
+        sbd: folder of the Semantic Boundaries Dataset (``img``, ``cls``, ``train.txt``, ``val.txt``), whose images that
+            are not in VOC's own train and val are added; for VOC's train split. Needs scipy.
+
+    Raises:
+        ValueError: if folders or files are missing.
+    """
+    try:
+        if name == "cityscapes":
+            dataset = Cityscapes(folder, split, target_type="semantic")
+            images, labels = dataset.images, [targets[0] for targets in dataset.targets]
+            # Negative ids are not drawn in label images.
+            known = {entry.id: entry.train_id for entry in Cityscapes.classes if entry.id >= 0}
+        elif name == "voc":
+            dataset = VOCSegmentation(folder, "2012", split)
+            images, labels = dataset.images, dataset.masks
+            known = {**{number: number for number in range(21)}, 255: IGNORE}
+        else:
+            dataset = CamVid(folder, split)
+            images, labels = dataset.images, dataset.targets
+            known = {**{number: number for number in range(11)}, 11: IGNORE}
+    except (OSError, RuntimeError) as error:
+        layout = LAYOUT[name].format(split=split)
+        raise ValueError(f"data.folder: expected {layout} below {folder}: {error}") from error
+    if not images:
+        raise ValueError(f"data.folder: expected {LAYOUT[name].format(split=split)} below {folder}, found no image")
+    if sbd is not None:
+        dataset, images, labels = _with_sbd(dataset, folder, sbd)
+    class_of = torch.full((256,), -1, dtype=torch.int16)
+    class_of[list(known)] = torch.tensor(list(known.values()), dtype=torch.int16)
+    return Labelled(dataset, images, labels, class_of, transform)
+
+
+def _with_sbd(voc: VOCSegmentation, folder: str, sbd: str) -> tuple[Dataset, list[Any], list[Any]]:
+    """VOC's training images, and those of SBD that neither VOC's train nor its val split holds: 10,582 in all."""
+    try:
+        taken = {Path(path).stem for path in voc.images + VOCSegmentation(folder, "2012", "val").images}
+        parts, images, labels = [voc], list(voc.images), list(voc.masks)
+        for split in ("train", "val"):
+            part = SBDataset(sbd, split, mode="segmentation")
+            new = [index for index, path in enumerate(part.images) if Path(path).stem not in taken]
+            parts.append(Subset(part, new))
+            images += [part.images[index] for index in new]
+            labels += [part.masks[index] for index in new]
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"data.sbd: expected img, cls, train.txt and val.txt below {sbd}: {error}") from error
+    return ConcatDataset(parts), images, labels
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers with runs put together: ``0..20, 255``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join("..".join(map(str, run)) for run in runs)
