@@ -46,7 +46,8 @@ class LinearProbe(pl.LightningModule):
         if not lr_at_256 > 0:
             raise ValueError(f"model.lr_at_256: expected a positive learning rate, got {lr_at_256}")
         self.save_hyperparameters()
-        self.backbone = make_resnet(backbone, pretrained).requires_grad_(False)  # pools; its own fc is an identity
+        # It pools, and its own fc is an identity. Lightning trains in the modes that it finds, so eval() here as well.
+        self.backbone = make_resnet(backbone, pretrained).requires_grad_(False).eval()
         self.classifier = nn.Linear(self.backbone.inplanes, classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
