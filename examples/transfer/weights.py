@@ -49,10 +49,39 @@ def make_resnet(name: str, pretrained: str, dilate: Sequence[bool] = (False, Fal
         if not path.is_file():
             raise ValueError(f"model.pretrained: expected none, imagenet or a file, got {pretrained!r}: no such file")
         read = read_backbone(path)
-        for entry in read.dropped:
-            log.info("%s: left out %s", path, entry)
+        for entry, why in read.dropped.items():
+            log.info("%s: left out %s: %s", path, entry, why)
+        if read.parts:
+            log.info("%s: %d entries of pyramid and towers are no part of %s", path, len(read.parts), name)
         load(network, read.weights, name, str(path))
     return network
+
+
+def load_parts(detector: nn.Module, pretrained: str) -> None:
+    """Loads the pyramid and the towers that a file may hold beside the backbone, into a detector that names them so.
+
+    Args:
+        detector: torchvision's FCOS has these names; others here have batch norm in the pyramid and other heads.
+        pretrained: as of make_resnet.
+
+    Raises:
+        ValueError: if an entry is of another shape than the detector's.
+    """
+    if pretrained in ("none", "imagenet"):
+        return
+    parts, own = read_backbone(pretrained).parts, detector.state_dict()
+    for key in parts:
+        if key not in own:
+            log.info("%s: left out %s: not in the %s", pretrained, key, type(detector).__name__)
+        elif parts[key].shape != own[key].shape:
+            raise ValueError(
+                f"model.pretrained: {pretrained} does not fit the {type(detector).__name__}: {key} is "
+                f"{tuple(parts[key].shape)}, expected {tuple(own[key].shape)}"
+            )
+    fitting = {key: value for key, value in parts.items() if key in own}
+    detector.load_state_dict(fitting, strict=False)
+    if fitting:
+        log.info("%s: loaded %d entries of pyramid and towers", pretrained, len(fitting))
 
 
 def load(network: nn.Module, weights: Mapping[str, Tensor], name: str, source: str) -> None:

@@ -1,0 +1,113 @@
+"""Batches for detection: Pascal VOC or COCO's layout, whole images and their targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from coco_boxes import coco_boxes, keep_share
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torchvision.transforms import v2
+from voc_boxes import NAMES, voc_boxes
+
+Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
+
+
+class Boxes(pl.LightningDataModule):
+    """Training images, flipped at random, and evaluation images; the detector resizes both.
+
+    Args:
+        layout: ``"voc"`` (VOCdevkit with its xml files) or ``"coco"`` (a json file per split).
+        folder: holds ``VOCdevkit``, or what ``images`` and ``annotations`` name.
+        train: splits to train on, together: ``VOC2007/trainval`` or ``train2017``.
+        val: splits to evaluate on.
+        images: of COCO's layout: folder of a split's images.
+        annotations: of COCO's layout: file of a split's annotations.
+        masks: read instance masks too. COCO's layout only.
+        batch_size: images a step over all processes.
+        workers: reading processes per GPU.
+        share: of the training images whose labels are used; a fixed list for every seed. COCO's layout only.
+        share_seed: of that list.
+        drop_degenerate: leave boxes of no area out, by name in the log, in place of an error. COCO's layout only.
+    """
+
+    def __init__(
+        self,
+        layout: Literal["voc", "coco"],
+        folder: str,
+        train: list[str],
+        val: list[str],
+        images: str = "{split}",
+        annotations: str = "annotations/instances_{split}.json",
+        masks: bool = False,
+        batch_size: int = 16,
+        workers: int = 8,
+        share: float = 1.0,
+        share_seed: int = 0,
+        drop_degenerate: bool = False,
+    ) -> None:
+        super().__init__()
+        if layout == "voc" and (masks or share != 1 or drop_degenerate):
+            raise ValueError("data.masks, data.share, data.drop_degenerate: expected none of them for data.layout voc")
+        self.layout, self.folder, self.splits = layout, folder, {"train": train, "val": val}
+        self.images, self.annotations, self.masks = images, annotations, masks
+        self.batch_size, self.workers = batch_size, workers
+        self.share, self.share_seed, self.drop_degenerate = share, share_seed, drop_degenerate
+
+    def setup(self, stage: str) -> None:
+        """Opens what the stage reads, and checks every annotation before a step is made."""
+        if stage == "fit":
+            self.train = self._open("train", v2.Compose([v2.RandomHorizontalFlip(), v2.ToPureTensor()]))
+            processes = self.trainer.world_size
+            if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
+                raise ValueError(
+                    f"data.batch_size: expected a multiple of the {processes} processes, at most the "
+                    f"{len(self.train)} images with objects in {self.folder}, got {self.batch_size}"
+                )
+        self.val = self._open("val", v2.ToPureTensor())
+
+    def _open(self, stage: str, transform: v2.Transform) -> Dataset:
+        parts, classes = [], len(NAMES)
+        for split in self.splits[stage]:
+            if self.layout == "voc":
+                parts.append(voc_boxes(self.folder, split, transform))
+                continue
+            images = Path(self.folder, self.images.format(split=split))
+            annotations = Path(self.folder, self.annotations.format(split=split))
+            part = coco_boxes(images, annotations, transform, self.masks, stage == "train", self.drop_degenerate)
+            if stage == "train" and self.share != 1:
+                keep_share(part, self.share, self.share_seed)
+            parts.append(part)
+            classes = len(part.coco.cats)
+            expected = self.trainer.lightning_module.hparams.classes
+            if classes != expected:
+                raise ValueError(f"model.classes: expected {classes}, the categories of {annotations}, got {expected}")
+        return ConcatDataset(parts)
+
+    def train_dataloader(self) -> DataLoader:
+        """Whole batches, shuffled."""
+        return self._loader(self.train, self.batch_size // self.trainer.world_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Single images: masks of a hundred detections each are large."""
+        return self._loader(self.val, 1, shuffle=False)
+
+    def _loader(self, images: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.workers,
+            collate_fn=_as_lists,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _as_lists(samples: list[Any]) -> Batch:
+    """Images keep their sizes: nothing is stacked."""
+    images, targets = zip(*samples, strict=True)
+    return images, targets

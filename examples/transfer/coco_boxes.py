@@ -1,0 +1,136 @@
+"""Boxes and masks from COCO's json, read by torchvision, checked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from labelled import labelled
+from PIL.Image import Image
+from pycocotools import mask as masks_of
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.datasets import CocoDetection
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+log = logging.getLogger(__name__)
+
+
+def coco_boxes(
+    images: Path, annotations: Path, transform: Callable, masks: bool, train: bool, drop_degenerate: bool = False
+) -> CocoDetection:
+    """A split in COCO's layout.
+
+    Args:
+        images: folder of the images.
+        annotations: the json file.
+        transform: of ``(image, target)``.
+        masks: whether targets hold masks.
+        train: leaves out crowds, and images without objects. Both stay in for evaluation.
+        drop_degenerate: leave boxes of no area out, by name in the log, in place of an error. COCO's train2017 has two.
+
+    Returns:
+        A dataset of an image, uint8 ``(3, H, W)``, and a target: boxes x0 y0 x1 y1, labels from 1 in the order of the
+        file's category ids, area, iscrowd, and masks (uint8) on demand.
+
+    Raises:
+        ValueError: on a file that cannot be read, an annotation of an image that is missing, a category that is not
+            listed, a box of no area or a missing mask, by file and entry.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            data = CocoDetection(str(images), str(annotations))
+        entries = data.coco.dataset["annotations"]
+        labels = {number: label for label, number in enumerate(sorted(data.coco.cats), 1)}
+        names = {number: entry["file_name"] for number, entry in data.coco.imgs.items()}
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{annotations}: expected COCO's json, got {error!r}") from error
+    missing = next((number for number in data.ids if not (images / names[number]).is_file()), None)
+    if missing is not None:
+        raise ValueError(f"{annotations}: image {missing}: no file {images / names[missing]}")
+    degenerate = set()
+    for entry in entries:
+        try:
+            _check(entry, names, labels, masks)
+        except (ValueError, KeyError) as error:
+            told = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{annotations}: annotation {entry.get('id')}: {told}") from error
+        if min(entry["bbox"][2:]) <= 0:
+            told = f"{annotations}: annotation {entry['id']}: a box of no area: {entry['bbox']}"
+            if not drop_degenerate:
+                raise ValueError(f"{told}; data.drop_degenerate leaves such boxes out")
+            log.warning("%s: left out", told)
+            degenerate.add(entry["id"])
+    keep = partial(_is_kept, degenerate=degenerate, train=train)
+    data.transforms = partial(_convert, transform, keep, labels, masks)
+    if train:
+        full = {entry["image_id"] for entry in entries if keep(entry)}
+        log.info("%s: %d of %d images have objects", annotations, len(full), len(data.ids))
+        data.ids = [number for number in data.ids if number in full]
+    return data
+
+
+def keep_share(data: CocoDetection, share: float, seed: int) -> None:
+    """Keeps the labels of a share of all the images of the file, also of those left out for want of objects."""
+    chosen = set(labelled(list(data.coco.imgs), share, seed))
+    data.ids = [number for number in data.ids if number in chosen]
+    log.info("labels of %d images, %d of them with objects", len(chosen), len(data.ids))
+
+
+def _check(entry: Mapping[str, Any], names: Mapping[int, str], labels: Mapping[int, int], masks: bool) -> None:
+    if entry["image_id"] not in names:
+        raise ValueError(f"image_id {entry['image_id']} is not among the file's images")
+    if entry["category_id"] not in labels:
+        raise ValueError(
+            f"category_id {entry['category_id']} is not among the file's {len(labels)} categories, "
+            f"{min(labels, default=None)} to {max(labels, default=None)}"
+        )
+    if len(entry["bbox"]) != 4:
+        raise ValueError(f"bbox: expected x, y, width, height, got {entry['bbox']}")
+    if masks and not entry.get("segmentation"):
+        raise ValueError("no segmentation, which a detector with masks needs")
+
+
+def _is_kept(entry: Mapping[str, Any], degenerate: set[int], train: bool) -> bool:
+    return entry["id"] not in degenerate and not (train and entry.get("iscrowd"))
+
+
+def _convert(
+    transform: Callable,
+    keep: Callable,
+    labels: Mapping[int, int],
+    masks: bool,
+    image: Image,
+    entries: list[dict[str, Any]],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    entries = [entry for entry in entries if keep(entry)]
+    size = (image.height, image.width)
+    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    target = {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "labels": torch.tensor([labels[entry["category_id"]] for entry in entries], dtype=torch.int64),
+        "iscrowd": torch.tensor([entry.get("iscrowd", 0) for entry in entries], dtype=torch.int64),
+        # 0 stands for "not given": the metric takes the box's or the mask's then
+        "area": torch.tensor([entry.get("area", 0.0) for entry in entries], dtype=torch.float32),
+    }
+    if masks:
+        drawn = [torch.from_numpy(_draw(entry["segmentation"], *size)) for entry in entries]
+        target["masks"] = tv_tensors.Mask(torch.stack(drawn) if drawn else torch.zeros(0, *size, dtype=torch.uint8))
+    return transform(tv_tensors.Image(pil_to_tensor(image)), target)
+
+
+def _draw(segmentation: Any, height: int, width: int) -> Any:
+    """Polygons, or a run-length code as COCO's crowds have it."""
+    if isinstance(segmentation, list):
+        return masks_of.decode(masks_of.merge(masks_of.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        return masks_of.decode(masks_of.frPyObjects(segmentation, height, width))
+    return masks_of.decode(segmentation)
