@@ -275,7 +275,7 @@ def _positions(coords: Tensor, size: Size, source_size: Tensor | None) -> tuple[
 def pair_distance(
     centers_q: Tensor, diagonal_q: Tensor, centers_k: Tensor, diagonal_k: Tensor, *, unit: Unit = "max"
 ) -> Tensor:
-    """Distances from cell centres and diagonals; the one place where a distance is computed.
+    """Distances of all pairs of two maps, from cell centres and diagonals.
 
     Args:
         centers_q: ``(B, Nq, 2)``, from ``cell_centers``, in any unit of length.
@@ -290,18 +290,42 @@ def pair_distance(
     Raises:
         ValueError: on an unknown unit.
     """
+    # By subtraction, not by torch.cdist: its matrix product loses digits and is not symmetric in its arguments.
+    return offset_distance(
+        centers_q[:, :, None, 0] - centers_k[:, None, :, 0],
+        centers_q[:, :, None, 1] - centers_k[:, None, :, 1],
+        diagonal_q[:, :, None],
+        diagonal_k[:, None, :],
+        unit=unit,
+    )
+
+
+def offset_distance(dx: Tensor, dy: Tensor, diagonal_q: Tensor, diagonal_k: Tensor, *, unit: Unit = "max") -> Tensor:
+    """Distance of an offset in cell diagonals, element by element: the one place where a distance is computed.
+
+    Element-wise, so that a pair has the same distance, to the last bit, in a table of all pairs and in a list of some.
+
+    Args:
+        dx: offset from cell to cell along x, any shape.
+        dy: the same along y.
+        diagonal_q: of the query cell, broadcastable.
+        diagonal_k: of the key cell.
+        unit: as in ``cell_distance``.
+
+    Returns:
+        The shape that all of them broadcast to.
+
+    Raises:
+        ValueError: on an unknown unit.
+    """
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(map(repr, UNITS))}, got {unit!r}")
-    # By subtraction, not by torch.cdist: its matrix product loses digits and is not symmetric in its arguments.
-    dx = centers_q[:, :, None, 0] - centers_k[:, None, :, 0]
-    dy = centers_q[:, :, None, 1] - centers_k[:, None, :, 1]
-    q, k = diagonal_q[:, :, None], diagonal_k[:, None, :]
     if unit == "max":
-        diagonal = torch.maximum(q, k)
+        diagonal = torch.maximum(diagonal_q, diagonal_k)
     elif unit == "min":
-        diagonal = torch.minimum(q, k)
+        diagonal = torch.minimum(diagonal_q, diagonal_k)
     else:
-        diagonal = q if unit == "query" else k
+        diagonal = diagonal_q if unit == "query" else diagonal_k
     return (dx.square() + dy.square()).sqrt() / diagonal
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,9 +16,12 @@ from densessl.geometry import (
     cell_diagonal,
     check_pair,
     inside,
+    is_dense,
     pair_distance,
     pixel_scale,
 )
+from densessl.limits import check_fits
+from densessl.windows import Cells, Windows, find_windows, pairs_in_windows
 
 
 class Pairs(NamedTuple):
@@ -46,7 +49,10 @@ class DistanceMatcher(nn.Module):
     Args:
         threshold: T, in cell diagonals.
         unit: ``"max"``, ``"min"``, ``"query"`` or ``"key"``: whose diagonal.
-        sparse: return a sparse COO mask, made in blocks of query rows: no dense ``(B, Nq, Nk)`` tensor is held.
+        sparse: return a sparse COO mask and hold no dense ``(B, Nq, Nk)`` tensor on the way: each query cell is
+            compared with the key cells of a small window, so time and memory grow with the number of cells. Where
+            there is no window (dense key coords, views that see the horizon) blocks of rows are compared with all key
+            cells, and small maps as a whole. The pairs are those of the dense mask, to the last one.
 
     Raises:
         ValueError: if the threshold is not positive or the unit unknown.
@@ -91,26 +97,69 @@ class DistanceMatcher(nn.Module):
             bool ``(B, Nq, Nk)``, strided or sparse COO; the reverse direction is its ``.mT``.
 
         Raises:
-            ValueError: on shapes, dtypes or devices other than these.
+            ValueError: on shapes, dtypes or devices other than these; on a dense mask that cannot fit into memory.
         """
         size_k = size_q if size_k is None else size_k
         check_pair(coords_q, coords_k)
-        centers_q, diagonal_q, allowed_q = _cells(coords_q, size_q, source_size, valid_q, "valid_q")
-        centers_k, diagonal_k, allowed_k = _cells(coords_k, size_k, source_size, valid_k, "valid_k")
-
-        def rows(chosen: slice) -> Tensor:
-            distance = pair_distance(centers_q[:, chosen], diagonal_q[:, chosen], centers_k, diagonal_k, unit=self.unit)
-            # NaN compares as False: unknown positions match nothing.
-            return (distance < self.threshold) & allowed_q[:, chosen, None] & allowed_k[:, None]
-
+        query = _cells(coords_q, size_q, source_size, valid_q, "valid_q")
+        key = _cells(coords_k, size_k, source_size, valid_k, "valid_k")
+        shape = (*query.allowed.shape, key.allowed.shape[1])
         if not self.sparse:
-            return rows(slice(None))
-        return _sparse_mask(rows, centers_q.shape[0], centers_q.shape[1], centers_k.shape[1])
+            held = _BYTES_A_PAIR * math.prod(shape)
+            check_fits(held, coords_q.device, "size_q, size_k", f"a dense mask of {shape}", "sparse=True")
+            return self._compare(query, key)
+        # Float64, which the windows need, does not exist on every device.
+        if is_dense(coords_k) or math.prod(shape) <= _FEW_PAIRS or coords_k.device.type == "mps":
+            indices, is_sorted = self._by_rows(query, key), shape[0] == 1
+        else:
+            scale = None if source_size is None else pixel_scale(source_size, coords_k)
+            windows = find_windows(query, key, coords_k, (size_k[0], size_k[1]), scale, self.threshold, self.unit)
+            indices, is_sorted = self._by_windows(windows, query, key, size_k[1])
+        values = torch.ones(indices.shape[1], dtype=torch.bool, device=indices.device)
+        mask = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False, is_coalesced=is_sorted)
+        return mask.coalesce()
+
+    def _compare(self, query: Cells, key: Cells) -> Tensor:
+        """All with all, (B, Nq, Nk)."""
+        distance = pair_distance(query.centers, query.diagonal, key.centers, key.diagonal, unit=self.unit)
+        # NaN compares as False: unknown positions match nothing.
+        return (distance < self.threshold) & query.allowed[..., None] & key.allowed[:, None]
+
+    def _by_rows(self, query: Cells, key: Cells) -> Tensor:
+        """Image, query and key cell of all pairs, (3, P), comparing blocks of query rows with all keys."""
+        batch, n_key = key.allowed.shape
+        step = max(1, _BLOCK_PAIRS // max(1, batch * n_key))
+        found = []
+        for start in range(0, query.allowed.shape[1], step):
+            index = self._compare(Cells(*(part[:, start : start + step] for part in query)), key).nonzero()
+            index[:, 1] += start
+            found.append(index)
+        return torch.cat(found).T
+
+    def _by_windows(self, windows: Windows, query: Cells, key: Cells, width: int) -> tuple[Tensor, bool]:
+        """The same from windows, and whether the pairs are sorted."""
+        pairs = (windows.width * windows.height).sum(1).tolist()
+        table = query.allowed.shape[1] * key.allowed.shape[1]
+        # Where the windows of an image are most of the map (views that see the horizon), comparing all is cheaper.
+        crowded = [image for image, count in enumerate(pairs) if count * _WINDOW_COST > table]
+        if not crowded:
+            return pairs_in_windows(windows, query, key, width, self.threshold, self.unit, _BLOCK_WINDOWED), True
+        chosen = torch.tensor(crowded, device=query.allowed.device)
+        others = windows._replace(width=windows.width.index_fill(0, chosen, 0))
+        found = self._by_rows(Cells(*(part[chosen] for part in query)), Cells(*(part[chosen] for part in key)))
+        found[0] = chosen[found[0]]
+        few = pairs_in_windows(others, query, key, width, self.threshold, self.unit, _BLOCK_WINDOWED)
+        return torch.cat([found, few], 1), False
 
 
-def _cells(
-    coords: Tensor, size: Size, source_size: Tensor | None, valid: Tensor | None, name: str
-) -> tuple[Tensor, Tensor, Tensor]:
+_FEW_PAIRS = 1 << 18  # up to here one comparison of all pairs is faster than windows
+_BYTES_A_PAIR = 24  # of the temporaries of a full comparison
+_BLOCK_PAIRS = 1 << 22  # pairs per block: some 100 MB of float temporaries
+_BLOCK_WINDOWED = 1 << 18  # pairs per block of windows: some 30 MB of indices and temporaries
+_WINDOW_COST = 8  # a pair in a window costs about so many pairs of a full comparison
+
+
+def _cells(coords: Tensor, size: Size, source_size: Tensor | None, valid: Tensor | None, name: str) -> Cells:
     centers, diagonal = cell_centers(coords, size), cell_diagonal(coords, size, source_size)
     # An infinite entry may leave the centre at a finite place; the cell then has no extent, or no end.
     allowed = inside(coords, size) & (diagonal > 0) & diagonal.isfinite()
@@ -126,23 +175,7 @@ def _cells(
         allowed = allowed & valid.flatten(1)
     if source_size is not None:
         centers = centers * pixel_scale(source_size, centers)
-    return centers, diagonal, allowed
-
-
-_BLOCK_PAIRS = 1 << 22  # pairs per block: some 100 MB of float temporaries
-
-
-def _sparse_mask(rows: Callable[[slice], Tensor], batch: int, n_query: int, n_key: int) -> Tensor:
-    step = max(1, _BLOCK_PAIRS // max(1, batch * n_key))
-    found = []
-    for start in range(0, n_query, step):
-        index = rows(slice(start, start + step)).nonzero()
-        index[:, 1] += start
-        found.append(index)
-    indices = torch.cat(found).T
-    values = torch.ones(indices.shape[1], dtype=torch.bool, device=indices.device)
-    mask = torch.sparse_coo_tensor(indices, values, (batch, n_query, n_key), check_invariants=False)
-    return mask.coalesce()  # sorts by image and row, as the blocks of a batch are not
+    return Cells(centers, diagonal, allowed)
 
 
 class NearestMatcher(nn.Module):

@@ -1,0 +1,193 @@
+"""Positive pairs from windows: each query cell is compared with the few key cells that can be near enough.
+
+The cells that can match a query cell have their centres in a disc around its own. The key view's inverse homography
+takes the disc to a conic in the key map, and a conic's bounding box has a closed form: a window of key cells per query
+cell, O(N) in all. Whether the cells of a window do match, the matcher's distance decides, so that this finds exactly
+the pairs that a comparison of all with all finds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from densessl.geometry import Unit, inverse_homography, offset_distance
+
+
+class Cells(NamedTuple):
+    """The cells of a map, in any unit of length.
+
+    Attributes:
+        centers: ``(B, N, 2)``, xy.
+        diagonal: ``(B, N)``.
+        allowed: bool ``(B, N)``; False: never matches.
+    """
+
+    centers: Tensor
+    diagonal: Tensor
+    allowed: Tensor
+
+
+class Windows(NamedTuple):
+    """A rectangle of key cells for every query cell, each int64 ``(B, Nq)``; empty where it cannot match.
+
+    Attributes:
+        column: first column.
+        row: first row.
+        width: columns.
+        height: rows.
+    """
+
+    column: Tensor
+    row: Tensor
+    width: Tensor
+    height: Tensor
+
+
+def find_windows(
+    query: Cells,
+    key: Cells,
+    coords_k: Tensor,
+    size_k: tuple[int, int],
+    scale: Tensor | None,
+    threshold: float,
+    unit: Unit,
+) -> Windows:
+    """Windows that hold every pair closer than the threshold.
+
+    Args:
+        query: query cells; their coords may be of either kind.
+        key: key cells.
+        coords_k: ``(B, 3, 3)``, the key view's homography.
+        size_k: ``(h, w)`` of the key map.
+        scale: ``(B, 1, 2)``, from the unit square to the cells' unit of length; None: the unit square's.
+        threshold: in cell diagonals.
+        unit: whose.
+
+    Returns:
+        Windows; the whole map where there is no bound (a disc that reaches the horizon, a singular homography).
+    """
+    h, w = size_k
+    # float64: what is rounded below are the key centres alone, and their error is measured.
+    lines = _lines_to_cells(coords_k.double(), size_k, None if scale is None else scale.double())
+    key_x, key_y, key_weight = _project(lines, key.centers.double())
+    number = torch.arange(h * w, device=key_x.device)
+    # A centre in float32 lies a little beside its cell's: the largest such error widens every window of the image.
+    error = torch.maximum((key_x - number % w).abs(), (key_y - number // w).abs())
+    slack = torch.where(key.allowed, error, 0.0).amax(1, keepdim=True) + 1e-3
+
+    largest = torch.where(key.allowed, key.diagonal, 0.0).amax(1, keepdim=True).expand_as(query.diagonal)
+    reach = {
+        "query": query.diagonal,
+        "key": largest,
+        "max": torch.maximum(query.diagonal, largest),
+        "min": torch.minimum(query.diagonal, largest),
+    }[unit]
+    radius = reach.double() * (threshold * (1 + 1e-5))  # distances are rounded, relative to their size
+
+    x, y, weight = _project(lines, query.centers.double())
+    horizon = lines[:, 2, :2, None]  # (B, 2, 1)
+    ahead = weight.square() - radius.square() * horizon.square().sum(1)
+    # Squares of smaller lengths would be too small for float32, and distances inexact.
+    bounded = (weight > 0) & (ahead > 0) & (radius > 1e-15) & radius.isfinite()
+    # Weights grow from 0 at the horizon: the key view shows nothing of a disc that lies nearer to it, or behind it.
+    nearest = torch.where(key.allowed, key_weight, torch.inf).amin(1, keepdim=True)
+    beyond = weight + radius * horizon.norm(dim=1) < nearest - 1e-9 * nearest.abs()
+    alive = query.allowed & key.allowed.any(1, keepdim=True) & ~beyond
+
+    def along(place: Tensor, axis: int, count: int) -> tuple[Tensor, Tensor]:
+        """First cell and number of cells of the windows along one axis of the key map."""
+        # Tangents of the disc's image, x = place + t: ahead t^2 - 2 middle t - radius^2 |slope|^2 = 0.
+        slope = lines[:, axis, :2, None] - place[:, None] * horizon  # (B, 2, Nq)
+        middle = -radius.square() * (slope * horizon).sum(1)
+        root = (middle.square() + ahead * radius.square() * slope.square().sum(1)).sqrt()
+        low = (place + (middle - root) / ahead - slack).ceil()
+        high = (place + (middle + root) / ahead + slack).floor()
+        known = bounded & (low.abs() < torch.inf) & (high.abs() < torch.inf)  # NaN compares as False
+        first = torch.where(known, low.clamp(0, count), 0.0).long()
+        last = torch.where(known, high.clamp(-1, count - 1), count - 1.0).long()
+        return first, torch.where(alive, (last - first + 1).clamp(min=0), 0)
+
+    column, width = along(x, 0, w)
+    row, height = along(y, 1, h)
+    return Windows(column, row, width, height)
+
+
+def _lines_to_cells(coords: Tensor, size: tuple[int, int], scale: Tensor | None) -> Tensor:
+    """Homography (B, 3, 3) from the source, in the cells' unit of length, to column and row of the map."""
+    h, w = size
+    x, y, weight = inverse_homography(coords).unbind(1)
+    lines = torch.stack([w * x - 0.5 * weight, h * y - 0.5 * weight, weight], 1)
+    if scale is None:
+        return lines
+    return torch.cat([lines[..., :2] / scale, lines[..., 2:]], -1)
+
+
+def _project(lines: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and weight, each (B, N), of points (B, N, 2)."""
+    a, b, c = (
+        lines[:, row, 0, None] * points[..., 0] + lines[:, row, 1, None] * points[..., 1] + lines[:, row, 2, None]
+        for row in range(3)
+    )
+    return a / c, b / c, c
+
+
+def pairs_in_windows(
+    windows: Windows, query: Cells, key: Cells, width: int, threshold: float, unit: Unit, block: int
+) -> Tensor:
+    """The pairs inside windows that are closer than the threshold.
+
+    Args:
+        windows: for every query cell.
+        query: query cells.
+        key: key cells.
+        width: columns of the key map.
+        threshold: in cell diagonals.
+        unit: whose.
+        block: how many pairs to look at at once.
+
+    Returns:
+        int64 ``(3, P)``: image, query cell, key cell; sorted.
+    """
+    n_query, n_key = query.allowed.shape[1], key.allowed.shape[1]
+    counts = (windows.width * windows.height).flatten()
+    cells = counts.nonzero()[:, 0]  # image * Nq + query cell
+    columns = windows.width.flatten()[cells]
+    image = cells // n_query
+    first = image * n_key + (windows.row * width + windows.column).flatten()[cells]
+    counts = counts[cells]
+    ends = counts.cumsum(0)
+    starts = ends - counts
+    centers_q, diagonal_q = query.centers.flatten(0, 1)[cells], query.diagonal.flatten()[cells]
+    centers_k, diagonal_k, allowed_k = key.centers.flatten(0, 1), key.diagonal.flatten(), key.allowed.flatten()
+
+    found = []
+    for begin, end, before, total in _blocks(ends, block):
+        number = torch.arange(end - begin, device=cells.device)
+        owner = torch.repeat_interleave(number, counts[begin:end], output_size=total) + begin
+        place = torch.arange(before, before + total, device=cells.device) - starts[owner]
+        across = columns[owner]
+        other = first[owner] + place + place // across * (width - across)
+        offset = centers_q[owner] - centers_k[other]
+        distance = offset_distance(offset[:, 0], offset[:, 1], diagonal_q[owner], diagonal_k[other], unit=unit)
+        hit = ((distance < threshold) & allowed_k[other]).nonzero()[:, 0]
+        own, other = owner[hit], other[hit]
+        found.append(torch.stack([image[own], cells[own] % n_query, other % n_key]))
+    return torch.cat(found, 1) if found else cells.new_empty(3, 0)
+
+
+def _blocks(ends: Tensor, block: int) -> list[tuple[int, int, int, int]]:
+    """Runs of windows with about so many pairs each: first window, last, pairs before the run, pairs in it."""
+    bounds = torch.cat([ends.new_zeros(1), ends])
+    total = int(bounds[-1])
+    marks = torch.arange(1, max(1, -(-total // block)), device=ends.device) * block
+    cuts = torch.searchsorted(bounds, marks, right=True) - 1  # as many windows as fit
+    stops = [*zip(cuts.tolist(), bounds[cuts].tolist(), strict=True), (len(ends), total)]
+    runs, begin, before = [], 0, 0
+    for end, pairs in stops:
+        if end > begin:
+            runs.append((begin, end, before, pairs - before))
+            begin, before = end, pairs
+    return runs
