@@ -194,11 +194,10 @@ def trained(method: str, lr: float, seed: int, photos: Tensor, args: argparse.Na
     torch.manual_seed(seed)
     study = Study(args.backbone, args.layer, args.size).to(photos.device, memory_format=torch.channels_last).train()
     backbone = study.encoder.backbone
-    if path.exists():
+    if seed == 0 and path.exists():  # made by the tuning
         backbone.load_state_dict(load_file(path))
-        row = next(
-            row for row in read_rows(args.out / "tuning.csv") if (row["method"], float(row["lr"])) == (method, lr)
-        )
+        tuning = read_rows(args.out / "tuning.csv")
+        row = next(row for row in tuning if (row["method"], float(row["lr"])) == (method, lr))
         return backbone, row["loss"], row["std"]
     loss, std = ("", "") if method == "none" else pretrain(study, method, photos, lr, seed, args)
     save_file({name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}, path)
