@@ -247,6 +247,11 @@ class RedIsTheClass(nn.Module):
         return {"out": nn.functional.one_hot((red / 20).round().long(), 11).movedim(-1, 1).float()}
 
 
+class AlwaysTheFirst(nn.Module):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": -torch.arange(11.0).view(1, -1, 1, 1).expand(len(images), -1, *images.shape[-2:])}
+
+
 @pytest.mark.parametrize(("split", "evaluate"), [("val", "validate"), ("test", "test")])
 def test_miou_is_that_of_all_pixels_together(split, evaluate, tmp_path):
     """Class 0: 4 of a union of 6; class 1: 2 of 4; class 2: 1 of 3; 7 of 10 pixels. The 11s do not count."""
@@ -266,6 +271,9 @@ def test_miou_is_that_of_all_pixels_together(split, evaluate, tmp_path):
     assert [values[f"{split}/iou_{number:02}"] for number in range(3)] == pytest.approx([4 / 6, 2 / 4, 1 / 3])
     assert values[f"{split}/miou"] == pytest.approx(0.5)  # over the three classes that occur
     assert values[f"{split}/pixel_accuracy"] == pytest.approx(0.7)
+    made.model.net = AlwaysTheFirst()
+    (values,) = getattr(made.trainer, evaluate)(made.model, made.datamodule, verbose=False)
+    assert values[f"{split}/miou"] == pytest.approx(5 / 10 / 3)  # the first evaluation left nothing behind
 
 
 class BrightnessIsTheClass(nn.Module):
@@ -335,6 +343,24 @@ def test_sbd_adds_the_images_that_voc_does_not_hold(tmp_path):
     assert all(mask.shape == (20, 30) and (mask == 7).all() for mask in added)
     with pytest.raises(ValueError, match=r"data.sbd: expected img, cls, train.txt and val.txt below .*nowhere"):
         open_set("voc", str(folder), "train", untouched, str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "torchvision"])
+def test_pretrained_weights_arrive_in_both_recipes(kind, tmp_path):
+    source = get_model("resnet18")
+    prefix = "encoder.0." if kind == "checkpoint" else ""
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    torch.save({"state_dict": state} if kind == "checkpoint" else state, tmp_path / "weights.pth")
+    pretrained = f"--model.pretrained={tmp_path / 'weights.pth'}"
+    fcn = segmentation("camvid", tmp_path, tmp_path, pretrained).model.net.backbone
+    probe = linear(tmp_path, tmp_path, pretrained).model.backbone
+    for network in (fcn, probe):
+        found = network.state_dict()
+        assert len(found) == 120
+        for key, value in found.items():
+            assert torch.equal(value, source.state_dict()[key]), key
+    with pytest.raises(ValueError, match=r"model.pretrained: .*weights.pth does not fit model.backbone resnet34"):
+        segmentation("camvid", tmp_path, tmp_path, pretrained, "--model.backbone=resnet34")
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
