@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor
 
 from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, misfit, read_backbone, safetensors
@@ -139,9 +140,7 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     """
     problems = []
     for name in _RESNETS:
-        with torch.device("meta"):
-            model = importlib.import_module("torchvision.models").get_model(name, weights=None)
-        expected = {key: value for key, value in model.state_dict().items() if not CLASSIFIER.match(key)}
+        expected = dict(_entries(name))
         if "conv1.weight" in weights and weights["conv1.weight"].ndim == 4:
             shape = expected["conv1.weight"].shape
             expected["conv1.weight"] = torch.empty(
@@ -156,6 +155,13 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
         f"weights: expected those of a ResNet of torchvision's; {closest}. Other backbones keep the names of their "
         "own library: load_backbone puts them into such a model"
     )
+
+
+@lru_cache
+def _entries(name: str) -> Mapping[str, Tensor]:
+    with torch.device("meta"):  # shapes, no values
+        model = torchvision.models.get_model(name, weights=None)
+    return {key: value for key, value in model.state_dict().items() if not CLASSIFIER.match(key)}
 
 
 def _detectron2_name(name: str) -> str:
