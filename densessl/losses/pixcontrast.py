@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images, unit_tokens
+from densessl.losses._streaming import cell_losses
 
 
 def pixcontrast_loss(
@@ -23,7 +24,8 @@ def pixcontrast_loss(
     that have a positive, then over images. Negatives are the other cells of the same image's other view, as the paper
     has it. The paper averages over "pixels in the intersection of the two views"; with T >= 0.5 and the larger cell as
     unit each of those has a positive, and cells on the rim that have one too count here as well. Not in the authors'
-    code. A sparse mask is made dense here: memory grows with Nq * Nk.
+    code. Between large maps the logits are made in blocks, once forward and once more backward: beside a strided mask
+    itself, memory grows with the number of cells.
 
     Args:
         query: ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
@@ -42,17 +44,37 @@ def pixcontrast_loss(
     check_options(reduction, no_match)
     check_temperature(temperature)
     q, k = unit_tokens(query, key, mask)
-    mask = mask.to_dense() if mask.layout == torch.sparse_coo else mask
     with torch.autocast(q.device.type, enabled=False):
-        logits = q @ k.mT / temperature
-        has_positive = mask.any(2)
-        # Rows without positives take part with all their cells and are dropped afterwards: log(0) would leave NaN in
-        # the gradient even where its value is masked out.
-        positive = logits.masked_fill(~(mask | ~has_positive[..., None]), -torch.inf)
-        per_cell = (logits.logsumexp(2) - positive.logsumexp(2)) * has_positive
+        if mask.numel() <= _FEW_PAIRS[mask.layout]:
+            per_cell, has_positive = _of_all_logits(q, k, mask.to_dense() if mask.is_sparse else mask, temperature)
+        elif mask.layout == torch.sparse_coo:
+            indices = mask.coalesce().indices()
+            per_cell, has_positive = cell_losses(q, k, None, indices, temperature), _rows_of(indices, q)
+        else:
+            per_cell, has_positive = cell_losses(q, k, mask, None, temperature), mask.any(2)
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
+
+
+# Up to here all logits at once are faster than blocks of them, which leave rows out where the mask is sparse.
+_FEW_PAIRS = {torch.strided: 1 << 22, torch.sparse_coo: 1 << 17}
+
+
+def _of_all_logits(q: Tensor, k: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Loss of each query cell, and which have a positive, each (B, Nq)."""
+    logits = q @ k.mT / temperature
+    has_positive = mask.any(2)
+    # Rows without positives take part with all their cells and are dropped afterwards: log(0) would leave NaN in the
+    # gradient even where its value is masked out.
+    positive = logits.masked_fill(~(mask | ~has_positive[..., None]), -torch.inf)
+    return (logits.logsumexp(2) - positive.logsumexp(2)) * has_positive, has_positive
+
+
+def _rows_of(indices: Tensor, q: Tensor) -> Tensor:
+    """Which query cells have a positive, (B, Nq)."""
+    found = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
+    return found.index_put_((indices[0], indices[1]), found.new_ones(()))
 
 
 class PixContrastLoss(nn.Module):

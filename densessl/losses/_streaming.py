@@ -1,0 +1,175 @@
+"""PixContrast's loss of each query cell without its logits: blocks of rows, computed once more in the backward pass.
+
+Operators of torch's, so that ``torch.compile`` takes each as one node and does not unroll the loop over the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}  # logits held at once: on a CPU they stay in the cache
+
+# Which of a block's logits are positive: a mask of its shape, or row and column of each.
+Positive = Tensor | tuple[Tensor, Tensor]
+
+
+def cell_losses(q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, temperature: float) -> Tensor:
+    """``log sum_j exp(<q_i, k_j> / t)`` over all keys less the same over the positive keys.
+
+    Differentiable once, by q and k; memory grows with the number of cells and of positive pairs.
+
+    Args:
+        q: unit tokens ``(B, Nq, C)``.
+        k: unit tokens ``(B, Nk, C)``.
+        mask: bool ``(B, Nq, Nk)``, or None.
+        indices: instead of a mask, int64 ``(3, P)``: image, query and key cell of each pair, sorted, none twice.
+        temperature: t.
+
+    Returns:
+        ``(B, Nq)``; 0 where a cell has no positive.
+    """
+    return _forward(q, k, mask, indices, temperature)[0]
+
+
+def _blocks(
+    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None
+) -> Iterator[tuple[int, Tensor, Positive]]:
+    """Image, rows of the flattened queries and positives of each block; rows without positives may be left out."""
+    batch, n_query, n_key = *q.shape[:2], k.shape[1]
+    step = max(1, _BLOCK.get(q.device.type, _BLOCK["cuda"]) // n_key)
+    if mask is not None:
+        number = torch.arange(batch * n_query, device=q.device)
+        for image in range(batch):
+            for start in range(0, n_query, step):
+                stop = min(start + step, n_query)
+                yield image, number[image * n_query + start : image * n_query + stop], mask[image, start:stop]
+        return
+    if indices is None:
+        return
+    cell = indices[0] * n_query + indices[1]
+    offsets = torch.searchsorted(cell, torch.arange(batch * n_query + 1, device=cell.device))
+    rows = offsets.diff().nonzero()[:, 0]  # query cells that have positives
+    rank = torch.searchsorted(rows, cell)  # of each pair, the place of its query cell among these
+    images = torch.searchsorted(rows, torch.arange(batch + 1, device=rows.device) * n_query).tolist()
+    cuts = [
+        (image, start, min(start + step, images[image + 1]))
+        for image in range(batch)
+        for start in range(images[image], images[image + 1], step)
+    ]
+    pairs = torch.cat([offsets[rows], offsets[-1:]])[[0, *(stop for _, _, stop in cuts)]].tolist()
+    for (image, start, stop), first, last in zip(cuts, pairs[:-1], pairs[1:], strict=True):
+        yield image, rows[start:stop], (rank[first:last] - start, indices[2, first:last])
+
+
+def _positive_sum(logits: Tensor, positive: Positive) -> Tensor:
+    """Log of the sum of exp over the positives of each row; infinite where there are none."""
+    if isinstance(positive, Tensor):
+        summed = logits.masked_fill(~positive, -torch.inf).logsumexp(1)
+        return torch.where(positive.any(1), summed, torch.inf)
+    row, _ = positive
+    values = logits[positive]
+    top = values.new_full((len(logits),), -torch.inf).scatter_reduce_(0, row, values, "amax")
+    return torch.zeros_like(top).index_add_(0, row, (values - top[row]).exp_()).log_().add_(top)
+
+
+@torch.library.custom_op(
+    "densessl::cell_losses",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor? mask, Tensor? indices, float temperature) -> (Tensor, Tensor, Tensor)",
+)
+def _forward(
+    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and the two logarithms, each (B, Nq); the latter infinite where there are no positives."""
+    everything, among = q.new_full((2, q.shape[0] * q.shape[1]), torch.inf)
+    with torch.autocast(q.device.type, enabled=False):
+        flat = q.flatten(0, 1)
+        for image, rows, positive in _blocks(q, k, mask, indices):
+            logits = (flat[rows] @ k[image].mT).div_(temperature)
+            among[rows] = _positive_sum(logits, positive)
+            everything[rows] = logits.logsumexp(1)
+    none = among == torch.inf
+    loss = torch.where(none, 0.0, everything - among)
+    # Both infinite there, so that the backward pass finds exp(-inf) = 0.
+    everything = torch.where(none, torch.inf, everything)
+    return loss.view(q.shape[:2]), everything, among.clone()
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = q.shape[0] * q.shape[1]
+    return q.new_empty(q.shape[:2]), q.new_empty(count), q.new_empty(count)
+
+
+@torch.library.custom_op(
+    "densessl::cell_losses_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor everything, Tensor among, Tensor q, Tensor k, Tensor? mask, Tensor? indices, "
+    "float temperature, bool for_key) -> (Tensor, Tensor)",
+)
+def _backward(
+    grad: Tensor,
+    everything: Tensor,
+    among: Tensor,
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    indices: Tensor | None,
+    temperature: float,
+    for_key: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of q and, if asked for, of k."""
+    scale = (grad / temperature).flatten()
+    flat, grad_q = q.flatten(0, 1), torch.zeros_like(q).flatten(0, 1)
+    grad_k = torch.zeros_like(k) if for_key else k.new_empty(0)
+    with torch.autocast(q.device.type, enabled=False):
+        for image, rows, positive in _blocks(q, k, mask, indices):
+            logits = (flat[rows] @ k[image].mT).div_(temperature)
+            if isinstance(positive, Tensor):
+                wanted = torch.where(positive, (logits - among[rows, None]).exp_(), 0.0)
+                share = logits.sub_(everything[rows, None]).exp_().sub_(wanted)
+            else:
+                wanted = (logits[positive] - among[rows][positive[0]]).exp_()
+                share = logits.sub_(everything[rows, None]).exp_()
+                share[positive] -= wanted  # no pair comes twice
+            share.mul_(scale[rows, None])
+            grad_q[rows] = share @ k[image]
+            if for_key:
+                grad_k[image].addmm_(share.mT, flat[rows])
+    return grad_q.view_as(q), grad_k
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    everything: Tensor,
+    among: Tensor,
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    indices: Tensor | None,
+    temperature: float,
+    for_key: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k) if for_key else k.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, mask, indices, temperature = inputs
+    ctx.save_for_backward(*output[1:], q, k, mask, indices)
+    ctx.temperature = temperature
+
+
+def _gradients(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple:
+    for_key = ctx.needs_input_grad[1]
+    grad_q, grad_k = _backward(grad, *ctx.saved_tensors, ctx.temperature, for_key)
+    return grad_q, grad_k if for_key else None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
