@@ -2,9 +2,12 @@
 
     python benchmarks/study.py --data FOLDER                # the full study, meant for a GPU
     python benchmarks/study.py --data FOLDER --cpu          # the reduced one, about an hour on two free cores
+    python benchmarks/study.py --data FOLDER --cards CARDS  # then also fine-tunes the encoders of seed 0, on a GPU
     python benchmarks/study.py --data FOLDER --report       # table and figure again, from the rows
 
-FOLDER holds ``pretrain/`` (photos, sub-folders included) and ``camvid/`` (``images/SPLIT/*``, ``labels/SPLIT/*.png``).
+FOLDER holds ``pretrain/`` (photos, sub-folders included) and ``camvid/`` (``images/SPLIT/*``, ``labels/SPLIT/*.png``);
+CARDS is a detection set in COCO's layout. Fine-tuning goes through ``examples/transfer`` and needs the whole backbone
+(``--layer layer4``, the default but for ``--cpu``).
 Every method sees the same photos, views, steps and seeds, and gets the same grid of learning rates, from which the
 linear probe on CamVid's val split chooses at seed 0 (``tuning.csv``). What is chosen is reported on the test split, a
 row of ``rows.csv`` for each seed. A row that is there is not made again, so that a run can be stopped and continued,
@@ -27,6 +30,7 @@ import kornia.augmentation as K
 import numpy as np
 import torch
 import torchvision
+from finetune import detector_ap, fcn_miou
 from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -265,6 +269,19 @@ def run(args: argparse.Namespace) -> None:
             add_row(args.out / "rows.csv", ROWS, row | facts | {"seconds": time.perf_counter() - start})
 
 
+def fine_tune(args: argparse.Namespace) -> None:
+    """Rows of ``finetune.csv`` that are missing: FCN on CamVid and FCOS on the cards, from the encoders of seed 0."""
+    path = args.out / "finetune.csv"
+    for method in args.only:
+        if any(row["method"] == method for row in read_rows(path)):
+            continue
+        lr = chosen_lr(read_rows(args.out / "tuning.csv"), method)
+        weights, out = args.out / f"{method}-lr{lr}-seed0.safetensors", args.out / "finetune" / method
+        miou = fcn_miou(weights, args.data / "camvid", args.backbone, out / "fcn", args.options)
+        ap = detector_ap(weights, args.cards, args.backbone, out / "fcos", args.options)
+        add_row(path, ["method", "lr", "fcn", "ap", "ap50"], {"method": method, "lr": lr, "fcn": miou} | ap)
+
+
 def report(folder: Path) -> str:
     """The table, mean and least to greatest over the seeds; and the figure, study.png."""
     from matplotlib.figure import Figure
@@ -292,6 +309,11 @@ def report(folder: Path) -> str:
         std = "" if method == "none" else f"{statistics.mean(float(row['std']) for row in its):.2f}"
         lr = "" if method == "none" else f"{float(its[0]['lr']):g}"
         lines.append(f"| {METHODS[method]} | {lr} | {' | '.join(cells)} | {std} | {len(its)} |")
+    tuned = read_rows(folder / "finetune.csv")
+    if tuned:
+        lines += ["", "| fine-tuned, seed 0 | FCN, CamVid test mIoU | FCOS, cards val AP | AP50 |", "|---|---|---|---|"]
+    for row in tuned:
+        lines.append(f"| {METHODS[row['method']]} | {row['fcn']} | {row['ap']} | {row['ap50']} |")
     return "\n".join(lines)
 
 
@@ -299,6 +321,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--cards", type=Path, help="also fine-tune; detection set in COCO's layout")
+    parser.add_argument("--options", default="", help="of the transfer recipes, with spaces between")
     parser.add_argument("--cpu", action="store_true", help="the reduced size")
     parser.add_argument("--report", action="store_true", help="no training: table and figure from the rows")
     parser.add_argument("--only", default=",".join(METHODS), help="methods, with commas between (%(default)s)")
@@ -317,8 +341,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name, default in zip(names, small if args.cpu else whole, strict=True):
         if getattr(args, name) is None:
             setattr(args, name, default)
+    if args.cards is not None and args.layer != "layer4":
+        parser.error(f"--cards: fine-tuning needs the whole backbone, --layer layer4, got {args.layer}")
     args.lrs = [float(lr) for lr in args.lrs.split(",")]
-    args.only = args.only.split(",")
+    args.only, args.options = args.only.split(","), args.options.split()
     if unknown := set(args.only) - set(METHODS):
         parser.error(f"--only: expected some of {', '.join(METHODS)}, got {', '.join(sorted(unknown))}")
     return args
@@ -328,6 +354,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     if not args.report:
         run(args)
+        if args.cards is not None:
+            fine_tune(args)
     print(report(args.out))
 
 

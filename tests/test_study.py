@@ -1,5 +1,6 @@
 """The study on a tiny folder: rows are made once, can be made again, and are reported."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -82,3 +83,36 @@ def test_an_unknown_method_is_named(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         study.main(["--data", str(folder), "--out", str(tmp_path), "--only=pixpro,moco"])
     assert "got moco" in capsys.readouterr().err
+
+
+def test_fine_tuning_through_the_transfer_recipes(folder, tmp_path, capsys):
+    """The whole backbone goes into both recipes, and their figures into the table."""
+    pytest.importorskip("pycocotools", reason="torchmetrics' AP needs it")
+    cards, generator = tmp_path / "cards", torch.Generator().manual_seed(1)
+    (cards / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (cards / "images" / split).mkdir(parents=True)
+        photo = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=generator)
+        for name in "ab":
+            write_jpeg(photo, str(cards / "images" / split / f"{name}.jpg"))
+        annotations = {
+            "images": [{"id": i, "file_name": f"{name}.jpg", "height": 48, "width": 64} for i, name in enumerate("ab")],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 24, 16], "area": 384, "iscrowd": 0}
+                for i in (0, 1)
+            ],
+            "categories": [{"id": index + 1, "name": name} for index, name in enumerate("abcdef")],
+        }
+        (cards / "annotations" / f"{split}.json").write_text(json.dumps(annotations))
+    options = "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.accelerator=cpu --data.batch_size=2"
+    command = ["--data", str(folder), "--out", str(tmp_path), "--cards", str(cards), *TINY, "--seeds=1"]
+    study.main([*command, "--only=none", "--layer=layer4", "--size=64", f"--options={options}"])
+    (row,) = study.read_rows(tmp_path / "finetune.csv")
+    assert all(0 <= float(row[name]) <= 1 for name in ("fcn", "ap", "ap50"))
+    assert f"| no pretraining | {row['fcn']} | {row['ap']} | {row['ap50']} |" in capsys.readouterr().out
+
+
+def test_fine_tuning_needs_the_whole_backbone(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--data", str(folder), "--out", str(tmp_path), "--cpu", "--cards", str(folder)])
+    assert "needs the whole backbone" in capsys.readouterr().err
