@@ -104,7 +104,7 @@ class Detection(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Statistics of batch norm over many training batches, in place of the running ones, as published."""
-        if self.hparams.precise_bn and self.trainer.training and not self.trainer.sanity_checking:
+        if self.hparams.precise_bn and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             batches = islice(self.trainer.train_dataloader, self.hparams.precise_bn)
             # update_bn takes the first item of what it is given
             update_bn(([self.transfer_batch_to_device(batch, self.device, 0)] for batch in batches), self)

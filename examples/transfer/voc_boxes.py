@@ -41,6 +41,8 @@ def voc_boxes(folder: str, split: str, transform: Callable) -> VOCDetection:
         ValueError: on a missing list, image or annotation, an unknown class or a box of no area, by file and entry.
     """
     year, _, image_set = split.partition("/")
+    if not image_set:
+        raise ValueError(f"data.train, data.val: expected a split of Pascal VOC such as VOC2007/test, got {split!r}")
     root = Path(folder, "VOCdevkit", year)
     names = root / "ImageSets" / "Main" / f"{image_set}.txt"
     if not names.is_file():
