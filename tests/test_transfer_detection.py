@@ -171,7 +171,8 @@ def test_published_protocols():
 def test_every_detector_trains_and_evaluates(detector, images, extra, voc, coco, tmp_path):
     folder = voc if "--data.layout=voc" in extra else coco
     recipe = made(folder, tmp_path / "out", f"--model.detector={detector}", *extra, "--trainer.max_epochs=-1",
-                  "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2")  # fmt: skip
+                  "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2",
+                  "--model.warmup=0")  # fmt: skip
     before = {name: parameter.detach().clone() for name, parameter in recipe.model.named_parameters()}
     recipe.trainer.fit(recipe.model, recipe.datamodule)
     assert [name for name, parameter in recipe.model.named_parameters() if torch.equal(parameter, before[name])] == []
@@ -428,11 +429,11 @@ def test_a_checkpoint_of_another_depth(tmp_path):
         (["--data.folder=/no/such"], r"/no/such/annotations/instances_train2017.json: expected COCO's json, got File"),
         (
             ["--data.layout=voc"],
-            "data.train, data.val: expected a split of Pascal VOC such as VOC2007/test, got 'train",
+            "data.train, data.val: expected a split of Pascal VOC such as VOC2007/test, got",
         ),
         (
             ["--data.layout=voc", "--data.train=[VOC2007/test]"],
-            r"data.folder: expected VOCdevkit/VOC2007/test in .*coco",
+            "data.folder: expected VOCdevkit/VOC2007/test in",
         ),
     ],
 )
@@ -449,7 +450,7 @@ def test_bad_settings_stop_before_training(args, message, coco, tmp_path):
 
 def test_other_classes_than_pascal_vocs(voc, tmp_path):
     recipe = made(voc, tmp_path, "--model.detector=fcos_fpn", *VOC, "--model.classes=2")
-    with pytest.raises(ValueError, match="model.classes: expected the 20 of Pascal VOC, got 2"):
+    with pytest.raises(ValueError, match=r"model.classes: expected the 20 of Pascal VOC, got 2"):
         recipe.trainer.fit(recipe.model, recipe.datamodule)
 
 
