@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from densessl.limits import check_fits
+from densessl.tiles import power, propagate
 from densessl.tokens import as_tokens, normalized, tokens_to_map
 
 
@@ -18,10 +21,7 @@ def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
         ``(B, N, N)``.
     """
     unit = normalized(tokens)
-    cosine = (unit @ unit.mT).clamp(min=0)
-    if gamma == 2.0:
-        return cosine.square()
-    return (cosine + 1e-6 if gamma < 1 else cosine).pow(gamma)
+    return power(unit @ unit.mT, gamma)
 
 
 class PPM(nn.Module):
@@ -36,13 +36,21 @@ class PPM(nn.Module):
         transform: g, a module from map ``(B, C, h, w)`` to map; None: identity.
         gamma: exponent of the similarity.
         normalize_values: L2-normalise g(x) per cell. The published code does; Eq. 3 does not (False).
+        blockwise: False: the weights of all pairs of cells at once, ``(B, N, N)``. True: tile by tile, and once more in
+            the backward pass, so that memory grows with N; then differentiable once only. None: tiles from 1,024
+            cells on. The values are the same to rounding.
 
     Raises:
         ValueError: if gamma is not positive.
     """
 
     def __init__(
-        self, transform: nn.Module | None = None, *, gamma: float = 2.0, normalize_values: bool = True
+        self,
+        transform: nn.Module | None = None,
+        *,
+        gamma: float = 2.0,
+        normalize_values: bool = True,
+        blockwise: bool | None = None,
     ) -> None:
         super().__init__()
         if not gamma > 0:
@@ -50,9 +58,10 @@ class PPM(nn.Module):
         self.transform = nn.Identity() if transform is None else transform
         self.gamma = gamma
         self.normalize_values = normalize_values
+        self.blockwise = blockwise
 
     def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, normalize_values={self.normalize_values}"
+        return f"gamma={self.gamma}, normalize_values={self.normalize_values}, blockwise={self.blockwise}"
 
     def forward(self, x: Tensor) -> Tensor:
         """Propagates.
@@ -65,7 +74,7 @@ class PPM(nn.Module):
             does so at its end).
 
         Raises:
-            ValueError: on another shape or dtype.
+            ValueError: on another shape or dtype; with ``blockwise=False``, on weights that cannot fit into memory.
         """
         tokens = as_tokens(x, "x")
         # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
@@ -73,6 +82,25 @@ class PPM(nn.Module):
         values = values.flatten(2).mT
         if self.normalize_values:
             values = normalized(values)
-        weights = propagation_weights(tokens, self.gamma)
-        out = weights @ values.to(weights.dtype)
+        if tokens.shape[1] >= _MANY_CELLS if self.blockwise is None else self.blockwise:
+            unit = normalized(tokens)
+            dtype = _product_dtype(unit)
+            out = propagate(unit.to(dtype), values.to(dtype), self.gamma)
+        else:
+            held = _BYTES_A_PAIR * tokens.shape[0] * tokens.shape[1] ** 2
+            shape = (*tokens.shape[:2], tokens.shape[1])
+            check_fits(held, x.device, "x", f"the table of all weights, {shape},", "blockwise=True")
+            weights = propagation_weights(tokens, self.gamma)
+            out = weights @ values.to(weights.dtype)
         return tokens_to_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
+
+
+_MANY_CELLS = 1024  # from here on tiles are faster
+_BYTES_A_PAIR = 12  # of cosines and weights, forward
+
+
+def _product_dtype(unit: Tensor) -> torch.dtype:
+    """In which dtype a matrix product of unit would run here: autocast reaches no operator of our own."""
+    device = unit.device.type
+    wide = unit.dtype == torch.float64 or not torch.is_autocast_enabled(device)
+    return unit.dtype if wide else torch.get_autocast_dtype(device)

@@ -150,3 +150,12 @@ def test_compiles_without_a_break():
     torch.testing.assert_close(got, expected)
     for a, b in zip(gradients(got, query, key), gradients(expected, query, key), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("layout", ["strided", "sparse"])
+def test_operator_is_described_truly(layout):
+    """Shapes, strides and gradients as torch is told they are."""
+    query, key = torch.randn(2, 6, 3, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True)
+    mask = torch.rand(2, 6, 4) < 0.4
+    positives = (None, mask.nonzero().T.contiguous()) if layout == "sparse" else (mask, None)
+    torch.library.opcheck(_streaming._forward, (query, key, *positives, 0.3))
