@@ -23,13 +23,13 @@ RUNNER = Path(__file__).parent / "pretrain_runner.py"
 sys.path.insert(0, str(RECIPES))
 
 from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
-from engine import RecipeCLI, StopWhenIll, load_encoder, make_backbone  # noqa: E402
+from engine import RecipeCLI, StopWhenIll, make_backbone  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 from reading import Photos, read_photo, seed_of  # noqa: E402
 
-from densessl import FeatureMap, check_tracking  # noqa: E402
+from densessl import check_tracking  # noqa: E402
 
 METHODS = {"pixpro": PixPro, "pixcontrast": PixContrast, "pixpro_instance": PixProInstance, "own_images": PixPro}
 TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
@@ -371,10 +371,9 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
         assert torch.equal(value, made.model.encoder[0].state_dict()[key])
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:5000])
-    for path, message in ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no ")):
-        target = FeatureMap(__import__("torchvision").models.resnet50(), "layer2")
+    for path, message in ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no file")):
         with pytest.raises(ValueError, match=rf"model.init: .*{message}"):
-            load_encoder(target, path)
+            make_backbone("resnet50", "layer2", str(path), 64)
 
 
 @pytest.mark.parametrize(

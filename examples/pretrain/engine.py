@@ -19,10 +19,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from reading import Batch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from densessl import EMA, LARS, FeatureMap, param_groups
+from densessl.checkpoints import load_backbone
 from densessl.metrics import effective_rank, feature_std, pair_similarity, positives_per_cell, unmatched_share
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
     Args:
         name: of a torchvision or timm model, ViTs included.
         layer: to cut after; see FeatureMap.
-        init: ``"random"``, ``"imagenet"`` (downloads the library's supervised weights), or a file: this library's
-            encoder.safetensors, or a checkpoint of such a run.
+        init: ``"random"``, ``"imagenet"`` (downloads the library's supervised weights), or a file that
+            ``densessl.checkpoints.read_backbone`` reads: a checkpoint of a run, encoder.safetensors, PixPro's own.
         size: side of the views, for a first pass that shows the map's size.
         channels: of the images; other than 3, the first convolution is made anew.
 
@@ -44,7 +45,11 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
     """
     backbone = FeatureMap(_model(name, init == "imagenet", size, channels), layer)
     if init not in ("random", "imagenet"):
-        load_encoder(backbone, Path(init))
+        try:
+            read = load_backbone(backbone, init)
+        except ValueError as error:
+            raise ValueError(f"model.init: {error}") from error
+        log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(1, channels, size, size))
     backbone.train()
@@ -75,27 +80,6 @@ def _with_channels(model: nn.Module, channels: int) -> nn.Module:
     )
     parent._modules[name.rpartition(".")[2]] = new
     return model
-
-
-def load_encoder(backbone: FeatureMap, path: Path) -> None:
-    """Loads a backbone's weights from encoder.safetensors or from a run's checkpoint.
-
-    Raises:
-        ValueError: if the file is missing, damaged, or of another architecture.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            weights = {
-                key.removeprefix("encoder.0."): value for key, value in state.items() if key.startswith("encoder.0.")
-            }
-        backbone.load_state_dict(weights)
-    except (OSError, KeyError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"model.init: {path} does not fit: {str(error)[:500]}") from error
-    except Exception as error:  # safetensors and pickle have errors of their own for damaged files
-        raise ValueError(f"model.init: {path} cannot be read: {error}") from error
 
 
 def lars_with_warmup(trained: nn.Module, trainer: pl.Trainer, lr_at_1024: float, weight_decay: float, warmup: float):
