@@ -371,7 +371,8 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
         assert torch.equal(value, made.model.encoder[0].state_dict()[key])
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:5000])
-    for path, message in ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no file")):
+    wrong = ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no file"))
+    for path, message in wrong:
         with pytest.raises(ValueError, match=rf"model.init: .*{message}"):
             make_backbone("resnet50", "layer2", str(path), 64)
 
