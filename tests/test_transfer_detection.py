@@ -138,10 +138,10 @@ def test_published_protocols():
         recipe = cli("--config", str(RECIPES / name), "--data.folder=x", "--trainer.accelerator=cpu")
         h = recipe.model.hparams
         data = recipe.datamodule
-        return (recipe.trainer.max_steps, h.drops, h.lr_at_16, data.batch_size, h.sizes[0], h.sizes[-1]), recipe
+        return (recipe.trainer.max_steps, tuple(h.drops), h.lr_at_16, data.batch_size, h.sizes[0], h.sizes[-1]), recipe
 
     found, recipe = settings("voc_frcnn_r50_c4.yaml")
-    assert found == (24000, [18000, 22000], 0.02, 16, 480, 800)
+    assert found == (24000, (18000, 22000), 0.02, 16, 480, 800)
     assert recipe.model.hparams.warmup == 100
     assert recipe.datamodule.splits == {"train": ["VOC2007/trainval", "VOC2012/trainval"], "val": ["VOC2007/test"]}
     heads = recipe.model.detector.roi_heads
@@ -150,7 +150,7 @@ def test_published_protocols():
     assert heads.box_predictor.cls_score.weight.shape == (21, 2048)
 
     found, recipe = settings("coco_mask_rcnn_r50_fpn_1x.yaml")
-    assert found == (90000, [60000, 80000], 0.02, 16, 640, 800)
+    assert found == (90000, (60000, 80000), 0.02, 16, 640, 800)
     kinds = [type(m).__name__ for m in recipe.model.detector.roi_heads.box_head]
     assert kinds == ["Conv2dNormActivation"] * 4 + ["Flatten", "Linear", "ReLU"]
     for part in (recipe.model.detector.backbone.fpn, recipe.model.detector.roi_heads.mask_head):
@@ -420,7 +420,7 @@ def test_a_checkpoint_of_another_depth(tmp_path):
         (["--model.backbone=resnet19"], r"model.backbone: .*resnet18.*got 'resnet19'"),
         (["--model.pretrained=no.ckpt"], r"model.pretrained: .*got 'no.ckpt': no such file"),
         (["--model.lr_at_16=0"], "model.lr_at_16: expected a positive learning rate, got 0"),
-        (["--model.sizes=[64, 128]"], r"model.sizes: .*model.max_size = 96, got \[64, 128\]"),
+        (["--model.sizes=[64, 128]"], r"model.sizes: .*model.max_size = 96, got \(64, 128\)"),
         (["--data.masks=true"], "data.masks: expected False for fcos_fpn, got True"),
         (["--model.classes=3"], r"model.classes: expected 2, the categories of .*instances_train2017.json, got 3"),
         (["--data.batch_size=7"], "data.batch_size: .*at most the 6 images .*got 7"),

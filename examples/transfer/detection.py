@@ -50,12 +50,12 @@ class Detection(pl.LightningModule):
         classes: int,
         backbone: str = "resnet50",
         pretrained: str = "none",
-        sizes: list[int] = [800],  # noqa: B006  # Lightning's parser reads the default
+        sizes: tuple[int, ...] = (800,),
         max_size: int = 1333,
         rois: int = 512,
         lr_at_16: float = 0.02,
         warmup: int = 1000,
-        drops: list[int] = [60000, 80000],  # noqa: B006
+        drops: tuple[int, ...] = (60000, 80000),
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         precise_bn: int = 200,
