@@ -103,17 +103,26 @@ class DistanceMatcher(nn.Module):
         check_pair(coords_q, coords_k)
         query = _cells(coords_q, size_q, source_size, valid_q, "valid_q")
         key = _cells(coords_k, size_k, source_size, valid_k, "valid_k")
-        shape = (*query.allowed.shape, key.allowed.shape[1])
         if not self.sparse:
+            shape = (*query.allowed.shape, key.allowed.shape[1])
             held = _BYTES_A_PAIR * math.prod(shape)
             check_fits(held, coords_q.device, "size_q, size_k", f"a dense mask of {shape}", "sparse=True")
             return self._compare(query, key)
+        scale = None if source_size is None else pixel_scale(source_size, coords_k)
+        return self._pairs(query, key, coords_k, (size_k[0], size_k[1]), scale)
+
+    # torch.compile refuses sparse tensors, and shapes that depend on values.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _pairs(
+        self, query: Cells, key: Cells, coords_k: Tensor, size_k: tuple[int, int], scale: Tensor | None
+    ) -> Tensor:
+        """The sparse mask."""
+        shape = (*query.allowed.shape, key.allowed.shape[1])
         # Float64, which the windows need, does not exist on every device.
         if is_dense(coords_k) or math.prod(shape) <= _FEW_PAIRS or coords_k.device.type == "mps":
             indices, is_sorted = self._by_rows(query, key), shape[0] == 1
         else:
-            scale = None if source_size is None else pixel_scale(source_size, coords_k)
-            windows = find_windows(query, key, coords_k, (size_k[0], size_k[1]), scale, self.threshold, self.unit)
+            windows = find_windows(query, key, coords_k, size_k, scale, self.threshold, self.unit)
             indices, is_sorted = self._by_windows(windows, query, key, size_k[1])
         values = torch.ones(indices.shape[1], dtype=torch.bool, device=indices.device)
         mask = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False, is_coalesced=is_sorted)

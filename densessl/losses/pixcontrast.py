@@ -43,6 +43,13 @@ def pixcontrast_loss(
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
+    loss = _uncompiled if mask.layout == torch.sparse_coo else _loss
+    return loss(query, key, mask, temperature, reduction, no_match)
+
+
+def _loss(
+    query: Tensor, key: Tensor, mask: Tensor, temperature: float, reduction: Reduction, no_match: NoMatch
+) -> Tensor:
     q, k = unit_tokens(query, key, mask)
     with torch.autocast(q.device.type, enabled=False):
         if mask.numel() <= _FEW_PAIRS[mask.layout]:
@@ -55,6 +62,10 @@ def pixcontrast_loss(
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
+
+
+# torch.compile refuses sparse tensors: one break of the graph here, not one at each step of the way.
+_uncompiled = torch.compiler.disable(_loss)
 
 
 # Up to here all logits at once are faster than blocks of them, which leave rows out where the mask is sparse.

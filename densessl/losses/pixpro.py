@@ -28,12 +28,21 @@ def pixpro_loss(
         ValueError: on shapes, dtypes, devices or options other than these.
     """
     check_options(reduction, no_match)
+    loss = _uncompiled if mask.layout == torch.sparse_coo else _loss
+    return loss(query, key, mask, reduction, no_match)
+
+
+def _loss(query: Tensor, key: Tensor, mask: Tensor, reduction: Reduction, no_match: NoMatch) -> Tensor:
     q, k = unit_tokens(query, key, mask)
     with torch.autocast(q.device.type, enabled=False):
         # Bilinear: sum_ij mask_ij <q_i, k_j> = sum_i <q_i, sum_j mask_ij k_j>, so no logits are needed.
         summed, count = sum_keys(mask, k)
         per_image = -(q * summed).sum((1, 2)) / count.clamp(min=1)
         return reduce_images(per_image, count > 0, reduction, no_match)
+
+
+# torch.compile refuses sparse tensors: one break of the graph here, not one at each step of the way.
+_uncompiled = torch.compiler.disable(_loss)
 
 
 class PixProLoss(nn.Module):
