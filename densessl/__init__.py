@@ -21,10 +21,12 @@ from densessl.geometry import (
 )
 from densessl.heads import MLP, ConvMLP
 from densessl.losses import (
+    InfoNCELoss,
     InstanceConsistencyLoss,
     InstanceContrastLoss,
     PixContrastLoss,
     PixProLoss,
+    info_nce_loss,
     instance_consistency_loss,
     instance_contrast_loss,
     pixcontrast_loss,
@@ -55,6 +57,7 @@ __all__ = [
     "DenseCoords",
     "DistanceMatcher",
     "FeatureMap",
+    "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
     "MaskedView",
@@ -75,6 +78,7 @@ __all__ = [
     "coords_from_boxes",
     "coords_from_kornia",
     "gather_tokens",
+    "info_nce_loss",
     "inside",
     "instance_consistency_loss",
     "instance_contrast_loss",

@@ -1,5 +1,6 @@
 """Losses: query and key features and a mask in, a scalar out."""
 
+from densessl.losses.info_nce import InfoNCELoss, info_nce_loss
 from densessl.losses.instance import (
     InstanceConsistencyLoss,
     InstanceContrastLoss,
@@ -10,10 +11,12 @@ from densessl.losses.pixcontrast import PixContrastLoss, pixcontrast_loss
 from densessl.losses.pixpro import PixProLoss, pixpro_loss
 
 __all__ = [
+    "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
     "PixContrastLoss",
     "PixProLoss",
+    "info_nce_loss",
     "instance_consistency_loss",
     "instance_contrast_loss",
     "pixcontrast_loss",

@@ -1,0 +1,121 @@
+"""InfoNCE between aligned pairs, with negatives from elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images
+from densessl.tokens import normalized
+
+
+def info_nce_loss(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor,
+    valid: Tensor | None = None,
+    *,
+    temperature: float = 0.2,
+    reduction: Reduction = "mean",
+    no_match: NoMatch = "zero",
+) -> Tensor:
+    """Each query against its own key and negatives that all share (MoCo, Eq. 1; DenseCL, Eq. 2).
+
+    ``-log(exp(q.k / t) / (exp(q.k / t) + sum over negatives of exp(q.n / t)))``, averaged over an image's pairs, then
+    over images. Everything is L2-normalised here. Gradients flow to whatever asks for them: the published methods
+    detach keys and negatives. The logits take ``B * K * M`` floats.
+
+    Args:
+        query: ``(B, K, C)``; for one vector per image, K = 1.
+        key: ``(B, K, C)``, the positive of each query.
+        negatives: ``(M, C)``, e.g. ``KeyQueue.keys``.
+        valid: bool ``(B, K)`` as in ``Pairs``: pairs that count; None: all.
+        temperature: t, 0.2 as in MoCo v2 and DenseCL.
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: as in ``densessl.pixpro_loss``, for images without a valid pair.
+
+    Returns:
+        float32 scalar, at least 0, or ``(B,)`` with 0 for images without a valid pair.
+
+    Raises:
+        ValueError: on shapes, dtypes, devices or options other than these.
+    """
+    check_options(reduction, no_match)
+    check_temperature(temperature)
+    _check(query, key, negatives, valid)
+    with torch.autocast(query.device.type, enabled=False):
+        wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+        q, k, n = (normalized(x.to(wide)) for x in (query, key, negatives))
+        positive = (q * k).sum(2) / temperature
+        against = (q @ n.mT / temperature).logsumexp(2)
+        per_pair = F.softplus(against - positive)  # of the fraction above, and it cannot overflow
+        if valid is None:
+            valid = torch.ones_like(per_pair, dtype=torch.bool)
+        pairs = valid.sum(1)
+        per_image = torch.where(valid, per_pair, 0.0).sum(1) / pairs.clamp(min=1)
+        return reduce_images(per_image, pairs > 0, reduction, no_match)
+
+
+def _check(query: Tensor, key: Tensor, negatives: Tensor, valid: Tensor | None) -> None:
+    if query.ndim != 3 or not query.is_floating_point():
+        raise ValueError(f"query: expected floating point (B, K, C), got {query.dtype} {tuple(query.shape)}")
+    if key.shape != query.shape or not key.is_floating_point():
+        raise ValueError(
+            f"key: expected floating point (B, K, C) = {tuple(query.shape)} as query, "
+            f"got {key.dtype} {tuple(key.shape)}"
+        )
+    channels = query.shape[2]
+    if (
+        negatives.ndim != 2
+        or not negatives.is_floating_point()
+        or negatives.shape[0] < 1
+        or negatives.shape[1] != channels
+    ):
+        raise ValueError(
+            f"negatives: expected floating point (M, C) with M > 0 and C = {channels} as query, "
+            f"got {negatives.dtype} {tuple(negatives.shape)}"
+        )
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != query.shape[:2]):
+        raise ValueError(
+            f"valid: expected bool (B, K) = {tuple(query.shape[:2])}, got {valid.dtype} {tuple(valid.shape)}"
+        )
+    devices = [x.device for x in (query, key, negatives, valid) if x is not None]
+    if len(set(devices)) > 1:
+        raise ValueError(f"query, key, negatives, valid: expected one device, got {', '.join(map(str, devices))}")
+
+
+class InfoNCELoss(nn.Module):
+    """InfoNCE between aligned pairs with shared negatives; see ``info_nce_loss``.
+
+    Args:
+        temperature: 0.2 as in MoCo v2 and DenseCL.
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: ``"zero"`` or ``"skip"``.
+
+    Raises:
+        ValueError: on other options.
+    """
+
+    def __init__(self, temperature: float = 0.2, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:
+        super().__init__()
+        check_options(reduction, no_match)
+        check_temperature(temperature)
+        self.temperature = temperature
+        self.reduction: Reduction = reduction
+        self.no_match: NoMatch = no_match
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, reduction={self.reduction!r}, no_match={self.no_match!r}"
+
+    def forward(self, query: Tensor, key: Tensor, negatives: Tensor, valid: Tensor | None = None) -> Tensor:
+        """See ``info_nce_loss``."""
+        return info_nce_loss(
+            query,
+            key,
+            negatives,
+            valid,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            no_match=self.no_match,
+        )
