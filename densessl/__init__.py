@@ -34,6 +34,7 @@ from densessl.losses import (
 )
 from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, gather_tokens
 from densessl.optim import LARS, param_groups
+from densessl.pairs import pairs_to_mask
 from densessl.presets import (
     byol_photometric,
     byol_views,
@@ -43,6 +44,7 @@ from densessl.presets import (
     simclr_views,
 )
 from densessl.propagation import PPM
+from densessl.queue import KeyQueue
 from densessl.tokens import map_to_tokens, tokens_to_map
 
 __version__ = "0.1.0"
@@ -60,6 +62,7 @@ __all__ = [
     "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
+    "KeyQueue",
     "MaskedView",
     "MultiView",
     "NearestMatcher",
@@ -85,6 +88,7 @@ __all__ = [
     "map_to_tokens",
     "mocov2_photometric",
     "mocov2_views",
+    "pairs_to_mask",
     "param_groups",
     "pixcontrast_loss",
     "pixpro_loss",

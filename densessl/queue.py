@@ -1,0 +1,61 @@
+"""The queue of negatives."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from densessl.tokens import normalized
+
+
+class KeyQueue(nn.Module):
+    """The momentum encoder's last keys, first in first out: negatives for ``InfoNCELoss`` (MoCo, Sec. 3.2).
+
+    lightly's ``MemoryBankModule`` is not used because its bank is not part of the state, so that a continued run would
+    start with random negatives, and because each update reads the place in the bank back from the device.
+
+    Args:
+        length: keys to hold, 65,536 in MoCo and DenseCL. It need not be a multiple of the batch.
+        dim: C of the keys.
+
+    Attributes:
+        keys: float32 ``(length, dim)`` of unit length, the oldest first; random to begin with, as published. Saved with
+            the state.
+
+    Raises:
+        ValueError: if length or dim is below 1.
+    """
+
+    keys: Tensor
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        for name, value in (("length", length), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.register_buffer("keys", normalized(torch.randn(length, dim)))
+
+    def extra_repr(self) -> str:
+        return f"length={self.keys.shape[0]}, dim={self.keys.shape[1]}"
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Takes in the keys of all processes, after the loss that used the queue; the oldest leave.
+
+        Args:
+            keys: floating point ``(B, dim)``, the same B in every process; normalised here.
+
+        Raises:
+            ValueError: on another shape or dtype.
+        """
+        length, dim = self.keys.shape
+        if keys.ndim != 2 or keys.shape[1] != dim or not keys.is_floating_point():
+            raise ValueError(f"keys: expected floating point (B, {dim}), got {keys.dtype} {tuple(keys.shape)}")
+        new = normalized(keys).to(self.keys.dtype)
+        if dist.is_available() and dist.is_initialized():
+            parts = [torch.empty_like(new) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, new.contiguous())
+            new = torch.cat(parts)
+        # A tensor of its own: the backward pass of this step still needs the old one.
+        self.keys = torch.cat([self.keys[len(new) :], new[-length:]])
