@@ -45,6 +45,7 @@ from densessl.presets import (
 )
 from densessl.propagation import PPM
 from densessl.queue import KeyQueue
+from densessl.similarity import feature_distance
 from densessl.tokens import map_to_tokens, tokens_to_map
 
 __version__ = "0.1.0"
@@ -80,6 +81,7 @@ __all__ = [
     "check_tracking",
     "coords_from_boxes",
     "coords_from_kornia",
+    "feature_distance",
     "gather_tokens",
     "info_nce_loss",
     "inside",

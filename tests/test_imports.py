@@ -27,6 +27,7 @@ ALLOWED = {
     "windows": {"geometry"},
     "matching": {"geometry", "limits", "windows"},
     "pairs": {"matching"},
+    "similarity": {"tokens"},
     "backbone": {"tokens"},
     "queue": {"tokens"},
     "tiles": set(),

@@ -1,0 +1,47 @@
+"""How far apart cells are in feature space: the cost for matching by features."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from densessl.tokens import as_tokens, normalized
+
+Metric = Literal["cosine", "euclidean"]
+
+
+def feature_distance(query: Tensor, key: Tensor, *, metric: Metric = "cosine") -> Tensor:
+    """Distances between all cells of two maps by their features, as ``cell_distance`` gives them by their places.
+
+    In float32 with autocast off, since rounding changes which cell is nearest. A cost for ``NearestMatcher``.
+
+    Args:
+        query: floating point ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: floating point ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        metric: ``"cosine"``: 1 - cos, as DenseCL matches; ``"euclidean"``, as VICRegL does.
+
+    Returns:
+        float32 (float64 stays) ``(B, Nq, Nk)``.
+
+    Raises:
+        ValueError: on shapes, dtypes, devices or a metric other than these.
+    """
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric: expected 'cosine' or 'euclidean', got {metric!r}")
+    q, k = as_tokens(query, "query"), as_tokens(key, "key")
+    if q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"key: expected B = {q.shape[0]} images and C = {q.shape[2]} channels as query, "
+            f"got B = {k.shape[0]} and C = {k.shape[2]}"
+        )
+    if q.device != k.device:
+        raise ValueError(f"key: expected a tensor on {q.device} as query, got {k.device}")
+    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
+    q, k = q.to(wide), k.to(wide)
+    with torch.autocast(q.device.type, enabled=False):
+        if metric == "cosine":
+            return 1 - normalized(q) @ normalized(k).mT
+        # Not by way of the scalar products, which lose what near cells differ in.
+        return torch.cdist(q, k, compute_mode="donot_use_mm_for_euclid_dist")
