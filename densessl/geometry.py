@@ -190,23 +190,40 @@ def cell_diagonal(coords: Tensor, size: Size, source_size: Tensor | None = None)
     Raises:
         ValueError: on shapes or dtypes other than these.
     """
+    return measured_cells(coords, size, source_size)[1]
+
+
+def measured_cells(coords: Tensor, size: Size, source_size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Centres and diagonals of a map's cells, in one pass.
+
+    Args:
+        coords: as in ``cell_diagonal``.
+        size: as there.
+        source_size: as there, but for the diagonals alone.
+
+    Returns:
+        ``(B, N, 2)`` in the source's unit square, and ``(B, N)``.
+
+    Raises:
+        ValueError: on shapes or dtypes other than these.
+    """
     coords = _full(_checked(coords, "coords"))
     h, w = size = _checked_size(size, "size")
     x, y = _unit_grid(size, coords)
     if coords.ndim == 4:
-        center = _locate(coords, x, y)
-        along_x = _difference(coords, center, x, y, 0.5 / w, 0.0)
-        along_y = _difference(coords, center, x, y, 0.0, 0.5 / h)
+        centers = _locate(coords, x, y)
+        ax, ay = _difference(coords, centers, x, y, 0.5 / w, 0.0).unbind(-1)
+        bx, by = _difference(coords, centers, x, y, 0.0, 0.5 / h).unbind(-1)
     else:
         px, py, weight = _project(coords, x, y)
-        position = torch.stack([px, py], -1)
-        m = coords[:, None]  # d(n / weight) = (dn - position * dweight) / weight
-        along_x = (m[..., :2, 0] - position * m[..., 2, 0, None]) / weight[..., None] / w
-        along_y = (m[..., :2, 1] - position * m[..., 2, 1, None]) / weight[..., None] / h
+        centers = torch.stack([px, py], -1)
+        m = coords.flatten(1)[:, :, None]  # d(n / weight) = (dn - position * dweight) / weight
+        ax, ay = (m[:, 0] - px * m[:, 6]) / weight / w, (m[:, 3] - py * m[:, 6]) / weight / w
+        bx, by = (m[:, 1] - px * m[:, 7]) / weight / h, (m[:, 4] - py * m[:, 7]) / weight / h
     if source_size is not None:
-        scale = pixel_scale(source_size, coords)
-        along_x, along_y = along_x * scale, along_y * scale
-    return (along_x.square().sum(-1) + along_y.square().sum(-1)).sqrt()
+        width, height = pixel_scale(source_size, coords).unbind(-1)
+        ax, bx, ay, by = ax * width, bx * width, ay * height, by * height
+    return centers, ((ax.square() + ay.square()) + (bx.square() + by.square())).sqrt()
 
 
 def _difference(coords: Tensor, center: Tensor, x: Tensor, y: Tensor, dx: float, dy: float) -> Tensor:
@@ -266,10 +283,8 @@ def check_pair(first: Tensor, second: Tensor, names: tuple[str, str] = ("coords_
 
 
 def _positions(coords: Tensor, size: Size, source_size: Tensor | None) -> tuple[Tensor, Tensor]:
-    centers = cell_centers(coords, size)
-    if source_size is not None:
-        centers = centers * pixel_scale(source_size, centers)
-    return centers, cell_diagonal(coords, size, source_size)
+    centers, diagonal = measured_cells(coords, size, source_size)
+    return centers if source_size is None else centers * pixel_scale(source_size, centers), diagonal
 
 
 def pair_distance(
@@ -290,10 +305,12 @@ def pair_distance(
     Raises:
         ValueError: on an unknown unit.
     """
+    (xq, yq), (xk, yk) = (centers.unbind(-1) for centers in (centers_q, centers_k))
     # By subtraction, not by torch.cdist: its matrix product loses digits and is not symmetric in its arguments.
+    # The keys' coordinates without gaps between them: the table is filled along them.
     return offset_distance(
-        centers_q[:, :, None, 0] - centers_k[:, None, :, 0],
-        centers_q[:, :, None, 1] - centers_k[:, None, :, 1],
+        xq[:, :, None] - xk.contiguous()[:, None, :],
+        yq[:, :, None] - yk.contiguous()[:, None, :],
         diagonal_q[:, :, None],
         diagonal_k[:, None, :],
         unit=unit,
@@ -342,8 +359,13 @@ def inside(coords: Tensor, size: Size) -> Tensor:
     Raises:
         ValueError: on shapes or dtypes other than these.
     """
-    centers = cell_centers(coords, size)
-    return ((centers >= 0) & (centers <= 1)).all(-1)
+    return in_source(cell_centers(coords, size))
+
+
+def in_source(centers: Tensor) -> Tensor:
+    """Which points (B, N, 2) lie in the source's unit square, bool (B, N)."""
+    x, y = centers.unbind(-1)
+    return (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
 
 
 def relative_coords(dst: Tensor, src: Tensor) -> Tensor:

@@ -136,6 +136,14 @@ def test_views_that_do_not_overlap_and_float64():
 
 
 @pytest.mark.usefixtures("only_windows")
+def test_half_precision_coords():
+    q, k = crops(6, (0.3, 0.9)).bfloat16(), perspectives(6).bfloat16()
+    sparse, dense = sparse_and_dense(q, k, SIZES[0], 0.7, "max", True, False)
+    assert torch.equal(sparse.indices().T, dense.nonzero())
+    assert dense.any()
+
+
+@pytest.mark.usefixtures("only_windows")
 def test_query_coords_may_be_dense():
     image = crops(4, (0.3, 0.9))
     dense = cell_centers(image, (26, 14)).mT.unflatten(2, (26, 14)).clone()
