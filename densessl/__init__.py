@@ -33,6 +33,7 @@ from densessl.losses import (
     pixpro_loss,
 )
 from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, gather_tokens
+from densessl.multilevel import PerLevel, level_mean, level_sizes
 from densessl.optim import LARS, param_groups
 from densessl.pairs import pairs_to_mask
 from densessl.presets import (
@@ -68,6 +69,7 @@ __all__ = [
     "MultiView",
     "NearestMatcher",
     "Pairs",
+    "PerLevel",
     "PixContrastLoss",
     "PixProLoss",
     "TrackingReport",
@@ -87,6 +89,8 @@ __all__ = [
     "inside",
     "instance_consistency_loss",
     "instance_contrast_loss",
+    "level_mean",
+    "level_sizes",
     "map_to_tokens",
     "mocov2_photometric",
     "mocov2_views",

@@ -17,6 +17,7 @@ ALLOWED = {
     "heads": set(),
     "ema": set(),
     "optim": set(),
+    "multilevel": set(),
     "moves": set(),
     "coords": {"geometry", "moves"},
     "pipeline": {"coords"},

@@ -1,0 +1,147 @@
+"""Several feature levels, of a feature pyramid (FPN) or the decoder of a U-Net: the parts at each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class PerLevel(nn.Module):
+    """Applies a part level by level: one part shared by all levels, or a part for each.
+
+    Serves matchers, propagation, heads, losses and meters alike, whatever they take: arguments in a list or dict hold a
+    value per level, all others (a tensor of coords, None) go to every level as they are. So distances and thresholds
+    are in cells of each level.
+
+    A shared part with batch norm normalises each level by its own statistics while it trains; the running statistics
+    are of all levels in turn.
+
+    Args:
+        part: a module for all levels, or a list or dict of modules (ModuleList and ModuleDict too), one per level.
+
+    Raises:
+        ValueError: if there is no module.
+    """
+
+    def __init__(self, part: nn.Module | list[nn.Module] | Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        if isinstance(part, list):
+            part = nn.ModuleList(part)
+        elif isinstance(part, Mapping):
+            part = nn.ModuleDict(part)
+        several = isinstance(part, (nn.ModuleList, nn.ModuleDict))
+        if not isinstance(part, nn.Module) or (several and not len(part)):  # type: ignore[arg-type]
+            raise ValueError(f"part: expected a module, or a list or dict of modules, one per level, got {part!r}")
+        self.part = part
+
+    def forward(self, *inputs: Any) -> Any:
+        """Calls the part once per level.
+
+        Args:
+            inputs: the part's arguments, in its order. Lists or dicts of one value per level, at least one of them;
+                dicts of the same keys, in any order. A tuple is one value: the size of a map, say.
+
+        Returns:
+            What the part returns at each level, in a list or dict as the first of the inputs that is one.
+
+        Raises:
+            ValueError: if the levels of the inputs, or of the parts, differ; with the level, what the part raises.
+        """
+        split = [index for index, value in enumerate(inputs) if isinstance(value, (list, Mapping))]
+        if not split:
+            got = ", ".join(type(value).__name__ for value in inputs) or "nothing"
+            raise ValueError(f"inputs: expected a list or dict of one value per level among them, got {got}")
+        first = inputs[split[0]]
+        names = _names(first, f"inputs[{split[0]}]")
+        for index in split[1:]:
+            _check_levels(inputs[index], names, f"inputs[{index}]")
+        part: Any = self.part
+        own = isinstance(part, (nn.ModuleList, nn.ModuleDict))
+        if own:
+            _check_levels(part, names, "part")
+        out = {}
+        for name in names:
+            chosen = part[name] if own else part
+            arguments = [value[name] if index in split else value for index, value in enumerate(inputs)]
+            try:
+                out[name] = chosen(*arguments)
+            except ValueError as error:
+                raise ValueError(f"level {name!r}: {error}") from error
+        return list(out.values()) if isinstance(first, list) else out
+
+
+def level_sizes(maps: list[Tensor] | Mapping[Any, Tensor]) -> Any:
+    """Height and width of every level, for matchers.
+
+    Args:
+        maps: list or dict of maps ``(B, C, h, w)``.
+
+    Returns:
+        ``(h, w)`` per level, in a list or dict as the maps.
+
+    Raises:
+        ValueError: on other shapes; on a level of a single cell, which has no cells to tell apart.
+    """
+    levels: Any = maps
+    sizes = {}
+    for name in _names(levels, "maps"):
+        value = levels[name]
+        if not isinstance(value, Tensor) or value.ndim != 4:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"maps: expected a map (B, C, h, w) at level {name!r}, got {got}")
+        sizes[name] = (value.shape[2], value.shape[3])
+        if sizes[name] == (1, 1):
+            raise ValueError(
+                f"maps: level {name!r} is 1x1, which has no cells to tell apart: use larger views or leave it out"
+            )
+    return list(sizes.values()) if isinstance(maps, list) else sizes
+
+
+def level_mean(
+    values: list[Tensor] | Mapping[Any, Tensor], weights: list[float] | Mapping[Any, float] | None = None
+) -> Tensor:
+    """Mean over levels, of losses for instance.
+
+    Args:
+        values: list or dict of one tensor per level, all of one shape: scalars, or ``(B,)``.
+        weights: list or dict of one number per level; they need not sum to 1. None: all levels count alike.
+
+    Returns:
+        A tensor of that shape.
+
+    Raises:
+        ValueError: if the shapes differ, if the levels of the weights do, or if weights are negative or all 0.
+    """
+    names = _names(values, "values")
+    tensors = list(values) if isinstance(values, list) else list(values.values())
+    for name, value in zip(names, tensors, strict=True):
+        if value.shape != tensors[0].shape:
+            raise ValueError(
+                f"values: expected {tuple(tensors[0].shape)} at level {name!r} as at {names[0]!r}, "
+                f"got {tuple(value.shape)}"
+            )
+    if weights is None:
+        return torch.stack(tensors).mean(0)
+    _check_levels(weights, names, "weights")
+    given: Any = weights
+    numbers = [float(given[name]) for name in names]
+    if not all(0 <= number < float("inf") for number in numbers) or not sum(numbers):
+        raise ValueError(f"weights: expected numbers from 0 on, not all 0, got {weights}")
+    return torch.stack([value * number for value, number in zip(tensors, numbers, strict=True)]).sum(0) / sum(numbers)
+
+
+def _names(levels: Any, what: str) -> list[Any]:
+    """Of the levels: keys of a dict, places in a list."""
+    if not isinstance(levels, (list, Mapping, nn.ModuleList, nn.ModuleDict)) or not len(levels):
+        got = "none in it" if isinstance(levels, (list, Mapping)) else type(levels).__name__
+        raise ValueError(f"{what}: expected a list or dict of one value per level, got {got}")
+    return list(range(len(levels))) if isinstance(levels, (list, nn.ModuleList)) else list(levels)
+
+
+def _check_levels(levels: Any, names: list[Any], what: str) -> None:
+    got = _names(levels, what)
+    if set(got) != set(names):
+        raise ValueError(f"{what}: expected the levels {names}, got {got}")
