@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
 warnings.simplefilter("ignore")
 
 from data import PhotoViews  # noqa: E402
+from densecl import DenseCL  # noqa: E402
 from engine import SaveOnSigterm  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 
-METHODS = {"pixpro": PixPro, "pixcontrast": PixContrast, "pixpro_instance": PixProInstance}
+METHODS = {"pixpro": PixPro, "pixcontrast": PixContrast, "pixpro_instance": PixProInstance, "densecl": DenseCL}
+OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}}
 TINY = {"backbone": "resnet18", "layer": "layer2", "hidden_dim": 32, "dim": 16, "size": 32}
 
 
@@ -60,8 +62,7 @@ class Losses(Callback):
 def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
-    options = {"instance": "contrast"} if method == "pixpro_instance" else {}
-    module = METHODS[method](**TINY, **options)
+    module = METHODS[method](**TINY, **OPTIONS.get(method, {}))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several or "groups" in resume:
         without_batch_statistics(module)

@@ -23,15 +23,23 @@ RUNNER = Path(__file__).parent / "pretrain_runner.py"
 sys.path.insert(0, str(RECIPES))
 
 from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
+from densecl import DenseCL  # noqa: E402
 from engine import RecipeCLI, StopWhenIll, make_backbone  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 from reading import Photos, read_photo, seed_of  # noqa: E402
 
+import densessl  # noqa: E402
 from densessl import check_tracking  # noqa: E402
 
-METHODS = {"pixpro": PixPro, "pixcontrast": PixContrast, "pixpro_instance": PixProInstance, "own_images": PixPro}
+METHODS = {
+    "pixpro": PixPro,
+    "pixcontrast": PixContrast,
+    "pixpro_instance": PixProInstance,
+    "own_images": PixPro,
+    "densecl": DenseCL,
+}
 TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
 
 
@@ -59,7 +67,8 @@ def test_every_configuration_is_instantiated(config, tmp_path):
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
                "--model.init=random")  # fmt: skip  # no download in the tests
     assert made.model.encoder[0](torch.zeros(1, 3, 224, 224)).shape == (1, 2048, 7, 7)
-    assert made.model.hparams.lr_at_1024 == 4.0
+    rates = {"lr_at_1024": 4.0} if "lr_at_1024" in made.model.hparams else {"lr_at_256": {DenseCL: 0.03}[method]}
+    assert rates.items() <= made.model.hparams.items()
     assert not any(p.requires_grad for p in made.model.target.parameters())
 
 
@@ -79,17 +88,20 @@ def fit(method: type, folder: Path, out: Path, *args: str):
         (PixContrast, ["--trainer.accumulate_grad_batches=2"]),
         (PixProInstance, ["--model.instance=consistency"]),
         (PixProInstance, ["--model.instance=contrast"]),
+        (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
     ],
 )
 def test_every_method_trains(method, extra, photometric, folder, tmp_path):
     made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", f"--data.photometric={photometric}",
                "--trainer.log_every_n_steps=1", *extra)  # fmt: skip
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    for name in ("loss", "momentum", "lr-LARS/pg1", "health/effective_rank", "speed/images_per_s", "speed/data_wait"):
+    rate = "lr-SGD" if method is DenseCL else "lr-LARS/pg1"
+    for name in ("loss", "momentum", rate, "health/effective_rank", "speed/images_per_s", "speed/data_wait"):
         assert name in rows[0].split(",")
     steps = made.trainer.global_step
     assert steps == (3 if "accumulate" in extra[0] else 5)
-    assert made.model.target.step == steps + 1  # the first update changes nothing
+    # PixPro's schedule starts with an update that changes nothing.
+    assert made.model.target.step == steps + (method is not DenseCL)
     backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "encoder.safetensors"), 32)
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, made.model.encoder[0].state_dict()[key])
@@ -109,6 +121,15 @@ def test_schedules_are_the_published_ones(folder, tmp_path):
     # the momentum of the update that follows each step
     assert moments == pytest.approx([1 - 0.01 * (math.cos(math.pi * s / 20) + 1) / 2 for s in range(1, 21)])
     assert made.trainer.global_step == 20
+
+
+def test_densecls_schedule_is_the_published_one(folder, tmp_path):
+    fit(DenseCL, folder, tmp_path, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--model.queue=20",
+        "--data.batch_size=4", "--trainer.accumulate_grad_batches=2")  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
+    base = 0.03 * 8 / 256
+    assert rates[::2] == pytest.approx([base * (1 + math.cos(math.pi * s / 10)) / 2 for s in range(10)])
 
 
 def test_a_short_loss_curve_is_pinned(folder, tmp_path):
@@ -158,7 +179,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
             assert torch.equal(value, continued["state"][key]), key
 
 
-@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance"])
+@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl"])
 def test_one_process_equals_two(method, folder, tmp_path):
     """Group norm, no_match="zero", negatives gathered."""
     for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):
@@ -231,6 +252,20 @@ def test_draws_are_functions_of_seed_epoch_index_and_view(folder):
     assert not torch.equal(first.view1.coords, photos[(3, 5)].view1.coords)
     assert not torch.equal(first.view1.coords, photos[(2, 6)].view1.coords)
     assert len({seed_of(*numbers) for numbers in [(0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]}) == 4
+
+
+@pytest.mark.parametrize("preset", ["byol", "mocov2", "simclr"])
+def test_presets_are_the_librarys(preset):
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    data = PhotoViews("unused", size=32, photometric="cpu", preset=preset)
+    drawn = []
+    for views in (data.views, getattr(densessl, f"{preset}_views")(32, scale=(0.08, 1.0))):
+        torch.manual_seed(3)  # two views that are blurred, greyed and solarized differently by each preset
+        drawn.append([views(image) for _ in range(8)])
+    for ours, published in zip(*drawn, strict=True):
+        assert all(torch.equal(a.image, b.image) for a, b in zip(ours, published, strict=True))
+    on_device = PhotoViews("unused", preset=preset).on_device
+    assert repr(on_device) == repr(getattr(densessl, f"{preset}_photometric")())
 
 
 def test_every_photo_once_an_epoch_over_all_processes(folder):
@@ -394,6 +429,19 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
 def test_bad_input_stops_before_training(args, message, folder, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(PixPro, folder, tmp_path, *(["--trainer.max_epochs=1"] if "max_epochs" not in args[0] else []), *args)
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "message"),
+    [
+        (DenseCL, ["--model.lr_at_256=0"], "model.lr_at_256: expected a positive learning rate, got 0"),
+        (DenseCL, ["--model.queue=0"], "length: expected at least 1, got 0"),
+        (DenseCL, ["--model.temperature=0"], "temperature: expected a positive number, got 0"),
+    ],
+)
+def test_bad_input_of_other_methods(method, args, message, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(method, folder, tmp_path, "--trainer.max_epochs=1", *args)
 
 
 def test_a_folder_without_images(tmp_path):

@@ -22,8 +22,23 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from densessl import MultiView, byol_photometric, byol_views
+from densessl import (
+    MultiView,
+    byol_photometric,
+    byol_views,
+    mocov2_photometric,
+    mocov2_views,
+    simclr_photometric,
+    simclr_views,
+)
 from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+
+# The two halves of each published pipeline: per image on the CPU, per batch on the device.
+PRESETS = {
+    "byol": (byol_views, byol_photometric),
+    "mocov2": (mocov2_views, mocov2_photometric),
+    "simclr": (simclr_views, simclr_photometric),
+}
 
 
 def outlive_sigterm(worker: int) -> None:
@@ -136,6 +151,7 @@ class PhotoViews(pl.LightningDataModule):
         max_unreadable: share of unreadable files above which the run stops.
         seed: of everything drawn.
         images: number of images in all shards; a folder is counted.
+        preset: whose colours and blur: ``"byol"`` as PixPro, ``"mocov2"`` as DenseCL, ``"simclr"``.
     """
 
     def __init__(
@@ -155,6 +171,7 @@ class PhotoViews(pl.LightningDataModule):
         max_unreadable: float = 0.01,
         seed: int = 0,
         images: int | None = None,
+        preset: Literal["byol", "mocov2", "simclr"] = "byol",
     ) -> None:
         super().__init__()
         self.images, self._found = images, None
@@ -172,8 +189,10 @@ class PhotoViews(pl.LightningDataModule):
             raise ValueError(
                 f"data.photometric: expected 'none' for {channels} channels: the published steps need colour"
             )
-        self.views = _views(size, scale, photometric == "cpu", vertical_flip, quarter_turns, mean, std)
-        self.on_device = byol_photometric(mean, std) if photometric == "device" else None
+        whole, on_device = PRESETS[preset]
+        published = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std)
+        self.views = _with_turns(published, vertical_flip, quarter_turns)
+        self.on_device = on_device(mean, std) if photometric == "device" else None
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
     def paths(self) -> list[Path]:
@@ -250,16 +269,7 @@ class PhotoViews(pl.LightningDataModule):
         return batch._replace(view1=views[0], view2=views[1])
 
 
-def _views(
-    size: int,
-    scale: tuple[float, float],
-    photometric: bool,
-    vertical_flip: bool,
-    quarter_turns: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> MultiView:
-    published = byol_views(size, photometric, scale=scale, mean=mean, std=std)
+def _with_turns(published: MultiView, vertical_flip: bool, quarter_turns: bool) -> MultiView:
     extra: list[nn.Module] = [v2.RandomVerticalFlip()] if vertical_flip else []
     extra += [QuarterTurn()] if quarter_turns else []
     # After crop and flip, before the photometric steps: a quarter of the pixels to turn, still uint8.

@@ -43,7 +43,7 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
     Raises:
         ValueError: on an unknown model, a file that does not fit, or a map of a single cell.
     """
-    backbone = FeatureMap(_model(name, init == "imagenet", size, channels), layer)
+    backbone = FeatureMap(make_model(name, init == "imagenet", size, channels), layer)
     if init not in ("random", "imagenet"):
         try:
             read = load_backbone(backbone, init)
@@ -57,7 +57,8 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
     return backbone, features.shape[1]
 
 
-def _model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
+def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
+    """A torchvision or timm model for views of this size and number of channels; ValueError on unknown names."""
     if name in torchvision.models.list_models(torchvision.models):
         model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
         return model if channels == 3 else _with_channels(model, channels)
@@ -101,7 +102,11 @@ def lars_with_warmup(trained: nn.Module, trainer: pl.Trainer, lr_at_1024: float,
     if not lr_at_1024 > 0:
         raise ValueError(f"model.lr_at_1024: expected a positive learning rate, got {lr_at_1024}")
     batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches
-    lr = lr_at_1024 * (batch / 1024) ** 0.5
+    return lars(trained, trainer, lr_at_1024 * (batch / 1024) ** 0.5, weight_decay, warmup)
+
+
+def lars(trained: nn.Module, trainer: pl.Trainer, lr: float, weight_decay: float, warmup: float):
+    """LARS at a learning rate, with the published warm-up and cosine."""
     steps = steps_of(trainer)
     warm = max(1, round(warmup * steps))
     optimizer = LARS(param_groups(trained, weight_decay), lr=lr, momentum=0.9)
