@@ -26,9 +26,16 @@ from engine import SaveOnSigterm  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
+from vicregl import VICRegL  # noqa: E402
 
-METHODS = {"pixpro": PixPro, "pixcontrast": PixContrast, "pixpro_instance": PixProInstance, "densecl": DenseCL}
-OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}}
+METHODS = {
+    "pixpro": PixPro,
+    "pixcontrast": PixContrast,
+    "pixpro_instance": PixProInstance,
+    "densecl": DenseCL,
+    "vicregl": VICRegL,
+}
+OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
 TINY = {"backbone": "resnet18", "layer": "layer2", "hidden_dim": 32, "dim": 16, "size": 32}
 
 
@@ -66,7 +73,8 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several or "groups" in resume:
         without_batch_statistics(module)
-        module.target.requires_grad_(False)  # the new norms of the target too
+        if hasattr(module, "target"):
+            module.target.requires_grad_(False)  # the new norms of the target too
     data = PhotoViews(folder, size=32, batch_size=8, workers=int(workers), photometric="cpu", seed=3)
     losses = Losses()
     trainer = pl.Trainer(

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import cosine, tokens
+from reference import Box, box_cells, cosine, nearest, tokens
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
 
 from densecl import DenseCL, Outputs
+from reading import Batch
+from vicregl import VICRegL
+
+from densessl import View, coords_from_boxes
 
 B, C, WIDTH = 3, 6, 5
 SIZE_1, SIZE_2 = (3, 5), (4, 2)
@@ -58,10 +62,6 @@ def test_densecl_equals_the_loop():
 
 
 def test_densecl_steps_weigh_the_two_losses_and_fill_the_queues(monkeypatch):
-    from reading import Batch
-
-    from densessl import View
-
     recipe = DenseCL(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, queue=5, dense_weight=0.3, size=32)
     logged = {}
     monkeypatch.setattr(recipe, "log_dict", lambda values, **options: logged.update(values))
@@ -94,3 +94,105 @@ class Trainer:
 def test_densecl_names_a_bad_weight(weight):
     with pytest.raises(ValueError, match=rf"model.dense_weight: expected a number in 0..1, got {weight}"):
         DenseCL(dense_weight=weight)
+
+
+# --- VICRegL ----------------------------------------------------------------------------------------------------------
+
+BOXES: list[tuple[Box, Box]] = [
+    ((0.11, 0.05, 0.83, 0.71), (0.27, 0.13, 0.97, 0.91)),
+    ((0.62, 0.31, 0.04, 0.99), (0.37, 0.22, 0.79, 0.64)),  # flipped
+    ((0.01, 0.02, 0.31, 0.43), (0.57, 0.61, 0.93, 0.98)),  # apart
+]
+SOURCE = (400, 150)  # width and height: per axis in 0..1, other cells would be the nearest
+KEEP = 4
+
+
+def vicreg(a: Tensor, b: Tensor) -> Tensor:
+    """25 s + 25 v + c of vectors (n, d), scaled as in the authors' code.
+
+    There s is a mean over dimensions too, and v and c are means over the two views, where the paper sums.
+    """
+    count, dim = a.shape
+    s = sum(((x - y) ** 2).sum() for x, y in zip(a, b, strict=True)) / (count * dim)
+    v, c = 0, 0
+    for z in (a, b):
+        centred = [x - sum(z) / count for x in z]
+        cov = sum(x[:, None] * x[None] for x in centred) / (count - 1)
+        for i in range(dim):
+            v = v + (1 - (cov[i, i] + 1e-4).sqrt()).clamp(min=0) / dim / 2
+            c = c + sum(cov[i, j] ** 2 for j in range(dim) if j != i) / dim / 2
+    return 25 * s + 25 * v + c
+
+
+def local_loop(z1: Tensor, z2: Tensor) -> tuple[Tensor, list[list[tuple[int, int, bool]]]]:
+    """By place plus by feature; each the mean of both directions, and of the batches that the k-th pairs make."""
+    a, b = tokens(z1), tokens(z2)
+    by_place = [
+        [
+            [((x - u) ** 2 + (y - v) ** 2) ** 0.5 for u, v, _ in box_cells(second, SIZE_2, SOURCE)]
+            for x, y, _ in box_cells(first, SIZE_1, SOURCE)
+        ]
+        for first, second in BOXES
+    ]
+    by_feature = [[[float(((x - y) ** 2).sum()) for y in b[i]] for x in a[i]] for i in range(B)]
+    total, located = 0, None
+    for cost in (by_place, by_feature):
+        for query, key, table in ((a, b, cost), (b, a, [list(zip(*rows, strict=True)) for rows in cost])):
+            allowed = [[True] * key.shape[1]] * query.shape[1]
+            pairs = [nearest(rows, allowed, KEEP, False) for rows in table]
+            located = located or pairs
+            for k in range(KEEP):
+                left = torch.stack([query[i, pairs[i][k][0]] for i in range(B)])
+                right = torch.stack([key[i, pairs[i][k][1]] for i in range(B)])
+                total = total + vicreg(left, right) / KEEP / 2
+    return total, located
+
+
+def boxed_views(dtype: torch.dtype = torch.float64) -> list[View]:
+    size = torch.tensor([SOURCE[::-1]] * B)
+    boxes = [torch.tensor([pair[view] for pair in BOXES], dtype=dtype) for view in range(2)]
+    return [View(torch.zeros(B, 3, 8, 8 + view), coords_from_boxes(x), size) for view, x in enumerate(boxes)]
+
+
+def test_vicregl_cells_equal_the_loop():
+    recipe = VICRegL(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, keep=KEEP, size=32)
+    ((z1, z2),) = maps(C)
+    z1.requires_grad_()
+    z2.requires_grad_()
+    got, located = recipe.local_loss(z1, z2, *boxed_views())
+    expected, pairs = local_loop(z1, z2)
+    assert [list(zip(*(part[i].tolist() for part in located), strict=True)) for i in range(B)] == pairs
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+    for a, b in zip(*(torch.autograd.grad(loss, (z1, z2)) for loss in (got, expected)), strict=True):
+        assert a.any()
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+class Fixed(torch.nn.Module):
+    """An encoder whose outputs, one pair of map and vectors per view, are known."""
+
+    def __init__(self, *outputs: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.outputs[image.shape[3] - 8]
+
+
+def test_vicregl_equals_the_loop(monkeypatch):
+    recipe = VICRegL(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, keep=KEEP, alpha=0.6, size=32)
+    recipe.trainer = Trainer()
+    monkeypatch.setattr(recipe, "log_dict", lambda values, **options: None)
+    ((z1, z2),) = maps(C)
+    w1, w2 = torch.randn(2, B, 8, dtype=torch.float64)
+    recipe.encoder = Fixed((z1, w1), (z2, w2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = recipe.training_step(Batch(*boxed_views(), torch.zeros(B), torch.zeros(B)), 0)
+    expected = 0.6 * vicreg(w1, w2) + 0.4 * local_loop(z1, z2)[0]
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5])
+def test_vicregl_names_a_bad_alpha(alpha):
+    with pytest.raises(ValueError, match=rf"model.alpha: expected a number in 0..1, got {alpha}"):
+        VICRegL(alpha=alpha)

@@ -29,6 +29,7 @@ from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 from reading import Photos, read_photo, seed_of  # noqa: E402
+from vicregl import VICRegL  # noqa: E402
 
 import densessl  # noqa: E402
 from densessl import check_tracking  # noqa: E402
@@ -39,7 +40,10 @@ METHODS = {
     "pixpro_instance": PixProInstance,
     "own_images": PixPro,
     "densecl": DenseCL,
+    "vicregl": VICRegL,
 }
+# Learning rates, as their papers or authors name them.
+RATES = {DenseCL: ("lr_at_256", 0.03), VICRegL: ("lr_at_256", 0.2)}
 TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
 
 
@@ -67,9 +71,10 @@ def test_every_configuration_is_instantiated(config, tmp_path):
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
                "--model.init=random")  # fmt: skip  # no download in the tests
     assert made.model.encoder[0](torch.zeros(1, 3, 224, 224)).shape == (1, 2048, 7, 7)
-    rates = {"lr_at_1024": 4.0} if "lr_at_1024" in made.model.hparams else {"lr_at_256": {DenseCL: 0.03}[method]}
-    assert rates.items() <= made.model.hparams.items()
-    assert not any(p.requires_grad for p in made.model.target.parameters())
+    name, rate = RATES.get(method, ("lr_at_1024", 4.0))
+    assert made.model.hparams[name] == rate
+    if hasattr(made.model, "target"):
+        assert not any(p.requires_grad for p in made.model.target.parameters())
 
 
 def fit(method: type, folder: Path, out: Path, *args: str):
@@ -89,6 +94,7 @@ def fit(method: type, folder: Path, out: Path, *args: str):
         (PixProInstance, ["--model.instance=consistency"]),
         (PixProInstance, ["--model.instance=contrast"]),
         (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
+        (VICRegL, ["--model.keep=16"]),  # all cells
     ],
 )
 def test_every_method_trains(method, extra, photometric, folder, tmp_path):
@@ -96,12 +102,13 @@ def test_every_method_trains(method, extra, photometric, folder, tmp_path):
                "--trainer.log_every_n_steps=1", *extra)  # fmt: skip
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     rate = "lr-SGD" if method is DenseCL else "lr-LARS/pg1"
-    for name in ("loss", "momentum", rate, "health/effective_rank", "speed/images_per_s", "speed/data_wait"):
+    momentum = [] if method is VICRegL else ["momentum"]
+    for name in ("loss", rate, "health/effective_rank", "speed/images_per_s", "speed/data_wait", *momentum):
         assert name in rows[0].split(",")
     steps = made.trainer.global_step
     assert steps == (3 if "accumulate" in extra[0] else 5)
-    # PixPro's schedule starts with an update that changes nothing.
-    assert made.model.target.step == steps + (method is not DenseCL)
+    if method is not VICRegL:  # PixPro's schedule starts with an update that changes nothing
+        assert made.model.target.step == steps + (method is not DenseCL)
     backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "encoder.safetensors"), 32)
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, made.model.encoder[0].state_dict()[key])
@@ -130,6 +137,14 @@ def test_densecls_schedule_is_the_published_one(folder, tmp_path):
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
     base = 0.03 * 8 / 256
     assert rates[::2] == pytest.approx([base * (1 + math.cos(math.pi * s / 10)) / 2 for s in range(10)])
+
+
+def test_vicregls_rate_is_the_linear_rules(folder, tmp_path):
+    made = fit(VICRegL, folder, tmp_path, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--model.keep=4")
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = [float(row["lr-LARS/pg1"]) for row in csv.DictReader(file) if row["lr-LARS/pg1"]]
+    assert rates[1] == pytest.approx(0.2 * 8 / 256)  # after one step of warm-up
+    assert made.trainer.global_step == 5
 
 
 def test_a_short_loss_curve_is_pinned(folder, tmp_path):
@@ -179,7 +194,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
             assert torch.equal(value, continued["state"][key]), key
 
 
-@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl"])
+@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl"])
 def test_one_process_equals_two(method, folder, tmp_path):
     """Group norm, no_match="zero", negatives gathered."""
     for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):
@@ -435,6 +450,9 @@ def test_bad_input_stops_before_training(args, message, folder, tmp_path):
     ("method", "args", "message"),
     [
         (DenseCL, ["--model.lr_at_256=0"], "model.lr_at_256: expected a positive learning rate, got 0"),
+        (VICRegL, [], "keep: expected at most the number of query cells, 16, got 20"),
+        (VICRegL, ["--model.keep=0"], "keep: expected at least 1 or None, got 0"),
+        (VICRegL, ["--model.lr_at_256=-1"], "model.lr_at_256: expected a positive learning rate, got -1"),
         (DenseCL, ["--model.queue=0"], "length: expected at least 1, got 0"),
         (DenseCL, ["--model.temperature=0"], "temperature: expected a positive number, got 0"),
     ],
