@@ -48,6 +48,7 @@ from densessl.propagation import PPM
 from densessl.queue import KeyQueue
 from densessl.similarity import feature_distance
 from densessl.tokens import map_to_tokens, tokens_to_map
+from densessl.viewpairs import mean_over_view_pairs
 
 __version__ = "0.1.0"
 
@@ -92,6 +93,7 @@ __all__ = [
     "level_mean",
     "level_sizes",
     "map_to_tokens",
+    "mean_over_view_pairs",
     "mocov2_photometric",
     "mocov2_views",
     "pairs_to_mask",

@@ -29,6 +29,7 @@ ALLOWED = {
     "matching": {"geometry", "limits", "windows"},
     "pairs": {"matching"},
     "similarity": {"tokens"},
+    "viewpairs": set(),
     "backbone": {"tokens"},
     "queue": {"tokens"},
     "tiles": set(),
