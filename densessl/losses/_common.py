@@ -50,7 +50,10 @@ def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 def sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of each query's keys, (B, Nq, C), and positives per image, (B,); k is (B, Nk, C)."""
     if mask.layout != torch.sparse_coo:
-        return mask.to(k.dtype) @ k, mask.sum((1, 2))
+        weights = mask.to(k.dtype)
+        # In the layout of k, which the query has as well: a product of two layouts takes several times as long.
+        summed = weights @ k if k.stride(-1) == 1 else (k.mT @ weights.mT).mT
+        return summed, mask.sum((1, 2))
     batch, n_query, n_key = mask.shape
     image, row, column = mask.coalesce().indices()  # the mask serves as an index list only
     bag = image * n_query + row  # sorted, because coalesced
