@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.io import write_jpeg
 
@@ -396,6 +397,34 @@ def test_fcos_takes_pretrained_pyramid_and_towers(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         cli("--model.detector=faster_rcnn_c4", *given)
     assert "left out backbone.fpn.inner_blocks.0.0.weight: not in the GeneralizedRCNN" in caplog.text
+
+
+def test_fcos_trains_from_what_pixpro_fpn_pretrains(coco, tmp_path, caplog, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES.parent / "pretrain")
+    from fcos_trunk import FCOSTrunk
+
+    trunk, file = FCOSTrunk(torchvision.models.resnet18(), "p6"), tmp_path / "encoder.safetensors"
+    given = ["--model.detector=fcos_fpn", *COCO, "--model.classes=2", f"--model.pretrained={file}"]
+    save_file(trunk.state_dict(), file)
+    with caplog.at_level(logging.INFO):
+        recipe = made(coco, tmp_path, *given)
+    loaded = recipe.model.detector.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in trunk.state_dict().items())
+    missing = next(r.getMessage() for r in caplog.records if "as initialised: " in r.getMessage()).split(": ")[-1]
+    assert set(missing.split(", ")) == loaded.keys() - trunk.state_dict().keys()
+    assert {key.split(".")[-2] for key in missing.split(", ")} == {"p7", "cls_logits", "bbox_reg", "bbox_ctrness"}
+    recipe.trainer.fit(recipe.model, recipe.datamodule)
+    assert recipe.trainer.global_step == 2
+    after = recipe.model.detector.state_dict()
+    assert all(after[key].isfinite().all() for key in after)
+    tower = "head.regression_head.conv.0.weight"
+    assert not torch.equal(after[tower], trunk.state_dict()[tower])
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):  # a pyramid on other stages, where names agree and places do not
+        other = made(coco, tmp_path, "--model.detector=mask_rcnn_fpn", *given[1:]).model.detector.state_dict()
+    assert torch.equal(other["backbone.body.conv1.weight"], trunk.backbone.body.conv1.weight)
+    assert "left out backbone.fpn.layer_blocks.0.0.weight: not in the MaskRCNN" in caplog.text
 
 
 def test_a_checkpoint_of_another_depth(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
+from torchvision.models.detection import FCOS
 
 from densessl.export import read_backbone
 
@@ -61,7 +62,8 @@ def load_parts(detector: nn.Module, pretrained: str) -> None:
     """Loads the pyramid and the towers that a file may hold beside the backbone, into a detector that names them so.
 
     Args:
-        detector: torchvision's FCOS has these names; others here have batch norm in the pyramid and other heads.
+        detector: torchvision's FCOS takes them. Others here have batch norm in the pyramid and other heads, and their
+            pyramids stand on other stages, so that equal names do not mean equal places.
         pretrained: as of make_resnet.
 
     Raises:
@@ -69,7 +71,7 @@ def load_parts(detector: nn.Module, pretrained: str) -> None:
     """
     if pretrained in ("none", "imagenet"):
         return
-    parts, own = read_backbone(pretrained).parts, detector.state_dict()
+    parts, own = read_backbone(pretrained).parts, detector.state_dict() if isinstance(detector, FCOS) else {}
     for key in parts:
         if key not in own:
             log.info("%s: left out %s: not in the %s", pretrained, key, type(detector).__name__)
@@ -81,7 +83,9 @@ def load_parts(detector: nn.Module, pretrained: str) -> None:
     fitting = {key: value for key, value in parts.items() if key in own}
     detector.load_state_dict(fitting, strict=False)
     if fitting:
+        fresh = [key for key in own if key not in parts and not key.startswith("backbone.body.")]
         log.info("%s: loaded %d entries of pyramid and towers", pretrained, len(fitting))
+        log.info("%s: as initialised: %s", pretrained, ", ".join(fresh))
 
 
 def load(network: nn.Module, weights: Mapping[str, Tensor], name: str, source: str) -> None:
