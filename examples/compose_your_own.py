@@ -19,7 +19,8 @@ from densessl import (
     NearestMatcher,
     View,
     byol_views,
-    map_to_tokens,
+    feature_distance,
+    pairs_to_mask,
     param_groups,
     pixcontrast_loss,
 )
@@ -38,12 +39,9 @@ def main(steps: int = 5) -> list[float]:
     losses = []
     for _ in range(steps):
         a, b = (View(*view) for view in default_collate([views(image) for image in images]))
-        query, key = map_to_tokens(student(a.image)), map_to_tokens(teacher(b.image))
+        query, key = student(a.image), teacher(b.image)
         allowed = near(a.coords, b.coords, (8, 8))
-        pairs = nearest(-torch.cosine_similarity(query[:, :, None], key[:, None], dim=3), valid=allowed)
-        mask = torch.zeros_like(allowed)
-        image = torch.arange(len(images))[:, None].expand_as(pairs.query)[pairs.valid]
-        mask[image, pairs.query[pairs.valid], pairs.key[pairs.valid]] = True
+        mask = pairs_to_mask(nearest(feature_distance(query, key), valid=allowed), (64, 64))
         loss = pixcontrast_loss(query, key, mask)
         optimizer.zero_grad()
         loss.backward()
