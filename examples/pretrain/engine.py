@@ -214,7 +214,10 @@ class Speed(Callback):
 
 
 class Encoders(Callback):
-    """Writes the query encoder's backbone as ``encoder.safetensors`` beside the checkpoints, after every epoch."""
+    """Writes item 0 of the query encoder as ``encoder.safetensors`` beside the checkpoints, after every epoch.
+
+    That is the backbone; in pixpro_fpn.py it has FPN and towers around it.
+    """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._write(trainer, module)
