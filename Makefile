@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help quickstart test lint types docs clean
+.PHONY: help quickstart test lint types docs bench clean
 
 help:
 	@echo "make quickstart   train a small backbone, figures and report in runs/quickstart"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make types        mypy"
 	@echo "make docs         the docs site, into site/"
+	@echo "make bench        time and memory of every part, into docs/performance.md; minutes"
 	@echo "make clean        remove .venv, site, dist, build and caches"
 
 quickstart: .venv/installed
@@ -32,6 +33,10 @@ types: .venv/installed
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+	$(BIN)/python benchmarks/page.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -134,3 +134,11 @@ def test_operator_is_described_truly():
     unit = F.normalize(torch.randn(2, 7, 3), dim=-1).requires_grad_()
     values = torch.randn(2, 7, 5, requires_grad=True)
     torch.library.opcheck(tiles.propagate, (unit, values, 1.5))
+
+
+def test_runs_on_tensors_that_say_they_are_on_a_gpu():
+    """The operator's description."""
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        y = PPM(gamma=1.5)(torch.rand(2, 4, 33, 40, device="cuda"))
+    assert y.device.type == "cuda"
+    assert y.shape == (2, 4, 33, 40)
