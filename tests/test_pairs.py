@@ -5,8 +5,42 @@ import re
 import pytest
 import torch
 from test_contract import NoHostReads
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from densessl import NearestMatcher, Pairs, pairs_to_mask
+from densessl import (
+    NearestMatcher,
+    Pairs,
+    feature_distance,
+    gather_tokens,
+    info_nce_loss,
+    map_to_tokens,
+    pairs_to_mask,
+    pixcontrast_loss,
+)
+
+
+def from_features_to_losses(query: Tensor, key: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
+    """Matching by features, and both kinds of loss: on aligned pairs and on a mask."""
+    pairs = NearestMatcher(mutual=True)(feature_distance(query, key))
+    q, k = gather_tokens(map_to_tokens(query), pairs.query), gather_tokens(map_to_tokens(key), pairs.key)
+    aligned = info_nce_loss(q, k, negatives, pairs.valid, no_match="skip")
+    mask = pairs_to_mask(pairs, (15, 12))
+    return aligned, pixcontrast_loss(query, key, mask), feature_distance(query, key, metric="euclidean")
+
+
+def test_the_way_from_features_to_losses_compiles_without_a_break():
+    inputs = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 6, 2), torch.randn(7, 4)
+    compiled = torch.compile(from_features_to_losses, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(compiled(*inputs), from_features_to_losses(*inputs), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_way_from_features_to_losses_runs_on_another_device():
+    """On tensors that say they are on a GPU: one made on the CPU on the way raises, and so does a host read."""
+    with FakeTensorMode():
+        inputs = (torch.rand(*shape, device="cuda") for shape in ((2, 4, 3, 5), (2, 4, 6, 2), (7, 4)))
+        assert {value.device.type for value in from_features_to_losses(*inputs)} == {"cuda"}
 
 
 @pytest.mark.parametrize("options", [{}, {"mutual": True}, {"keep": 2}, {"keep": 5, "mutual": True}])
