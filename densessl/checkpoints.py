@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 # Where a query encoder lies in a file; the first that holds a backbone wins. The published PixPro checkpoints; this
-# library's recipes, where backbone and projection head are items of one Sequential; MoCo and its relatives; OpenMMLab;
-# a bare model.
-_ROOTS = ("module.encoder.", "encoder.0.", "module.encoder_q.", "encoder.", "backbone.", "module.", "")
+# library's recipes, where backbone and projection head are items of one Sequential, or the backbone has two heads; MoCo
+# and its relatives; OpenMMLab; a bare model.
+_ROOTS = (
+    *("module.encoder.", "encoder.0.", "encoder.backbone."),
+    *("module.encoder_q.", "encoder.", "backbone.", "module.", ""),
+)
 CLASSIFIER = re.compile(r"(fc|head|heads|classifier)\.")
 _PART = re.compile(r"backbone\.fpn\.|head\.(classification|regression)_head\.conv\.")
 _WHY = tuple(

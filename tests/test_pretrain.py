@@ -431,6 +431,17 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("method", "extra"),
+    [(PixProInstance, []), (DenseCL, ["--model.queue=20"]), (VICRegL, ["--model.keep=4"])],
+)
+def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, tmp_path):
+    made = fit(method, folder, tmp_path, "--trainer.max_steps=1", "--save_every_n_steps=1", *extra)
+    backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "checkpoints" / "last.ckpt"), 32)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, made.model.encoder[0].state_dict()[key])
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--data.folder=/no/such/folder"], "data.folder: expected a folder"),
