@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import os
 import statistics
 import sys
 import time
@@ -112,10 +113,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def add_row(path: Path, row: dict[str, object]) -> None:
     """Appends a row, after a header if it is the first."""
-    new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
-        if new:
+        if not file.tell():
             writer.writeheader()
         writer.writerow({name: f"{x:.4f}" if isinstance(x, float) else x for name, x in row.items()})
 
@@ -152,8 +152,9 @@ def scene_folder(folder: Path, images: int) -> Path:
     for index in tqdm(range(images), desc="drawing scenes"):
         path = folder / f"{index:05}.png"
         if not path.exists():
-            write_png(draw_scene(0, index)[0], str(path.with_suffix(".part")))
-            path.with_suffix(".part").rename(path)
+            part = path.with_suffix(f".{os.getpid()}")  # of this run: another may draw the same scene
+            write_png(draw_scene(0, index)[0], str(part))
+            part.replace(path)
     return folder
 
 
