@@ -20,9 +20,12 @@ from densessl import (
 )
 
 
+nearest = NearestMatcher(mutual=True)
+
+
 def from_features_to_losses(query: Tensor, key: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
     """Matching by features, and both kinds of loss: on aligned pairs and on a mask."""
-    pairs = NearestMatcher(mutual=True)(feature_distance(query, key))
+    pairs = nearest(feature_distance(query, key))
     q, k = gather_tokens(map_to_tokens(query), pairs.query), gather_tokens(map_to_tokens(key), pairs.key)
     aligned = info_nce_loss(q, k, negatives, pairs.valid, no_match="skip")
     mask = pairs_to_mask(pairs, (15, 12))
@@ -36,6 +39,9 @@ def test_the_way_from_features_to_losses_compiles_without_a_break():
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="torch 2.6 asks the driver even where it indexes a fake GPU tensor"
+)
 def test_the_way_from_features_to_losses_runs_on_another_device():
     """On tensors that say they are on a GPU: one made on the CPU on the way raises, and so does a host read."""
     with FakeTensorMode():
