@@ -19,7 +19,6 @@ from densessl import (
     pixcontrast_loss,
 )
 
-
 nearest = NearestMatcher(mutual=True)
 
 
