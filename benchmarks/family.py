@@ -34,7 +34,7 @@ sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "pretrain")]
 
 from data import PhotoViews  # noqa: E402
 from densecl import DenseCL  # noqa: E402
-from engine import RecipeCLI  # noqa: E402
+from engine import RecipeCLI, backbone_of  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
@@ -84,14 +84,14 @@ def train(method: str, seed: int, folder: Path, args: argparse.Namespace) -> tup
         save_config_callback=None,
     )
     if method == "untrained":
-        return cli.model.encoder[0], {"method": method, "seed": seed, "steps": 0}
+        return backbone_of(cli.model), {"method": method, "seed": seed, "steps": 0}
     start = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - start
     rows = read_rows(out / "metrics.csv")
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     stds = [float(row["health/std_times_sqrt_c"]) for row in rows if row["health/std_times_sqrt_c"]]
-    return cli.model.encoder[0], {
+    return backbone_of(cli.model), {
         "method": method,
         "seed": seed,
         "steps": cli.trainer.global_step,

@@ -24,7 +24,7 @@ sys.path.insert(0, str(RECIPES))
 
 from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
 from densecl import DenseCL  # noqa: E402
-from engine import RecipeCLI, StopWhenIll, make_backbone  # noqa: E402
+from engine import RecipeCLI, StopWhenIll, backbone_of, make_backbone  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
@@ -114,7 +114,7 @@ def test_every_method_trains(method, extra, photometric, folder, tmp_path):
         assert made.model.target.step == steps + (method is not DenseCL)
     backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "encoder.safetensors"), 32)
     for key, value in backbone.state_dict().items():
-        assert torch.equal(value, made.model.encoder[0].state_dict()[key])
+        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
 
 
 def test_schedules_are_the_published_ones(folder, tmp_path):
@@ -438,7 +438,7 @@ def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, 
     made = fit(method, folder, tmp_path, "--trainer.max_steps=1", "--save_every_n_steps=1", *extra)
     backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "checkpoints" / "last.ckpt"), 32)
     for key, value in backbone.state_dict().items():
-        assert torch.equal(value, made.model.encoder[0].state_dict()[key])
+        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
 
 
 @pytest.mark.parametrize(

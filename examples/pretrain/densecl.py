@@ -53,9 +53,6 @@ class Encoder(nn.Module):
         cells = tokens_to_map(self.per_cell(map_to_tokens(features)), features.shape[-2:])
         return Outputs(features, cells, self.per_image(features.mean((2, 3))))
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return [self.backbone, self.per_cell, self.per_image][index]
-
 
 class DenseCL(pl.LightningModule):
     """Dense contrastive learning (Wang et al., CVPR 2021): MoCo v2, and the same between matched cells.

@@ -168,7 +168,7 @@ class StopWhenIll(Callback):
             return  # reading a value back stalls the GPU
         loss = float(outputs["loss"])
         if not abs(loss) < float("inf"):
-            raise RuntimeError(f"loss is {loss} at step {trainer.global_step}: stopped. Lower model.lr_at_1024.")
+            raise RuntimeError(f"loss is {loss} at step {trainer.global_step}: stopped. Lower the model's lr_at_*.")
         std = trainer.callback_metrics.get("health/std_times_sqrt_c")
         if std is None or float(std) >= self.collapsed_below:
             self.healthy_at = trainer.global_step
@@ -213,11 +213,13 @@ class Speed(Callback):
             self.since, self.images, self.waited = self.end, 0, 0.0
 
 
-class Encoders(Callback):
-    """Writes item 0 of the query encoder as ``encoder.safetensors`` beside the checkpoints, after every epoch.
+def backbone_of(module: Any) -> nn.Module:
+    """The first part of a recipe's encoder, before its heads; in pixpro_fpn.py with FPN and towers around it."""
+    return next(module.encoder.children())
 
-    That is the backbone; in pixpro_fpn.py it has FPN and towers around it.
-    """
+
+class Encoders(Callback):
+    """Writes the query encoder's backbone as ``encoder.safetensors`` beside the checkpoints, after every epoch."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._write(trainer, module)
@@ -229,7 +231,7 @@ class Encoders(Callback):
         folder = trainer.log_dir  # asked of every process: the answer is broadcast
         if trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            weights = {key: value.cpu().contiguous() for key, value in module.encoder[0].state_dict().items()}
+            weights = {key: value.cpu().contiguous() for key, value in backbone_of(module).state_dict().items()}
             part = Path(folder) / "encoder.safetensors.part"
             save_file(weights, part)
             part.replace(part.with_suffix(""))  # never half a file under the final name

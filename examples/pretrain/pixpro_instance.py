@@ -39,9 +39,6 @@ class TwoHeads(nn.Module):
         features = self.backbone(image)
         return self.per_cell(features), self.per_image(features)
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return [self.backbone, self.per_cell, self.per_image][index]
-
 
 class PixProInstance(pl.LightningModule):
     """``L = L_PixPro + alpha * L_instance`` (Xie et al., CVPR 2021, Eq. 6).

@@ -54,9 +54,6 @@ class Encoder(nn.Module):
         features = self.backbone(image)
         return self.per_cell(features), self.per_image(features.mean((2, 3), keepdim=True)).flatten(1)
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return [self.backbone, self.per_cell, self.per_image][index]
-
 
 class VICRegL(pl.LightningModule):
     """VICReg between images, and between cells matched by place and by feature (Bardes et al., NeurIPS 2022).
