@@ -73,7 +73,7 @@ def test_every_configuration_is_instantiated(config, tmp_path):
     made = cli(method, "--config", str(RECIPES / config), "--data.folder", "x", "--out", str(tmp_path),
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
                "--model.init=random")  # fmt: skip  # no download in the tests
-    assert made.model.encoder[0](torch.zeros(1, 3, 224, 224)).shape == (1, 2048, 7, 7)
+    assert backbone_of(made.model)(torch.zeros(1, 3, 224, 224)).shape == (1, 2048, 7, 7)
     name, rate = RATES.get(method, ("lr_at_1024", 4.0))
     assert made.model.hparams[name] == rate
     if hasattr(made.model, "target"):
@@ -384,7 +384,7 @@ def test_other_channel_counts_train(tmp_path):
         Image.fromarray(pixels, "RGBA").save(photos / f"{index}.png")
     made = fit(PixPro, photos, tmp_path / "out", "--trainer.max_epochs=1", "--data.channels=4",
                "--data.photometric=none", "--data.mean=[0.5,0.5,0.5,0.5]", "--data.std=[0.2,0.2,0.2,0.2]")  # fmt: skip
-    assert made.model.encoder[0].conv1.in_channels == 4
+    assert backbone_of(made.model).conv1.in_channels == 4
 
 
 def test_quarter_turns_are_tracked():
@@ -421,7 +421,7 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     backbone, _ = make_backbone("resnet18", "layer2", str(checkpoint), 32)
     for key, value in backbone.state_dict().items():
-        assert torch.equal(value, made.model.encoder[0].state_dict()[key])
+        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:5000])
     wrong = ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no file"))
