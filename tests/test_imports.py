@@ -12,7 +12,18 @@ import densessl
 PACKAGE = Path(densessl.__file__).parent
 # module -> what of densessl it may import; everything may import geometry's and tokens' level below it only
 ALLOWED = {
-    "geometry": set(),
+    "geometry._points": set(),
+    "geometry.cells": {"geometry._points"},
+    "geometry.distance": {"geometry._points", "geometry.cells"},
+    "geometry.homography": {"geometry._points"},
+    "geometry.warping": {"geometry._points", "geometry.cells", "geometry.homography"},
+    "geometry": {
+        "geometry._points",
+        "geometry.cells",
+        "geometry.distance",
+        "geometry.homography",
+        "geometry.warping",
+    },
     "tokens": set(),
     "heads": set(),
     "ema": set(),

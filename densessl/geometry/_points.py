@@ -1,0 +1,129 @@
+"""What a point of a view is in the source image, by either kind of coords; and what coords must look like."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int] | torch.Size
+
+
+def is_dense(coords: Tensor) -> bool:
+    """Whether coords are dense, ``(B, 2, H, W)``, and not homographies, ``(B, 3, 3)``.
+
+    Args:
+        coords: either kind of coords, batched.
+
+    Raises:
+        ValueError: if the shape or the dtype is that of neither.
+    """
+    return checked(coords, "coords").ndim == 4
+
+
+def checked(coords: Tensor, name: str) -> Tensor:
+    """Coords of either kind as a plain tensor; ValueError, with the argument's name, on others."""
+    homography = coords.ndim == 3 and tuple(coords.shape[-2:]) == (3, 3)
+    dense = coords.ndim == 4 and coords.shape[1] == 2
+    if not (homography or dense):
+        raise ValueError(
+            f"{name}: expected homographies (B, 3, 3) or dense coords (B, 2, H, W), got {tuple(coords.shape)}"
+        )
+    if not coords.is_floating_point():
+        raise ValueError(f"{name}: expected a floating point tensor, got {coords.dtype}")
+    return coords if type(coords) is Tensor else coords.as_subclass(Tensor)
+
+
+def checked_size(size: Size, name: str) -> tuple[int, int]:
+    """Height and width; ValueError, with the argument's name, on others."""
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
+        raise ValueError(f"{name}: expected (height, width), both at least 1, got {tuple(size)}")
+    return size[0], size[1]
+
+
+def check_pair(first: Tensor, second: Tensor, names: tuple[str, str] = ("coords_q", "coords_k")) -> None:
+    """Raises ValueError, with the arguments' names, unless both are coords of one batch and on one device."""
+    first, second = checked(first, names[0]), checked(second, names[1])
+    if first.shape[0] != second.shape[0]:
+        raise ValueError(
+            f"{names[1]}: expected as many images as {names[0]}, B = {first.shape[0]}, got {second.shape[0]}"
+        )
+    if first.device != second.device:
+        raise ValueError(f"{names[1]}: expected a tensor on {first.device} as {names[0]}, got {second.device}")
+
+
+def full(coords: Tensor) -> Tensor:
+    """Half precision is widened: bfloat16 coords would be a whole cell wrong at 28x28."""
+    return coords if coords.dtype == torch.float64 else coords.float()
+
+
+def unit_grid(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of all cell centres in the unit square, each (N,), row-major."""
+    h, w = size
+    y = (torch.arange(h, device=like.device, dtype=like.dtype) + 0.5) / h
+    x = (torch.arange(w, device=like.device, dtype=like.dtype) + 0.5) / w
+    return x.repeat(h), y.repeat_interleave(w)
+
+
+def project(matrix: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 3, 3) applied to points (N,) or (B, N): image x, y and the homogeneous weight, each (B, N)."""
+    m = matrix.flatten(1)[:, :, None]
+    weight = m[:, 6] * x + m[:, 7] * y + m[:, 8]
+    # A point at or behind the horizon has no image: NaN, which matches nothing.
+    weight = torch.where(weight > 0, weight, torch.nan)
+    return (m[:, 0] * x + m[:, 1] * y + m[:, 2]) / weight, (m[:, 3] * x + m[:, 4] * y + m[:, 5]) / weight, weight
+
+
+def sample_dense(dense: Tensor, points: Tensor) -> Tensor:
+    """Reads dense coords between their pixels.
+
+    Linear between pixel centres and, in the half pixel between the outermost centres and the edge, continued
+    linearly, so that coords of an affine view stay exact up to the edge. NaN where a neighbour with weight is NaN
+    and beyond the edges.
+
+    Args:
+        dense: ``(B, 2, H, W)``.
+        points: ``(B, N, 2)`` xy in the view's unit square.
+
+    Returns:
+        ``(B, N, 2)`` xy in the source's unit square.
+    """
+    h, w = dense.shape[-2:]
+    x, y = points.unbind(-1)
+    outside = ~((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1))
+    px = _snapped(torch.where(outside, 0.0, x) * w - 0.5)
+    py = _snapped(torch.where(outside, 0.0, y) * h - 0.5)
+    x0 = px.floor().clamp(0, max(w - 2, 0))
+    y0 = py.floor().clamp(0, max(h - 2, 0))
+    # A one-pixel side has nothing to continue from: its value holds over the whole side.
+    tx = (px - x0 if w > 1 else torch.zeros_like(px))[:, None]
+    ty = (py - y0 if h > 1 else torch.zeros_like(py))[:, None]
+    flat = dense.flatten(2)
+
+    def corner(dx: int, dy: int, weight: Tensor) -> Tensor:
+        row = (y0.long() + dy).clamp(max=h - 1)
+        index = row * w + (x0.long() + dx).clamp(max=w - 1)
+        value = flat.gather(2, index[:, None].expand(-1, 2, -1))
+        return torch.where(weight == 0, 0.0, weight * value)  # 0 * NaN must not spread
+
+    out = (
+        corner(0, 0, (1 - tx) * (1 - ty))
+        + corner(1, 0, tx * (1 - ty))
+        + corner(0, 1, (1 - tx) * ty)
+        + corner(1, 1, tx * ty)
+    )
+    return torch.where(outside[:, None], torch.nan, out).transpose(1, 2)
+
+
+def _snapped(position: Tensor) -> Tensor:
+    """A float32 pixel centre is some 1e-5 off its integer: without this its unknown neighbour would get a weight."""
+    nearest = position.round()
+    return torch.where((position - nearest).abs() < 1e-3, nearest, position)
+
+
+def locate(coords: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Source positions (B, N, 2) of view positions x, y, each (N,) in the view's unit square."""
+    if coords.ndim == 4:
+        points = torch.stack([x, y], -1).expand(coords.shape[0], -1, -1)
+        return sample_dense(coords, points)
+    px, py, _ = project(coords, x, y)
+    return torch.stack([px, py], -1)

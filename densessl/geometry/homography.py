@@ -1,0 +1,93 @@
+"""Homographies between unit squares: chained, inverted, and made of what others keep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densessl.geometry._points import Size, checked_size, full
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Homography ``outer after inner``, scaled so that its weight at the unit square's centre is 1.
+
+    Args:
+        outer: ``(B, 3, 3)``.
+        inner: ``(B, 3, 3)``.
+
+    Returns:
+        ``(B, 3, 3)``.
+    """
+    with torch.autocast(outer.device.type, enabled=False):
+        product = outer @ inner
+    center = 0.5 * (product[:, 2, 0] + product[:, 2, 1]) + product[:, 2, 2]
+    # Keeps the sign of the weight (what lies before the horizon) and the numbers near 1. The centre of a view that
+    # straddles the horizon may have no weight; there the product stays as it is.
+    scale = torch.where(center > 1e-6, center, 1.0)
+    return product / scale[:, None, None]
+
+
+def inverse_homography(matrix: Tensor) -> Tensor:
+    """Inverse by the adjugate: a point in front of the horizon (positive weight) comes back in front.
+
+    Closed form because ``torch.linalg.inv`` reads the singular flag back to the host, which stalls a GPU.
+
+    Args:
+        matrix: ``(B, 3, 3)``.
+
+    Returns:
+        ``(B, 3, 3)``; infinite or NaN where the matrix is singular.
+    """
+    a, b, c = matrix.unbind(-2)
+    rows = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
+    determinant = (a * rows[0]).sum(-1)
+    return torch.stack(rows, -1) / determinant[:, None, None]
+
+
+def coords_from_boxes(boxes: Tensor) -> Tensor:
+    """Coords of axis-parallel crops given as boxes, the form in which the published code keeps them.
+
+    Args:
+        boxes: ``(B, 4)`` x0, y0, x1, y1 in 0..1; ``x0 > x1`` where the view is flipped, likewise y.
+
+    Returns:
+        ``(B, 3, 3)``. The boxes are taken unchanged, although the published code divides pixel indices by (size - 1)
+        where ours are pixel edges divided by size.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+        raise ValueError(f"boxes: expected floating point (B, 4) x0 y0 x1 y1, got {boxes.dtype} {tuple(boxes.shape)}")
+    x0, y0, x1, y1 = full(boxes).unbind(-1)
+    zero, one = torch.zeros_like(x0), torch.ones_like(x0)
+    return torch.stack([x1 - x0, zero, x0, zero, y1 - y0, y0, zero, zero, one], -1).unflatten(-1, (3, 3))
+
+
+def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Tensor:
+    """Coords from kornia's transform matrix.
+
+    kornia's matrices lead from image to view, in pixel indices (the centre of pixel i lies at i).
+
+    Args:
+        matrix: ``(B, 3, 3)``, ``augmentation.transform_matrix``.
+        image_size: ``(H, W)`` of the image that went in.
+        view_size: ``(H, W)`` of the view that came out.
+
+    Returns:
+        ``(B, 3, 3)`` ``image_from_view`` between unit squares.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    if matrix.ndim != 3 or tuple(matrix.shape[-2:]) != (3, 3) or not matrix.is_floating_point():
+        raise ValueError(f"matrix: expected floating point (B, 3, 3), got {matrix.dtype} {tuple(matrix.shape)}")
+    image_h, image_w = checked_size(image_size, "image_size")
+    view_h, view_w = checked_size(view_size, "view_size")
+    # float64: the inverse of a pixel-unit perspective mixes numbers of size 1e-4 and 1e3.
+    wide = matrix.double()
+    unit_from_index = wide.new_tensor([[1 / image_w, 0, 0.5 / image_w], [0, 1 / image_h, 0.5 / image_h], [0, 0, 1]])
+    index_from_unit = wide.new_tensor([[view_w, 0, -0.5], [0, view_h, -0.5], [0, 0, 1]])
+    index_from_index = inverse_homography(wide)
+    coords = compose(compose(unit_from_index.expand_as(wide), index_from_index), index_from_unit.expand_as(wide))
+    return coords.to(full(matrix).dtype)
