@@ -125,6 +125,30 @@ def load_backbone(model: nn.Module, path: str | Path) -> Weights:
     return Weights(fitting, read.parts, read.dropped | left)
 
 
+def load_parts(model: nn.Module, path: str | Path) -> Weights:
+    """Loads a checkpoint's FPN and FCOS towers into a model that names them as ``fcos_resnet50_fpn`` does.
+
+    Args:
+        model: changed in place.
+        path: as for ``read_backbone``.
+
+    Returns:
+        What was loaded, as ``parts``; nothing where the file holds none or the model has no place for them.
+
+    Raises:
+        ValueError: as ``read_backbone`` does, and if an entry has another shape than the model's.
+        ImportError: as ``read_backbone`` does.
+    """
+    read, own = read_backbone(path), model.state_dict()
+    fitting = {name: value for name, value in read.parts.items() if name in own}
+    problem = misfit(fitting, {name: own[name] for name in fitting})
+    if problem is not None:
+        raise ValueError(f"path: {path} does not fit the {type(model).__name__}: {problem}")
+    model.load_state_dict(fitting, strict=False)
+    left = {name: f"not in the {type(model).__name__}" for name in read.parts if name not in fitting}
+    return Weights({}, fitting, left)
+
+
 def _load(path: Path) -> dict[str, Any]:
     """The file's state dict, out of whatever it is wrapped in."""
     if not path.is_file():

@@ -294,5 +294,5 @@ def test_files_that_do_not_fit(trained, tmp_path):
     state = FCOSTrunk(resnet18(), "p5").state_dict()
     name = "backbone.fpn.inner_blocks.0.0.weight"
     save_file(state | {name: torch.zeros(64, 128, 1, 1)}, tmp_path / "narrow.safetensors")
-    with pytest.raises(ValueError, match=r"narrow.safetensors does not fit: .*inner_blocks.0.0.weight is \(64, 128, "):
+    with pytest.raises(ValueError, match=r"narrow.safetensors does not fit .*inner_blocks.0.0.weight' is \(64, 128, "):
         make_trunk("resnet18", str(tmp_path / "narrow.safetensors"), "p5", True, 64, 3)

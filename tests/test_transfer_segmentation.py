@@ -359,7 +359,7 @@ def test_pretrained_weights_arrive_in_both_recipes(kind, tmp_path):
         assert len(found) == 120
         for key, value in found.items():
             assert torch.equal(value, source.state_dict()[key]), key
-    with pytest.raises(ValueError, match=r"model.pretrained: .*weights.pth does not fit model.backbone resnet34"):
+    with pytest.raises(ValueError, match=r"model.pretrained for resnet34: .*weights.pth does not fit"):
         segmentation("camvid", tmp_path, tmp_path, pretrained, "--model.backbone=resnet34")
 
 

@@ -14,7 +14,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from densessl import level_sizes
-from densessl.checkpoints import load_backbone
+from densessl.checkpoints import load_backbone, load_parts
 
 log = logging.getLogger(__name__)
 
@@ -103,19 +103,11 @@ def load_trunk(trunk: FCOSTrunk, path: str) -> None:
     """
     try:
         read = load_backbone(trunk.backbone.body, path)
+        parts = load_parts(trunk, path)
     except ValueError as error:
         raise ValueError(f"model.init: {error}") from error
-    own = trunk.state_dict()
-    for name in read.parts.keys() & own.keys():
-        if read.parts[name].shape != own[name].shape:
-            raise ValueError(
-                f"model.init: {path} does not fit: {name} is {tuple(read.parts[name].shape)}, "
-                f"expected {tuple(own[name].shape)}"
-            )
-    fitting = {name: value for name, value in read.parts.items() if name in own}
-    trunk.load_state_dict(fitting, strict=False)
-    log.info("%s: loaded %d entries of the backbone, %d of FPN and towers", path, len(read.weights), len(fitting))
-    for name, why in ({name: "not in this encoder" for name in read.parts if name not in own} | read.dropped).items():
+    log.info("%s: loaded %d entries of the backbone, %d of FPN and towers", path, len(read.weights), len(parts.parts))
+    for name, why in (parts.dropped | read.dropped).items():
         log.info("%s: left out %s: %s", path, name, why)
-    fresh = [name for name in own if not name.startswith("backbone.body.") and name not in fitting]
+    fresh = [name for name in trunk.state_dict() if not name.startswith("backbone.body.") and name not in parts.parts]
     log.info("%s: as initialised: %s", path, ", ".join(fresh) or "nothing")

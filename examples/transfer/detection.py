@@ -19,7 +19,7 @@ from detectors import faster_rcnn_c4, fcos_fpn, mask_rcnn_c4, mask_rcnn_fpn
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics.detection import MeanAveragePrecision
-from weights import load_parts, make_resnet
+from weights import load_pyramid, make_resnet
 
 ELEVEN = [k / 10 for k in range(11)]  # recalls at which VOC 2007 reads the precision
 FIGURES = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
@@ -75,7 +75,7 @@ class Detection(pl.LightningModule):
             self.detector = mask_rcnn_fpn(resnet, classes, sizes, max_size, rois)
         else:
             self.detector = fcos_fpn(resnet, classes, sizes, max_size)
-        load_parts(self.detector, pretrained)
+        load_pyramid(self.detector, pretrained)
         self.masks = detector.startswith("mask")
         self.coco_ap = MeanAveragePrecision(iou_type=("bbox", "segm") if self.masks else "bbox")
         self.voc_ap = MeanAveragePrecision(rec_thresholds=ELEVEN)
