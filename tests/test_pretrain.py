@@ -29,10 +29,11 @@ from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 from reading import Photos, read_photo, seed_of  # noqa: E402
+from segments import Felzenszwalb, Grid  # noqa: E402
 from vicregl import VICRegL  # noqa: E402
 
 import densessl  # noqa: E402
-from densessl import check_tracking  # noqa: E402
+from densessl import MaskedView, View, check_tracking  # noqa: E402
 
 METHODS = {
     "pixpro": PixPro,
@@ -389,6 +390,95 @@ def test_other_channel_counts_train(tmp_path):
 
 def test_quarter_turns_are_tracked():
     assert check_tracking(QuarterTurn(), draws=8).max_error < 0.01
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ramps(tmp_path) -> Path:
+    """A photo whose first two channels are its columns, three apart, and its rows, five apart."""
+    row, column = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    path = tmp_path / "ramps.png"
+    write_png(torch.stack([1 + 3 * column, 1 + 5 * row, 0 * row]).byte(), str(path))
+    return path
+
+
+def column_and_row(image: torch.Tensor) -> torch.Tensor:
+    return 256 * image[0].long() + image[1]
+
+
+def test_a_mask_moves_with_its_view(ramps):
+    views = PhotoViews("unused", size=32, photometric="none", vertical_flip=True, quarter_turns=True).views
+    photos = Photos([ramps], views, seed=0, channels=3, redraws=1, size=32, mask_of=column_and_row)
+    without = Photos([ramps], views, seed=0, channels=3, redraws=1, size=32)
+    for epoch in range(12):
+        sample, same = photos[(epoch, 0)], without[(epoch, 0)]
+        for view, bare, again in zip(sample[:2], same[:2], photos[(epoch, 0)][:2], strict=True):
+            assert view.mask.dtype == torch.int64
+            column, row = view.mask // 256, view.mask % 256
+            assert (column - view.image[0].long()).abs().max() <= 6  # two columns of the photo
+            assert (row - view.image[1].long()).abs().max() <= 10
+            assert isinstance(view, MaskedView)
+            assert isinstance(bare, View)
+            assert torch.equal(view.image, bare.image)  # a mask changes no draw
+            assert torch.equal(view.coords, bare.coords)
+            assert torch.equal(view.mask, again.mask)
+
+
+class Watched(PixPro):
+    """Keeps its batches."""
+
+    def training_step(self, batch, batch_idx):
+        self.batches = [*getattr(self, "batches", []), batch]
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("photometric", ["device", "cpu", "none"])
+def test_masks_reach_the_method(photometric, folder, tmp_path):
+    made = fit(Watched, folder, tmp_path, "--trainer.max_steps=2", "--data.segments=grid", "--data.grid=3",
+               f"--data.photometric={photometric}")  # fmt: skip
+    for view in (view for batch in made.model.batches for view in batch[:2]):
+        assert view.mask.dtype == torch.uint8
+        assert view.mask.shape == (8, 32, 32)
+        assert view.image.is_contiguous(memory_format=torch.channels_last)
+        height, width = view.source_size.mT
+        x, y = densessl.cell_centers(view.coords, (32, 32)).unbind(2)
+        expected = 1 + 3 * (y * height[:, None] // (height[:, None] / 3)) + x * width[:, None] // (width[:, None] / 3)
+        # Up to the pixels on an edge, which are rounded to either side.
+        assert (view.mask.flatten(1) == expected).float().mean() > 0.9
+
+
+def test_a_grid_has_equal_rectangles():
+    ids = Grid(3)(torch.zeros(4, 9, 15))
+    assert ids.dtype == torch.uint8
+    assert torch.equal(ids, torch.arange(1, 10).view(3, 3).repeat_interleave(3, 0).repeat_interleave(5, 1))
+    assert Grid(15)(torch.zeros(3, 40, 50)).unique().tolist() == list(range(1, 226))
+    with pytest.raises(ValueError, match=r"data.grid: expected 1 to 15 rectangles .*got 16"):
+        Grid(16)
+
+
+@pytest.mark.parametrize("depth", [torch.uint8, torch.float32])
+def test_felzenszwalbs_segments_are_flat_areas(depth):
+    pytest.importorskip("skimage")
+    image = torch.full((3, 40, 60), 20)
+    image[:, 5:25, 7:40] = torch.tensor([200, 30, 90])[:, None, None]
+    image = image.byte() if depth == torch.uint8 else image.float() / 255
+    ids = Felzenszwalb(300)(image)
+    assert ids.dtype == torch.int64
+    assert ids.unique().tolist() == [1, 2]
+    inner = ids == ids[15, 20]
+    assert inner[7:23, 9:38].all()  # up to its edge, since the image is smoothed first
+    assert not inner[27:].any()
+    assert Felzenszwalb(1000)(image).unique().tolist() == [1]  # 660 pixels are too few for one
+    with pytest.raises(ValueError, match="expected at least 1, got 0"):
+        Felzenszwalb(0)
+
+
+def test_segments_name_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    with pytest.raises(ImportError, match=r"pip install 'densessl\[segments\]'"):
+        PhotoViews("unused", segments="felzenszwalb")
 
 
 def test_a_tiff_names_the_extra_that_reads_it(tmp_path, monkeypatch):

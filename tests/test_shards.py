@@ -55,11 +55,12 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def loader(folder: Path, **options) -> ShardLoader:
+def loader(folder: Path, mask_of=None, **options) -> ShardLoader:
     data = PhotoViews("unused", size=32, photometric="none")
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     given = {"images": 40, "channels": 3, "batch_size": 5, "rank": 0, "world_size": 1, "workers": 0, **options}
-    return ShardLoader(shards, DrawViews(data.views, seed=0, redraws=0, size=32), **given)
+    draw = DrawViews(data.views, seed=0, redraws=0, size=32, mask_of=mask_of)
+    return ShardLoader(shards, draw, **given)
 
 
 def photos_in(batches) -> list[int]:
@@ -103,6 +104,14 @@ def test_workers_and_processes_change_no_view(folder):
     assert all(torch.equal(views_by_photo(loader(folder))[n], v) for n, v in views_by_photo(several).items())
     view1, view2 = views_by_photo(loader(folder))[0]
     assert not torch.equal(view1, view2)
+
+
+def test_masks_come_with_the_views(folder):
+    """A mask that is one channel of the photo; batches of 7 are put together from what workers have over."""
+    for batch in loader(folder, workers=3, batch_size=7, mask_of=lambda image: image[1]):
+        for view in batch[:2]:
+            assert view.mask.shape == (7, 32, 32)
+            assert (view.mask.float() - view.image[:, 1].float()).abs().mean() < 12  # 60 and more for another channel
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from reading import Batch, DrawViews, Photos, find_photos, seed_of
+from reading import Batch, DrawViews, MaskOf, Photos, find_photos, seed_of
+from segments import Felzenszwalb, Grid
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -152,6 +153,10 @@ class PhotoViews(pl.LightningDataModule):
         seed: of everything drawn.
         images: number of images in all shards; a folder is counted.
         preset: whose colours and blur: ``"byol"`` as PixPro, ``"mocov2"`` as DenseCL, ``"simclr"``.
+        segments: what each image is divided into, for methods that compare regions: ``"grid"``, ``"felzenszwalb"``, or
+            ``"none"``. The views then come with a mask of segment ids.
+        grid: rectangles along each side of the grid.
+        segment_scale: of Felzenszwalb's segments, and the least number of pixels of one, in the image as it is read.
     """
 
     def __init__(
@@ -172,6 +177,9 @@ class PhotoViews(pl.LightningDataModule):
         seed: int = 0,
         images: int | None = None,
         preset: Literal["byol", "mocov2", "simclr"] = "byol",
+        segments: Literal["none", "grid", "felzenszwalb"] = "none",
+        grid: int = 5,
+        segment_scale: int = 1000,
     ) -> None:
         super().__init__()
         self.images, self._found = images, None
@@ -192,6 +200,7 @@ class PhotoViews(pl.LightningDataModule):
         whole, on_device = PRESETS[preset]
         published = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std)
         self.views = _with_turns(published, vertical_flip, quarter_turns)
+        self.mask_of = _mask_of(segments, grid, segment_scale)
         self.on_device = on_device(mean, std) if photometric == "device" else None
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
@@ -238,7 +247,7 @@ class PhotoViews(pl.LightningDataModule):
             "world_size": self.trainer.world_size,
             "workers": self.workers,
         }
-        draws = {"seed": self.seed, "redraws": self.redraws, "size": self.size}
+        draws = {"seed": self.seed, "redraws": self.redraws, "size": self.size, "mask_of": self.mask_of}
         shards = self.shards()
         if shards:
             from shards import ShardLoader
@@ -274,6 +283,12 @@ def _with_turns(published: MultiView, vertical_flip: bool, quarter_turns: bool) 
     extra += [QuarterTurn()] if quarter_turns else []
     # After crop and flip, before the photometric steps: a quarter of the pixels to turn, still uint8.
     return MultiView(*(v2.Compose([*p.transforms[:2], *extra, *p.transforms[2:]]) for p in published.transforms))
+
+
+def _mask_of(segments: str, grid: int, segment_scale: int) -> MaskOf | None:
+    if segments == "none":
+        return None
+    return Grid(grid) if segments == "grid" else Felzenszwalb(segment_scale)
 
 
 def steps_of(trainer: pl.Trainer) -> int:

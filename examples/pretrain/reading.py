@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,24 +17,27 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from densessl import DistanceMatcher, MultiView, View
+from densessl import DistanceMatcher, MaskedView, MultiView, View
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff"}
+
+# A decoded image (C, H, W) to a map (H, W), uint8 or int64, that moves with the views: what lies where, 0 for nothing.
+MaskOf = Callable[[Tensor], Tensor]
 
 
 class Batch(NamedTuple):
     """Two batches of views, and what happened while they were read.
 
     Attributes:
-        view1: of B images.
+        view1: of B images; with a mask where the loader makes one.
         view2: of the same images.
         unreadable: int64 ``(B,)``, files that could not be read before one could.
         enlarged: bool ``(B,)``, images smaller than the views.
     """
 
-    view1: View
-    view2: View
+    view1: View | MaskedView
+    view2: View | MaskedView
     unreadable: Tensor
     enlarged: Tensor
 
@@ -102,11 +105,12 @@ class DrawViews:
         seed: of all draws.
         redraws: how often to draw again where the two views share no cell; for elongated images, where that is common.
         size: side of the views, to know which images are smaller.
+        mask_of: gives each image a mask, and so ``MaskedView``; a function of the image alone.
     """
 
-    def __init__(self, views: MultiView, *, seed: int, redraws: int, size: int) -> None:
+    def __init__(self, views: MultiView, *, seed: int, redraws: int, size: int, mask_of: MaskOf | None = None) -> None:
         self.views = [MultiView(transform) for transform in views.transforms]
-        self.seed, self.redraws, self.size = seed, redraws, size
+        self.seed, self.redraws, self.size, self.mask_of = seed, redraws, size, mask_of
         self._overlap = DistanceMatcher(0.7)
         self._named: set[str] = set()
 
@@ -115,23 +119,24 @@ class DrawViews:
         enlarged = min(height, width) < self.size
         if enlarged:
             self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
+        mask = None if self.mask_of is None else self.mask_of(image)
         for attempt in range(self.redraws + 1):
-            views = [self._draw(image, view, *numbers, view, attempt) for view in range(2)]
+            views = [self._draw(image, mask, view, *numbers, view, attempt) for view in range(2)]
             if attempt == self.redraws or self.share_cells(*views):
                 break
         return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
 
-    def _draw(self, image: Tensor, view: int, *numbers: int) -> View:
+    def _draw(self, image: Tensor, mask: Tensor | None, view: int, *numbers: int) -> View | MaskedView:
         # Not fork_rng: it asks after GPUs, which takes as long as a crop.
         generator = torch.default_generator
         before = generator.get_state()
         generator.manual_seed(seed_of(self.seed, *numbers))
         try:
-            return self.views[view](image)[0]
+            return self.views[view](image, mask)[0]
         finally:
             generator.set_state(before)
 
-    def share_cells(self, view1: View, view2: View) -> bool:
+    def share_cells(self, view1: View | MaskedView, view2: View | MaskedView) -> bool:
         """Whether any cell of one view matches one of the other."""
         return bool(self._overlap(view1.coords[None], view2.coords[None], (7, 7)).any())
 
@@ -152,13 +157,22 @@ class Photos(Dataset):
         channels: of the images.
         redraws: see DrawViews.
         size: side of the views.
+        mask_of: see DrawViews.
     """
 
     def __init__(
-        self, paths: Sequence[Path], views: MultiView, *, seed: int, channels: int, redraws: int, size: int
+        self,
+        paths: Sequence[Path],
+        views: MultiView,
+        *,
+        seed: int,
+        channels: int,
+        redraws: int,
+        size: int,
+        mask_of: MaskOf | None = None,
     ) -> None:
         self.paths, self.channels = paths, channels
-        self.draw = DrawViews(views, seed=seed, redraws=redraws, size=size)
+        self.draw = DrawViews(views, seed=seed, redraws=redraws, size=size, mask_of=mask_of)
 
     def __len__(self) -> int:
         return len(self.paths)

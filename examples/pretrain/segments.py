@@ -1,0 +1,68 @@
+"""Segments of an image without labels, to group its pixels by: a grid, or Felzenszwalb's.
+
+Each is a function of the image alone, ``(C, H, W)``, and returns a map ``(H, W)`` of segment ids from 1 on: 0 is left
+for where there is nothing, as in the mask of a ``MaskedView``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Grid:
+    """Rectangles of equal size.
+
+    Args:
+        side: number of rectangles along each side, at most 15.
+
+    Raises:
+        ValueError: on another number.
+    """
+
+    def __init__(self, side: int) -> None:
+        if not 1 <= side <= 15:  # 225 ids, of the 255 of a byte
+            raise ValueError(f"data.grid: expected 1 to 15 rectangles along each side, got {side}")
+        self.side = side
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 ``(H, W)``, ids row by row."""
+        row, column = (torch.arange(length) * self.side // length for length in image.shape[-2:])
+        return (1 + self.side * row[:, None] + column).byte()
+
+
+class Felzenszwalb:
+    """Segments of similar colour (Felzenszwalb and Huttenlocher 2004), as scikit-image finds them.
+
+    Args:
+        scale: larger values give larger segments. Also the least number of pixels of a segment.
+
+    Raises:
+        ValueError: if the scale is less than 1.
+        ImportError: if scikit-image is not installed.
+    """
+
+    def __init__(self, scale: int = 1000) -> None:
+        if scale < 1:
+            raise ValueError(f"data.segment_scale: expected at least 1, got {scale}")
+        self.scale = scale
+        _felzenszwalb()  # before the training starts
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """int64 ``(H, W)``."""
+        pixels = image.permute(1, 2, 0).numpy()
+        found = _felzenszwalb()(pixels, scale=self.scale, min_size=self.scale, channel_axis=-1)
+        return 1 + torch.from_numpy(found)
+
+
+def _felzenszwalb() -> Any:
+    try:
+        from skimage.segmentation import felzenszwalb
+    except ImportError as error:
+        raise ImportError(
+            "data.segments: scikit-image finds Felzenszwalb's segments; install the extra: pip install "
+            "'densessl[segments]'"
+        ) from error
+    return felzenszwalb
