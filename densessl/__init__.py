@@ -24,11 +24,13 @@ from densessl.losses import (
     InfoNCELoss,
     InstanceConsistencyLoss,
     InstanceContrastLoss,
+    MaskedInfoNCELoss,
     PixContrastLoss,
     PixProLoss,
     info_nce_loss,
     instance_consistency_loss,
     instance_contrast_loss,
+    masked_info_nce_loss,
     pixcontrast_loss,
     pixpro_loss,
 )
@@ -46,6 +48,7 @@ from densessl.presets import (
 )
 from densessl.propagation import PPM
 from densessl.queue import KeyQueue
+from densessl.regions import cell_labels, pool_regions, sample_labels
 from densessl.similarity import feature_distance
 from densessl.tokens import map_to_tokens, tokens_to_map
 from densessl.viewpairs import mean_over_view_pairs
@@ -66,6 +69,7 @@ __all__ = [
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
     "KeyQueue",
+    "MaskedInfoNCELoss",
     "MaskedView",
     "MultiView",
     "NearestMatcher",
@@ -81,6 +85,7 @@ __all__ = [
     "cell_centers",
     "cell_diagonal",
     "cell_distance",
+    "cell_labels",
     "check_tracking",
     "coords_from_boxes",
     "coords_from_kornia",
@@ -93,6 +98,7 @@ __all__ = [
     "level_mean",
     "level_sizes",
     "map_to_tokens",
+    "masked_info_nce_loss",
     "mean_over_view_pairs",
     "mocov2_photometric",
     "mocov2_views",
@@ -100,7 +106,9 @@ __all__ = [
     "param_groups",
     "pixcontrast_loss",
     "pixpro_loss",
+    "pool_regions",
     "relative_coords",
+    "sample_labels",
     "simclr_photometric",
     "simclr_views",
     "tokens_to_map",

@@ -7,6 +7,7 @@ from densessl.losses.instance import (
     instance_consistency_loss,
     instance_contrast_loss,
 )
+from densessl.losses.masked_info_nce import MaskedInfoNCELoss, masked_info_nce_loss
 from densessl.losses.pixcontrast import PixContrastLoss, pixcontrast_loss
 from densessl.losses.pixpro import PixProLoss, pixpro_loss
 
@@ -14,11 +15,13 @@ __all__ = [
     "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
+    "MaskedInfoNCELoss",
     "PixContrastLoss",
     "PixProLoss",
     "info_nce_loss",
     "instance_consistency_loss",
     "instance_contrast_loss",
+    "masked_info_nce_loss",
     "pixcontrast_loss",
     "pixpro_loss",
 ]

@@ -1,0 +1,109 @@
+"""InfoNCE with any number of positives, where two masks say what counts as what."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images
+from densessl.tokens import normalized
+
+
+def masked_info_nce_loss(
+    query: Tensor,
+    key: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    temperature: float = 0.1,
+    reduction: Reduction = "mean",
+    no_match: NoMatch = "zero",
+) -> Tensor:
+    """Each query against the keys of the whole batch that its row of two masks names.
+
+    The mean over a query's positives of ``-log(exp(q.k / t) / sum over positives and negatives of exp(q.n / t))``,
+    averaged over queries: SupCon's ``L_out`` (Khosla et al. 2020, Eq. 2) where all that is not positive is negative;
+    DetCon (Henaff et al. 2021, Eq. 3 and published code) where a region's own region in its own view is neither.
+    PixContrast has the mean inside the logarithm: ``densessl.pixcontrast_loss``.
+
+    Query and key are L2-normalised here. Gradients flow to whatever asks for them. Takes a few times ``N * M`` floats.
+
+    Args:
+        query: ``(N, C)``, vectors of all images together.
+        key: ``(M, C)``.
+        positive: bool ``(N, M)``.
+        negative: bool ``(N, M)``. A pair that is in neither mask counts for nothing, one in both is a positive.
+        temperature: t, 0.1 as in SupCon and DetCon.
+        reduction: ``"mean"`` over queries, or ``"none"``.
+        no_match: queries without a positive count as 0 in the mean (``"zero"``) or are left out of it (``"skip"``).
+
+    Returns:
+        float32 scalar, or ``(N,)`` with 0 for queries without a positive.
+
+    Raises:
+        ValueError: on shapes, dtypes, devices or options other than these.
+    """
+    check_options(reduction, no_match)
+    check_temperature(temperature)
+    _check(query, key, positive, negative)
+    with torch.autocast(query.device.type, enabled=False):
+        wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+        logits = normalized(query.to(wide)) @ normalized(key.to(wide)).mT / temperature
+        count = positive.sum(1)
+        matched = count > 0
+        # A row without positives keeps all its keys: the gradient through a sum over none would be NaN.
+        against = logits.masked_fill(~(positive | negative | ~matched[:, None]), -torch.inf).logsumexp(1)
+        toward = torch.where(positive, logits, 0.0).sum(1) / count.clamp(min=1)
+        return reduce_images(torch.where(matched, against - toward, 0.0), matched, reduction, no_match)
+
+
+def _check(query: Tensor, key: Tensor, positive: Tensor, negative: Tensor) -> None:
+    for name, x in (("query", query), ("key", key)):
+        if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != query.shape[1]:
+            raise ValueError(
+                f"{name}: expected floating point {'(N, C)' if name == 'query' else '(M, C) with the C of query'}, "
+                f"got {x.dtype} {tuple(x.shape)}"
+            )
+    expected = (len(query), len(key))
+    for name, mask in (("positive", positive), ("negative", negative)):
+        if mask.dtype != torch.bool or mask.shape != expected:
+            raise ValueError(f"{name}: expected bool (N, M) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    if not query.device == key.device == positive.device == negative.device:
+        raise ValueError(
+            f"query, key, positive, negative: expected one device, got {query.device}, {key.device}, "
+            f"{positive.device} and {negative.device}"
+        )
+
+
+class MaskedInfoNCELoss(nn.Module):
+    """See ``masked_info_nce_loss``.
+
+    Args:
+        temperature: of the softmax.
+        reduction: ``"mean"`` or ``"none"``.
+        no_match: ``"zero"`` or ``"skip"``.
+
+    Raises:
+        ValueError: on another option, or if the temperature is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:
+        super().__init__()
+        check_options(reduction, no_match)
+        check_temperature(temperature)
+        self.temperature, self.reduction, self.no_match = temperature, reduction, no_match
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, reduction={self.reduction!r}, no_match={self.no_match!r}"
+
+    def forward(self, query: Tensor, key: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """See ``masked_info_nce_loss``."""
+        return masked_info_nce_loss(
+            query,
+            key,
+            positive,
+            negative,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            no_match=self.no_match,
+        )
