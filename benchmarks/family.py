@@ -34,6 +34,7 @@ sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "pretrain")]
 
 from data import PhotoViews  # noqa: E402
 from densecl import DenseCL  # noqa: E402
+from detcon import DetCon  # noqa: E402
 from engine import RecipeCLI, backbone_of  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
@@ -54,6 +55,8 @@ METHODS: dict[str, tuple[type[pl.LightningModule], list[str]]] = {
     "pixpro+instance": (PixProInstance, HEADS),
     "densecl": (DenseCL, [*HEADS, "--model.lr_at_256=0.15", "--model.queue=2048", "--model.momentum=0.99"]),
     "vicregl": (VICRegL, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05"]),
+    # Not probed.
+    "detcon": (DetCon, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05", "--data.segments=grid"]),
 }
 FIELDS = ("method", "seed", "steps", "miou", "first_loss", "last_loss", "least_std", "last_std", "rank", "seconds")
 

@@ -79,8 +79,7 @@ def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
     first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
     present = torch.where(first, ordered, 1 << _BITS).sort(1).values  # each label once, then the rest
     count = first.sum(1, keepdim=True)
-    # Rounding may bring a product with a number just below 1 up to the count.
-    drawn = present.gather(1, (draws * count).long().minimum((count - 1).clamp(min=0)))
+    drawn = present.gather(1, (draws * count).long())
     return torch.where(count > 0, drawn, 0)
 
 

@@ -22,6 +22,7 @@ warnings.simplefilter("ignore")
 
 from data import PhotoViews  # noqa: E402
 from densecl import DenseCL  # noqa: E402
+from detcon import DetCon  # noqa: E402
 from engine import SaveOnSigterm  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
@@ -34,15 +35,17 @@ METHODS = {
     "pixpro_instance": PixProInstance,
     "densecl": DenseCL,
     "vicregl": VICRegL,
+    "detcon": DetCon,
 }
 OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
+DATA = {"detcon": {"segments": "grid"}}
 TINY = {"backbone": "resnet18", "layer": "layer2", "hidden_dim": 32, "dim": 16, "size": 32}
 
 
 def without_batch_statistics(module: nn.Module) -> None:
     """Group norm for batch norm: one process on a batch equals two on its halves only without batch statistics."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             module._modules[name] = nn.GroupNorm(4, child.num_features)
         else:
             without_batch_statistics(child)
@@ -75,7 +78,8 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
         without_batch_statistics(module)
         if hasattr(module, "target"):
             module.target.requires_grad_(False)  # the new norms of the target too
-    data = PhotoViews(folder, size=32, batch_size=8, workers=int(workers), photometric="cpu", seed=3)
+    options = {"size": 32, "batch_size": 8, "photometric": "cpu", "seed": 3, **DATA.get(method, {})}
+    data = PhotoViews(folder, workers=int(workers), **options)
     losses = Losses()
     trainer = pl.Trainer(
         max_epochs=int(epochs),

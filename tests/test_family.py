@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
 
 from densecl import DenseCL, Outputs
+from detcon import DetCon, Regions
 from reading import Batch
 from vicregl import VICRegL
 
-from densessl import View, coords_from_boxes
+from densessl import MaskedView, View, coords_from_boxes
 
 B, C, WIDTH = 3, 6, 5
 SIZE_1, SIZE_2 = (3, 5), (4, 2)
@@ -87,7 +89,9 @@ def test_densecl_steps_weigh_the_two_losses_and_fill_the_queues(monkeypatch):
 class Trainer:
     """One process whose step is not logged."""
 
-    world_size, global_step, log_every_n_steps = 1, 0, 50
+    world_size, global_rank, global_step, log_every_n_steps = 1, 0, 0, 50
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=4))
+    datamodule = SimpleNamespace(seed=3, mask_of=None)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
@@ -196,3 +200,119 @@ def test_vicregl_equals_the_loop(monkeypatch):
 def test_vicregl_names_a_bad_alpha(alpha):
     with pytest.raises(ValueError, match=rf"model.alpha: expected a number in 0..1, got {alpha}"):
         VICRegL(alpha=alpha)
+
+
+# --- DetCon -----------------------------------------------------------------------------------------------------------
+
+# Labels drawn in each view of six images: several times, in one view only, none in a view or in both, none in common.
+DRAWN_1 = torch.tensor([[3, 1, 3, 5], [2, 2, 2, 2], [4, 1, 2, 2], [1, 2, 3, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+DRAWN_2 = torch.tensor([[1, 3, 3, 8], [7, 2, 7, 7], [0, 0, 0, 0], [9, 8, 7, 9], [0, 0, 0, 0], [3, 3, 4, 4]])
+
+
+def drawn_regions(ids: Tensor) -> Regions:
+    return Regions(3 * torch.randn(*ids.shape, C, dtype=torch.float64, requires_grad=True), ids)
+
+
+def detcon_loop(query: Regions, own: Regions, other: Regions, temperature: float) -> Tensor:
+    """The paper's Eq. 3 for each region of a view, a segment that was drawn several times counted once, and their mean.
+
+    Against it stand all regions of the other view, and those of its own view but for itself.
+    """
+    images, regions = query.ids.shape
+    total = 0 * query.vectors.sum()
+    for b in range(images):
+        for i in range(regions):
+            label = int(query.ids[b, i])
+            against, toward = 0, []
+            for c in range(images):
+                for j in range(regions):
+                    for keys, is_other in ((other, True), (own, False)):
+                        same = b == c and int(keys.ids[c, j]) == label
+                        if int(keys.ids[c, j]) == 0 or (same and not is_other):
+                            continue
+                        term = (cosine(query.vectors[b, i], keys.vectors[c, j]) / temperature).exp()
+                        against = against + term
+                        toward += [term] if same else []
+            if label and toward:
+                copies = query.ids[b].tolist().count(label)
+                total = total + sum(-(term / against).log() for term in toward) / len(toward) / copies
+    return total / (images * regions)
+
+
+def test_detcon_equals_the_loop():
+    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, temperature=0.3, size=32)
+    query, own, other = (drawn_regions(ids) for ids in (DRAWN_1, DRAWN_1, DRAWN_2))
+    for a, b in ((own, other), (other, own)):
+        got, expected = recipe.region_loss(query, a, b), detcon_loop(query, a, b, 0.3)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+        both = [torch.autograd.grad(loss, [x.vectors for x in (query, a, b)]) for loss in (got, expected)]
+        for mine, wanted in zip(*both, strict=True):
+            assert mine.any()
+            torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
+        recipe.trainer = Trainer()
+        halves = []
+        for rank in range(2):  # two processes, each with half of the queries and all keys
+            recipe.trainer.global_rank = rank
+            halves.append(recipe.region_loss(Regions(*(x[3 * rank :][:3] for x in query)), a, b))
+        torch.testing.assert_close(sum(halves) / 2, expected, rtol=1e-9, atol=1e-12)
+        recipe.trainer.global_rank = 0
+
+
+def test_detcon_equals_lightlys_loss_where_every_region_is_there():
+    lightly = pytest.importorskip("lightly.loss.detcon_loss")
+    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, size=32)
+    ids = [torch.where(drawn == 0, 6, drawn) for drawn in (DRAWN_1, DRAWN_2)]
+    (q1, q2), (t1, t2) = ([drawn_regions(x) for x in ids] for _ in range(2))
+    theirs = lightly.DetConBLoss(0.1, gather_distributed=False)
+    expected = theirs(q1.vectors, q2.vectors, t1.vectors, t2.vectors, *ids)
+    got = recipe.region_loss(q1, t1, t2) + recipe.region_loss(q2, t2, t1)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_detcon_steps_pool_each_views_own_segments(monkeypatch):
+    """The loop on what encoder, predictor and target give; a third image that shows nothing in view 2."""
+    recipe = DetCon(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, regions=7, size=32)
+    logged = {}
+    monkeypatch.setattr(recipe, "log", lambda name, value, **options: logged.update({name: value}))
+    monkeypatch.setattr(recipe, "log_dict", lambda values: logged.update(values))
+    recipe.trainer = Trainer()
+    recipe.trainer.log_every_n_steps, recipe.target.momentum = 1, lambda step: 0.99
+    masks = [torch.zeros(3, 32, 48, dtype=torch.uint8), torch.zeros(3, 32, 48, dtype=torch.uint8)]
+    masks[0][:, :16], masks[0][:, 16:, 24:] = 1, 2
+    masks[1][:2, :, :24], masks[1][:2, 8:] = 2, 3
+    coords, size = torch.eye(3).expand(3, 3, 3), torch.tensor([[32, 48]] * 3)
+    views = [MaskedView(torch.randn(3, 3, 32, 48), coords, size, mask) for mask in masks]
+    loss = recipe.training_step(Batch(*views, torch.zeros(3), torch.zeros(3)), 0)
+    # In train mode batch norm sees the same batch again.
+    inputs = [(view.image, view.mask, recipe.draws(i, 3)) for i, view in enumerate(views)]
+    z1, z2, t1, t2 = (module(*x) for module in (recipe.encoder, recipe.target) for x in inputs)
+    assert [set(row.tolist()) for row in z1.ids] == [{1, 2}] * 3
+    assert [set(row.tolist()) for row in z2.ids] == [{2, 3}, {2, 3}, {0}]
+    assert torch.equal(z1.ids, t1.ids)
+    q1, q2 = (Regions(recipe.predictor(z.vectors.flatten(0, 1)).view_as(z.vectors), z.ids) for z in (z1, z2))
+    expected = detcon_loop(q1, t1, t2, 0.1) + detcon_loop(q2, t2, t1, 0.1)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert logged["health/images_without_match"] == pytest.approx(1 / 3)
+    loss.backward()
+    for part in (recipe.encoder, recipe.predictor):
+        assert all(p.grad is not None for p in part.parameters())
+    assert all(p.grad is None for p in recipe.target.parameters())
+
+
+def test_detcons_draws_are_functions_of_seed_batch_image_and_view():
+    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, regions=5, size=32)
+    recipe.trainer = Trainer()
+    whole = recipe.draws(0, 6)
+    assert torch.equal(recipe.draws(0, 6), whole)
+    assert not torch.equal(recipe.draws(1, 6), whole)
+    recipe.trainer.world_size, recipe.trainer.global_rank = 3, 2
+    assert torch.equal(recipe.draws(0, 2), whole[4:])
+    recipe.trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=5))
+    assert not torch.equal(recipe.draws(0, 2), whole[4:])
+
+
+def test_detcon_asks_for_segments():
+    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, size=32)
+    recipe.trainer = Trainer()
+    with pytest.raises(ValueError, match=r"data.segments: expected 'felzenszwalb' or 'grid', got 'none'"):
+        recipe.on_fit_start()

@@ -24,7 +24,8 @@ sys.path.insert(0, str(RECIPES))
 
 from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
 from densecl import DenseCL  # noqa: E402
-from engine import RecipeCLI, StopWhenIll, backbone_of, make_backbone  # noqa: E402
+from detcon import DetCon  # noqa: E402
+from engine import RecipeCLI, StopWhenIll, backbone_of, health, make_backbone  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
@@ -42,9 +43,10 @@ METHODS = {
     "own_images": PixPro,
     "densecl": DenseCL,
     "vicregl": VICRegL,
+    "detcon": DetCon,
 }
 # Learning rates, as their papers or authors name them.
-RATES = {DenseCL: ("lr_at_256", 0.03), VICRegL: ("lr_at_256", 0.2)}
+RATES = {DenseCL: ("lr_at_256", 0.03), VICRegL: ("lr_at_256", 0.2), DetCon: ("lr_at_256", 0.3)}
 TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
 
 
@@ -99,6 +101,7 @@ def fit(method: type, folder: Path, out: Path, *args: str):
         (PixProInstance, ["--model.instance=contrast"]),
         (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
         (VICRegL, ["--model.keep=16"]),  # all cells
+        (DetCon, ["--data.segments=grid", "--data.grid=3"]),
     ],
 )
 def test_every_method_trains(method, extra, photometric, folder, tmp_path):
@@ -158,6 +161,14 @@ def test_a_short_loss_curve_is_pinned(folder, tmp_path):
     assert losses == pytest.approx([-0.003, 0.024, -1.758, -2.340, -2.451], abs=0.05)
 
 
+def test_the_meters_take_maps_and_tokens():
+    query, key = torch.randn(2, 6, 3, 5), torch.randn(2, 6, 4, 2)
+    mask = torch.rand(2, 15, 8) < 0.3
+    of_tokens = health(densessl.map_to_tokens(query), densessl.map_to_tokens(key), mask)
+    assert of_tokens == health(query, key, mask)
+    assert of_tokens["health/std_times_sqrt_c"] == pytest.approx(0.96, abs=0.06)  # spread evenly
+
+
 # --- killed, continued, several processes -----------------------------------------------------------------------------
 
 
@@ -198,7 +209,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
             assert torch.equal(value, continued["state"][key]), key
 
 
-@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl"])
+@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl", "detcon"])
 def test_one_process_equals_two(method, folder, tmp_path):
     """Group norm, no_match="zero", negatives gathered."""
     for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):

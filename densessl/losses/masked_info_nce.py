@@ -51,8 +51,7 @@ def masked_info_nce_loss(
         logits = normalized(query.to(wide)) @ normalized(key.to(wide)).mT / temperature
         count = positive.sum(1)
         matched = count > 0
-        # A row without positives keeps all its keys: the gradient through a sum over none would be NaN.
-        against = logits.masked_fill(~(positive | negative | ~matched[:, None]), -torch.inf).logsumexp(1)
+        against = logits.masked_fill(~(positive | negative), -torch.inf).logsumexp(1)
         toward = torch.where(positive, logits, 0.0).sum(1) / count.clamp(min=1)
         return reduce_images(torch.where(matched, against - toward, 0.0), matched, reduction, no_match)
 

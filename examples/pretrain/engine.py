@@ -136,8 +136,9 @@ def start_target(target: EMA, online: nn.Module, trainer: pl.Trainer, start: flo
 def health(query: Tensor, key: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """The meters, as named in the logs."""
     positive, negative = pair_similarity(query, key, mask)
+    channels = query.shape[1 if query.ndim == 4 else 2]  # of a map, or of tokens
     return {
-        "health/std_times_sqrt_c": feature_std(query) * query.shape[1] ** 0.5,
+        "health/std_times_sqrt_c": feature_std(query) * channels**0.5,
         "health/effective_rank": effective_rank(query),
         "health/positives_per_cell": positives_per_cell(mask),
         "health/images_without_match": unmatched_share(mask),
