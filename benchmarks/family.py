@@ -55,7 +55,7 @@ METHODS: dict[str, tuple[type[pl.LightningModule], list[str]]] = {
     "pixpro+instance": (PixProInstance, HEADS),
     "densecl": (DenseCL, [*HEADS, "--model.lr_at_256=0.15", "--model.queue=2048", "--model.momentum=0.99"]),
     "vicregl": (VICRegL, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05"]),
-    # Not probed.
+    # Its rate was not probed.
     "detcon": (DetCon, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05", "--data.segments=grid"]),
 }
 FIELDS = ("method", "seed", "steps", "miou", "first_loss", "last_loss", "least_std", "last_std", "rank", "seconds")
