@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from densessl.limits import check_fits
 from densessl.tiles import power, propagate
 from densessl.tokens import as_tokens, normalized, tokens_to_map
+
+Algorithm = Literal["dense", "blockwise", "triton"]
 
 
 def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
@@ -36,12 +41,14 @@ class PPM(nn.Module):
         transform: g, a module from map ``(B, C, h, w)`` to map; None: identity.
         gamma: exponent of the similarity.
         normalize_values: L2-normalise g(x) per cell. The published code does; Eq. 3 does not (False).
-        blockwise: False: the weights of all pairs of cells at once, ``(B, N, N)``. True: tile by tile, and once more in
-            the backward pass, so that memory grows with N; then differentiable once only. None: tiles from 1,024
-            cells on. The values are the same to rounding.
+        algorithm: "dense": the weights of all pairs of cells at once, ``(B, N, N)``. "blockwise": tile by tile, and
+            once more in the backward pass, so that memory grows with N; then differentiable once only. "triton": the
+            same by kernels for a CUDA device, in float32, bfloat16 or float16. None: "dense" below 1,024 cells,
+            "blockwise" from there on; "triton" never by itself before it has been measured to win. The values are
+            the same to rounding.
 
     Raises:
-        ValueError: if gamma is not positive.
+        ValueError: if gamma is not positive; on an unknown algorithm.
     """
 
     def __init__(
@@ -50,18 +57,20 @@ class PPM(nn.Module):
         *,
         gamma: float = 2.0,
         normalize_values: bool = True,
-        blockwise: bool | None = None,
+        algorithm: Algorithm | None = None,
     ) -> None:
         super().__init__()
         if not gamma > 0:
             raise ValueError(f"gamma: expected a positive exponent, got {gamma}")
+        if algorithm is not None and algorithm not in get_args(Algorithm):
+            raise ValueError(f"algorithm: expected one of {get_args(Algorithm)} or None, got {algorithm!r}")
         self.transform = nn.Identity() if transform is None else transform
         self.gamma = gamma
         self.normalize_values = normalize_values
-        self.blockwise = blockwise
+        self.algorithm = algorithm
 
     def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, normalize_values={self.normalize_values}, blockwise={self.blockwise}"
+        return f"gamma={self.gamma}, normalize_values={self.normalize_values}, algorithm={self.algorithm!r}"
 
     def forward(self, x: Tensor) -> Tensor:
         """Propagates.
@@ -74,7 +83,8 @@ class PPM(nn.Module):
             does so at its end).
 
         Raises:
-            ValueError: on another shape or dtype; with ``blockwise=False``, on weights that cannot fit into memory.
+            ValueError: on another shape or dtype; with ``algorithm="dense"``, on weights that cannot fit into memory;
+                with ``algorithm="triton"``, where Triton or a CUDA device is missing, and on float64.
         """
         tokens = as_tokens(x, "x")
         # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
@@ -82,16 +92,19 @@ class PPM(nn.Module):
         values = values.flatten(2).mT
         if self.normalize_values:
             values = normalized(values)
-        if tokens.shape[1] >= _MANY_CELLS if self.blockwise is None else self.blockwise:
-            unit = normalized(tokens)
-            dtype = _product_dtype(unit)
-            out = propagate(unit.to(dtype), values.to(dtype), self.gamma)
-        else:
+        algorithm = self.algorithm or ("dense" if tokens.shape[1] < _MANY_CELLS else "blockwise")
+        if algorithm == "dense":
             held = _BYTES_A_PAIR * tokens.shape[0] * tokens.shape[1] ** 2
             shape = (*tokens.shape[:2], tokens.shape[1])
-            check_fits(held, x.device, "x", f"the table of all weights, {shape},", "blockwise=True")
+            check_fits(held, x.device, "x", f"the table of all weights, {shape},", 'algorithm="blockwise"')
             weights = propagation_weights(tokens, self.gamma)
             out = weights @ values.to(weights.dtype)
+        else:
+            unit = normalized(tokens)
+            dtype = _product_dtype(unit)
+            if algorithm == "triton":
+                _check_kernels(x.device, dtype)
+            out = propagate(unit.to(dtype), values.to(dtype), self.gamma, algorithm == "triton")
         return tokens_to_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
 
 
@@ -104,3 +117,15 @@ def _product_dtype(unit: Tensor) -> torch.dtype:
     device = unit.device.type
     wide = unit.dtype == torch.float64 or not torch.is_autocast_enabled(device)
     return unit.dtype if wide else torch.get_autocast_dtype(device)
+
+
+_TRITON = find_spec("triton") is not None  # torch brings it on Linux
+
+
+def _check_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    if not _TRITON:
+        raise ValueError('algorithm: "triton" needs the package triton, which is not installed')
+    if device.type != "cuda":
+        raise ValueError(f'x: expected a CUDA device for algorithm="triton", got {device}')
+    if dtype == torch.float64:
+        raise ValueError('x: expected float32, bfloat16 or float16 for algorithm="triton", got torch.float64')

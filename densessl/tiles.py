@@ -1,7 +1,8 @@
-"""The pixel propagation module's sum, tile by tile, its weights computed once more in the backward pass.
+"""The pixel propagation module's sum without its table of weights, which are made once more in the backward pass.
 
-``s(x_i, x_j)`` is symmetric, so that each tile of weights above the diagonal serves twice. Operators of torch's, so
-that ``torch.compile`` takes each as one node and does not unroll the loop over the tiles.
+Tile by tile, on any device: ``s(x_i, x_j)`` is symmetric, so that each tile of weights above the diagonal serves twice.
+Or by the Triton kernels of ``densessl.kernels``. Operators of torch's, so that ``torch.compile`` takes each as one node
+and does not unroll the loop over the tiles.
 """
 
 from __future__ import annotations
@@ -67,19 +68,26 @@ def _total(like: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(
-    "densessl::propagate", mutates_args=(), schema="(Tensor unit, Tensor values, float gamma) -> Tensor"
+    "densessl::propagate",
+    mutates_args=(),
+    schema="(Tensor unit, Tensor values, float gamma, bool triton=False) -> Tensor",
 )
-def propagate(unit: Tensor, values: Tensor, gamma: float) -> Tensor:
+def propagate(unit: Tensor, values: Tensor, gamma: float, triton: bool = False) -> Tensor:
     """``sum_j max(<u_i, u_j>, 0) ** gamma v_j`` in memory that grows with the number of cells; differentiable once.
 
     Args:
         unit: ``(B, N, C)``, unit length.
         values: ``(B, N, D)``, of the same dtype.
         gamma: exponent.
+        triton: by the kernels, on a CUDA device and not in float64; else tile by tile.
 
     Returns:
         ``(B, N, D)``, of the same dtype.
     """
+    if triton:
+        from densessl.kernels import propagated  # imports triton, which some platforms lack
+
+        return propagated(unit, values, gamma)
     out = _total(values)
     with torch.autocast(unit.device.type, enabled=False):
         for images, row, column in _tiles(unit):
@@ -91,17 +99,21 @@ def propagate(unit: Tensor, values: Tensor, gamma: float) -> Tensor:
 
 
 @propagate.register_fake
-def _(unit: Tensor, values: Tensor, gamma: float) -> Tensor:
+def _(unit: Tensor, values: Tensor, gamma: float, triton: bool = False) -> Tensor:
     return values.new_empty(values.shape)
 
 
 @torch.library.custom_op(
     "densessl::propagate_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor unit, Tensor values, float gamma) -> (Tensor, Tensor)",
+    schema="(Tensor grad, Tensor unit, Tensor values, float gamma, bool triton) -> (Tensor, Tensor)",
 )
-def _backward(grad: Tensor, unit: Tensor, values: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def _backward(grad: Tensor, unit: Tensor, values: Tensor, gamma: float, triton: bool) -> tuple[Tensor, Tensor]:
     """Gradients of unit and values."""
+    if triton:
+        from densessl.kernels import gradients
+
+        return gradients(grad, unit, values, gamma)
     grad_unit, grad_values = _total(unit), _total(values)
     with torch.autocast(unit.device.type, enabled=False):
         for images, row, column in _tiles(unit):
@@ -119,17 +131,17 @@ def _backward(grad: Tensor, unit: Tensor, values: Tensor, gamma: float) -> tuple
 
 
 @_backward.register_fake
-def _(grad: Tensor, unit: Tensor, values: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, unit: Tensor, values: Tensor, gamma: float, triton: bool) -> tuple[Tensor, Tensor]:
     return unit.new_empty(unit.shape), values.new_empty(values.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float, bool], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
-    ctx.gamma = inputs[2]
+    ctx.settings = inputs[2:]
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *_backward(grad.contiguous(), *ctx.saved_tensors, ctx.gamma), None
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    return *_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None
 
 
 propagate.register_autograd(_gradients, setup_context=_save)

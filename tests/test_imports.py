@@ -44,7 +44,8 @@ ALLOWED = {
     "backbone": {"tokens"},
     "queue": {"tokens"},
     "regions": {"tokens"},
-    "tiles": set(),
+    "kernels": set(),
+    "tiles": {"kernels"},
     "propagation": {"limits", "tiles", "tokens"},
     "losses._common": {"tokens"},
     "losses.pixpro": {"losses._common"},
@@ -105,16 +106,16 @@ def run(code: str) -> None:
 def test_import_is_light():
     run(
         "import sys, densessl\n"
-        "heavy = {'kornia', 'lightly', 'matplotlib', 'timm', 'pytorch_lightning'} & set(sys.modules)\n"
+        "heavy = {'kornia', 'lightly', 'matplotlib', 'timm', 'pytorch_lightning', 'densessl.kernels'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
 
 
-def test_everything_else_works_without_kornia_and_lightly():
+def test_everything_else_works_without_kornia_lightly_and_triton():
     run(
         """
 import sys
-sys.modules["kornia"] = sys.modules["lightly"] = None  # importing them now raises
+sys.modules["kornia"] = sys.modules["lightly"] = sys.modules["triton"] = None  # importing them now raises
 import torch, torchvision
 from torch import nn
 from torch.utils.data import default_collate
@@ -138,6 +139,12 @@ for call in (d.byol_photometric, lambda: d.instance_contrast_loss(torch.ones(2, 
         pass
     else:
         raise AssertionError("kornia and lightly are needed exactly here")
+try:
+    d.PPM(algorithm="triton")(torch.ones(1, 3, 2))
+except ValueError as error:
+    assert str(error) == 'algorithm: "triton" needs the package triton, which is not installed', error
+else:
+    raise AssertionError("triton is needed here")
 """
     )
 

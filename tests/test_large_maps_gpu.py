@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from densessl import PPM, DistanceMatcher, coords_from_boxes, pixcontrast_loss, pixpro_loss
+from densessl import PPM, DistanceMatcher, coords_from_boxes, pixcontrast_loss, pixpro_loss, tiles
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -41,16 +42,57 @@ def test_losses_equal_float64_on_the_cpu(loss, sparse):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5 * gradients[0].abs().max().item())
 
 
+@pytest.fixture(params=["as it is", "compiled"])
+def compiled(request):
+    torch._dynamo.reset()
+    return request.param == "compiled"
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("gamma", [1.5, 2.0])
-def test_tiles_equal_all_weights_at_once(bf16, gamma):
+@pytest.mark.parametrize("algorithm", ["blockwise", "triton"])
+def test_roads_equal_all_weights_at_once(algorithm, bf16, gamma, compiled):
     x = inputs()[0].cuda().requires_grad_()
     outputs, gradients = [], []
-    for blockwise in (False, True):
+    for road in ("dense", algorithm):
+        ppm = PPM(gamma=gamma, algorithm=road)
+        if compiled and road == algorithm:
+            ppm = torch.compile(ppm, fullgraph=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            y = PPM(gamma=gamma, blockwise=blockwise)(x)
+            y = ppm(x)
         outputs.append(y.float())
         gradients.extend(torch.autograd.grad(y.float().square().sum(), x))
     tolerance = 3e-2 if bf16 else 1e-4
     for a, b in (outputs, gradients):
         assert (a - b).abs().max() < tolerance * a.abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
+@pytest.mark.parametrize(
+    ("size", "gamma"),
+    [((1, 3, 2), 2.0), ((300, 20, 33), 2.0), ((300, 20, 33), 1.5), ((131, 256, 256), 2.0), ((70, 300, 520), 2.0)],
+)
+def test_kernels_equal_float64(monkeypatch, size, dtype, tf32, gamma):
+    """As the machine runs them, where the interpreter's tests have small blocks and no bfloat16."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    count, width, depth = size
+    unit = F.normalize(torch.randn(2, width, count) + 0.3, dim=1).to("cuda", dtype).mT.requires_grad_()
+    values, grad = torch.randn(2, 2, depth, count).to("cuda", dtype).mT
+    values.requires_grad_()
+    exact = [x.detach().double().requires_grad_() for x in (unit, values)]
+    results = []
+    for given, out in (
+        ((unit, values), tiles.propagate(unit, values, gamma, True)),
+        (exact, tiles.power(exact[0] @ exact[0].mT, gamma) @ exact[1]),
+    ):
+        results.append((out, *torch.autograd.grad(out, given, grad.to(out.dtype))))
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if tf32 else 1e-4
+    for got, wanted in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+def test_kernels_give_the_same_bits_again():
+    x = inputs()[0].cuda().requires_grad_()
+    once, twice = (torch.autograd.grad(PPM(algorithm="triton")(x).square().sum(), x)[0] for _ in range(2))
+    assert torch.equal(once, twice)
