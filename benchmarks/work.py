@@ -63,7 +63,7 @@ def matching_and_loss(
     ]
 
 
-def propagation(size: int, batch: int, channels: int, device: str) -> list[Work]:
+def propagation(size: int, batch: int, channels: int, device: str, algorithm: str | None = None) -> list[Work]:
     """Ours and plain: the pixel propagation module, forward and backward."""
     torch.manual_seed(0)
     x, grad = torch.randn(2, batch, channels, size, size, device=device)
@@ -77,7 +77,7 @@ def propagation(size: int, batch: int, channels: int, device: str) -> list[Work]
             y = module(x)
         y.backward(grad.to(y.dtype))
 
-    return [lambda: run(PPM(transform)), lambda: run(plain.PPM(transform))]
+    return [lambda: run(PPM(transform, algorithm=algorithm)), lambda: run(plain.PPM(transform))]
 
 
 def bookkeeping(model: str, device: str) -> list[Work]:

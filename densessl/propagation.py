@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from densessl.limits import check_fits
 from densessl.tiles import power, propagate
 from densessl.tokens import as_tokens, normalized, tokens_to_map
-
-Algorithm = Literal["dense", "blockwise", "triton"]
 
 
 def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
@@ -57,13 +55,13 @@ class PPM(nn.Module):
         *,
         gamma: float = 2.0,
         normalize_values: bool = True,
-        algorithm: Algorithm | None = None,
+        algorithm: Literal["dense", "blockwise", "triton"] | None = None,
     ) -> None:
         super().__init__()
         if not gamma > 0:
             raise ValueError(f"gamma: expected a positive exponent, got {gamma}")
-        if algorithm is not None and algorithm not in get_args(Algorithm):
-            raise ValueError(f"algorithm: expected one of {get_args(Algorithm)} or None, got {algorithm!r}")
+        if algorithm not in (None, "dense", "blockwise", "triton"):
+            raise ValueError(f'algorithm: expected "dense", "blockwise", "triton" or None, got {algorithm!r}')
         self.transform = nn.Identity() if transform is None else transform
         self.gamma = gamma
         self.normalize_values = normalize_values
