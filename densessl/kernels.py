@@ -29,8 +29,8 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# Of the sum and of unit's gradient. By the compiler they keep to the shared memory named, and with 256 channels spill
-# no register for compute capability 8.0, 9.0 and 12.0. None is tuned: they have not met a GPU.
+# Of the sum and of unit's gradient. By Triton's compiler they keep to the shared memory named, and with 256 channels
+# spill no register (Triton 3.9, compute capability 8.0, 9.0, 12.0). None is tuned: they have not met a GPU.
 _HALF_160K = Blocks(128, 64, 256, 8, 2), Blocks(64, 32, 256, 8, 2)
 _HALF_99K = Blocks(64, 32, 256, 4, 2), Blocks(64, 64, 64, 8, 3)
 _HALF_WIDE = Blocks(64, 32, 64, 4, 2), Blocks(64, 32, 64, 4, 2)  # Triton 3.2 fails on others here
