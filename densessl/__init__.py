@@ -51,6 +51,7 @@ from densessl.queue import KeyQueue
 from densessl.regions import cell_labels, pool_regions, sample_labels
 from densessl.similarity import feature_distance
 from densessl.tokens import map_to_tokens, tokens_to_map
+from densessl.validity import cell_validity
 from densessl.viewpairs import mean_over_view_pairs
 
 __version__ = "0.1.0"
@@ -86,6 +87,7 @@ __all__ = [
     "cell_diagonal",
     "cell_distance",
     "cell_labels",
+    "cell_validity",
     "check_tracking",
     "coords_from_boxes",
     "coords_from_kornia",

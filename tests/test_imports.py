@@ -39,6 +39,7 @@ ALLOWED = {
     "windows": {"geometry"},
     "matching": {"geometry", "limits", "windows"},
     "pairs": {"matching"},
+    "validity": {"geometry"},
     "similarity": {"tokens"},
     "viewpairs": set(),
     "backbone": {"tokens"},
