@@ -110,18 +110,25 @@ def pixpro_loss(query: Tensor, key: Tensor, mask: Tensor, reduction: str = "mean
 
 
 def pixcontrast_loss(
-    query: Tensor, key: Tensor, mask: Tensor, temperature: float, reduction: str = "mean", no_match: str = "zero"
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor,
+    temperature: float,
+    reduction: str = "mean",
+    no_match: str = "zero",
+    valid_k: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 2, one direction: the sum over positives stands inside the logarithm."""
+    """Eq. 2, one direction: the sum over positives stands inside the logarithm; invalid keys are as if not there."""
     query, key = tokens(query), tokens(key)
     per_image: list[Tensor | None] = []
     for b in range(len(query)):
         per_cell = []
         for i in range(query.shape[1]):
-            if mask[b, i].any():
+            there = [j for j in range(key.shape[1]) if valid_k is None or valid_k[b, j]]
+            if any(mask[b, i, j] for j in there):
                 terms = (cosine(query[b, i], key[b]) / temperature).exp()
-                positives = sum(terms[j] for j in range(key.shape[1]) if mask[b, i, j])
-                per_cell.append(-(positives / terms.sum()).log())
+                positives = sum(terms[j] for j in there if mask[b, i, j])
+                per_cell.append(-(positives / sum(terms[j] for j in there)).log())
         per_image.append(sum(per_cell) / len(per_cell) if per_cell else None)
     return over_images(per_image, reduction, no_match, 0 * (query.sum() + key.sum()))
 

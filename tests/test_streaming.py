@@ -58,6 +58,50 @@ def test_value_and_gradients_equal_the_loop(layout, sizes, empty):
             assert not mine[empty].any()
 
 
+@pytest.mark.parametrize("blockwise", [True, False])
+@LAYOUT
+@pytest.mark.parametrize("sizes", SIZES)
+def test_invalid_keys_leave_the_denominator_and_are_no_positives(layout, sizes, blockwise, request):
+    """Of three images the second has no valid key; queries of the others may have none among their positives."""
+    if blockwise:
+        request.getfixturevalue("small_blocks")
+    query, key, mask = inputs(*sizes)
+    valid = torch.rand(B, sizes[1][0] * sizes[1][1]) < 0.7
+    valid[0, 0], valid[1] = True, False
+    assert sizes != SIZES[0] or (mask & ~valid[:, None])[0].any()
+    options = {"reduction": "none", "temperature": 0.2}
+    expected = reference.pixcontrast_loss(query, key, mask, valid_k=valid, **options)
+    wanted = gradients(expected, query, key)
+    for form in (valid, valid.unflatten(1, sizes[1])):
+        got = pixcontrast_loss(query, key, laid_out(mask, layout), form, **options)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+        mine = gradients(got, query, key)
+        torch.testing.assert_close(mine, wanted, rtol=1e-7, atol=1e-11)
+        assert not mine[0][1].any()
+        assert not mine[1].flatten(2).mT[~valid].any()
+    everywhere = pixcontrast_loss(query, key, laid_out(mask, layout), torch.ones_like(valid))
+    torch.testing.assert_close(everywhere, pixcontrast_loss(query, key, laid_out(mask, layout)), rtol=1e-12, atol=0)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(pixcontrast, "_FEW_PAIRS", {torch.strided: 0, torch.sparse_coo: 0})
+    monkeypatch.setitem(_streaming._BLOCK, "cpu", 300)
+    monkeypatch.setattr(pixcontrast, "_of_all_logits", None)
+
+
+@pytest.mark.parametrize(
+    "valid",
+    [torch.ones(3, 4), torch.ones(3, 5, dtype=torch.bool), torch.ones(3, 2, 3, dtype=torch.bool)],
+)
+def test_bad_validity_is_named(valid):
+    query, key, mask = inputs((5, 9), (2, 2))
+    with pytest.raises(
+        ValueError, match=r"valid_k: expected bool \(B, Nk\) or \(B, h', w'\) = \(3, 4\) or \(3, 2, 2\)"
+    ):
+        pixcontrast_loss(query, key, mask, valid)
+
+
 @pytest.mark.usefixtures("blocks")
 @LAYOUT
 def test_gradient_of_one_side(layout):
@@ -150,6 +194,8 @@ def test_compiles_without_a_break():
     torch.testing.assert_close(got, expected)
     for a, b in zip(gradients(got, query, key), gradients(expected, query, key), strict=True):
         torch.testing.assert_close(a, b)
+    valid = torch.rand(B, mask.shape[2]) < 0.7
+    torch.testing.assert_close(step(query, key, mask, valid), pixcontrast_loss(query, key, mask, valid))
 
 
 @pytest.mark.parametrize("layout", ["strided", "sparse"])
@@ -158,4 +204,5 @@ def test_operator_is_described_truly(layout):
     query, key = torch.randn(2, 6, 3, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True)
     mask = torch.rand(2, 6, 4) < 0.4
     positives = (None, mask.nonzero().T.contiguous()) if layout == "sparse" else (mask, None)
-    torch.library.opcheck(_streaming._forward, (query, key, *positives, 0.3))
+    for valid in (None, torch.tensor([[True, False, True, True]] * 2)):
+        torch.library.opcheck(_streaming._forward, (query, key, *positives, valid, 0.3))

@@ -17,8 +17,10 @@ _BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}  # logits held at once: on a CPU they
 Positive = Tensor | tuple[Tensor, Tensor]
 
 
-def cell_losses(q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, temperature: float) -> Tensor:
-    """``log sum_j exp(<q_i, k_j> / t)`` over all keys less the same over the positive keys.
+def cell_losses(
+    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, valid: Tensor | None, temperature: float
+) -> Tensor:
+    """``log sum_j exp(<q_i, k_j> / t)`` over all valid keys less the same over the positive keys.
 
     Differentiable once, by q and k; memory grows with the number of cells and of positive pairs.
 
@@ -27,12 +29,13 @@ def cell_losses(q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | Non
         k: unit tokens ``(B, Nk, C)``.
         mask: bool ``(B, Nq, Nk)``, or None.
         indices: instead of a mask, int64 ``(3, P)``: image, query and key cell of each pair, sorted, none twice.
+        valid: bool ``(B, Nk)``, the positive keys among them, or None: all.
         temperature: t.
 
     Returns:
         ``(B, Nq)``; 0 where a cell has no positive.
     """
-    return _forward(q, k, mask, indices, temperature)[0]
+    return _forward(q, k, mask, indices, valid, temperature)[0]
 
 
 def _blocks(
@@ -65,6 +68,12 @@ def _blocks(
         yield image, rows[start:stop], (rank[first:last] - start, indices[2, first:last])
 
 
+def _logits(q: Tensor, k: Tensor, valid: Tensor | None, image: int, temperature: float) -> Tensor:
+    """Of some queries with all keys of an image; minus infinity for keys that are not valid."""
+    logits = (q @ k[image].mT).div_(temperature)
+    return logits if valid is None else logits.masked_fill_(~valid[image], -torch.inf)
+
+
 def _positive_sum(logits: Tensor, positive: Positive) -> Tensor:
     """Log of the sum of exp over the positives of each row; infinite where there are none."""
     if isinstance(positive, Tensor):
@@ -79,17 +88,18 @@ def _positive_sum(logits: Tensor, positive: Positive) -> Tensor:
 @torch.library.custom_op(
     "densessl::cell_losses",
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor? mask, Tensor? indices, float temperature) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor? mask, Tensor? indices, Tensor? valid, float temperature) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def _forward(
-    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, temperature: float
+    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, valid: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and the two logarithms, each (B, Nq); the latter infinite where there are no positives."""
     everything, among = q.new_full((2, q.shape[0] * q.shape[1]), torch.inf)
     with torch.autocast(q.device.type, enabled=False):
         flat = q.flatten(0, 1)
         for image, rows, positive in _blocks(q, k, mask, indices):
-            logits = (flat[rows] @ k[image].mT).div_(temperature)
+            logits = _logits(flat[rows], k, valid, image, temperature)
             among[rows] = _positive_sum(logits, positive)
             everything[rows] = logits.logsumexp(1)
     none = among == torch.inf
@@ -101,7 +111,7 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, temperature: float
+    q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, valid: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = q.shape[0] * q.shape[1]
     return q.new_empty(q.shape[:2]), q.new_empty(count), q.new_empty(count)
@@ -111,7 +121,7 @@ def _(
     "densessl::cell_losses_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor everything, Tensor among, Tensor q, Tensor k, Tensor? mask, Tensor? indices, "
-    "float temperature, bool for_key) -> (Tensor, Tensor)",
+    "Tensor? valid, float temperature, bool for_key) -> (Tensor, Tensor)",
 )
 def _backward(
     grad: Tensor,
@@ -121,6 +131,7 @@ def _backward(
     k: Tensor,
     mask: Tensor | None,
     indices: Tensor | None,
+    valid: Tensor | None,
     temperature: float,
     for_key: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -130,7 +141,7 @@ def _backward(
     grad_k = torch.zeros_like(k) if for_key else k.new_empty(0)
     with torch.autocast(q.device.type, enabled=False):
         for image, rows, positive in _blocks(q, k, mask, indices):
-            logits = (flat[rows] @ k[image].mT).div_(temperature)
+            logits = _logits(flat[rows], k, valid, image, temperature)
             if isinstance(positive, Tensor):
                 wanted = torch.where(positive, (logits - among[rows, None]).exp_(), 0.0)
                 share = logits.sub_(everything[rows, None]).exp_().sub_(wanted)
@@ -154,6 +165,7 @@ def _(
     k: Tensor,
     mask: Tensor | None,
     indices: Tensor | None,
+    valid: Tensor | None,
     temperature: float,
     for_key: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -161,15 +173,15 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, mask, indices, temperature = inputs
-    ctx.save_for_backward(*output[1:], q, k, mask, indices)
+    *tensors, temperature = inputs
+    ctx.save_for_backward(*output[1:], *tensors)
     ctx.temperature = temperature
 
 
 def _gradients(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple:
     for_key = ctx.needs_input_grad[1]
     grad_q, grad_k = _backward(grad, *ctx.saved_tensors, ctx.temperature, for_key)
-    return grad_q, grad_k if for_key else None, None, None, None
+    return grad_q, grad_k if for_key else None, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)

@@ -13,6 +13,7 @@ def pixcontrast_loss(
     query: Tensor,
     key: Tensor,
     mask: Tensor,
+    valid_k: Tensor | None = None,
     *,
     temperature: float = 0.3,
     reduction: Reduction = "mean",
@@ -31,6 +32,9 @@ def pixcontrast_loss(
         query: ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
         key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
         mask: bool ``(B, Nq, Nk)``, strided or sparse COO.
+        valid_k: optional bool ``(B, Nk)`` or ``(B, h', w')``, as of ``densessl.cell_validity``: the key cells that the
+            denominator is over; the others are no positives either. Query cells need no such argument: one without a
+            positive does not count.
         temperature: t.
         reduction: ``"mean"`` or ``"none"``.
         no_match: as in ``densessl.pixpro_loss``.
@@ -44,21 +48,37 @@ def pixcontrast_loss(
     check_options(reduction, no_match)
     check_temperature(temperature)
     loss = _uncompiled if mask.layout == torch.sparse_coo else _loss
-    return loss(query, key, mask, temperature, reduction, no_match)
+    return loss(query, key, mask, valid_k, temperature, reduction, no_match)
 
 
 def _loss(
-    query: Tensor, key: Tensor, mask: Tensor, temperature: float, reduction: Reduction, no_match: NoMatch
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor,
+    valid_k: Tensor | None,
+    temperature: float,
+    reduction: Reduction,
+    no_match: NoMatch,
 ) -> Tensor:
     q, k = unit_tokens(query, key, mask)
+    valid = None if valid_k is None else _checked(valid_k, key, k)
     with torch.autocast(q.device.type, enabled=False):
-        if mask.numel() <= _FEW_PAIRS[mask.layout]:
-            per_cell, has_positive = _of_all_logits(q, k, mask.to_dense() if mask.is_sparse else mask, temperature)
-        elif mask.layout == torch.sparse_coo:
+        if mask.layout == torch.sparse_coo and mask.numel() > _FEW_PAIRS[mask.layout]:
             indices = mask.coalesce().indices()
-            per_cell, has_positive = cell_losses(q, k, None, indices, temperature), _rows_of(indices, q)
+            if valid is not None:
+                indices = indices[:, valid[indices[0], indices[2]]]
+            per_cell, has_positive = cell_losses(q, k, None, indices, valid, temperature), _rows_of(indices, q)
         else:
-            per_cell, has_positive = cell_losses(q, k, mask, None, temperature), mask.any(2)
+            dense = mask.to_dense() if mask.is_sparse else mask
+            if valid is not None:
+                dense = dense & valid[:, None]
+            few = mask.numel() <= _FEW_PAIRS[mask.layout]
+            per_cell = (
+                _of_all_logits(q, k, dense, valid, temperature)
+                if few
+                else cell_losses(q, k, dense, None, valid, temperature)
+            )
+            has_positive = dense.any(2)
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
@@ -72,14 +92,27 @@ _uncompiled = torch.compiler.disable(_loss)
 _FEW_PAIRS = {torch.strided: 1 << 22, torch.sparse_coo: 1 << 17}
 
 
-def _of_all_logits(q: Tensor, k: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Loss of each query cell, and which have a positive, each (B, Nq)."""
+def _checked(valid_k: Tensor, key: Tensor, k: Tensor) -> Tensor:
+    """valid_k as (B, Nk)."""
+    shapes = [tuple(k.shape[:2])] + ([(key.shape[0], *key.shape[2:])] if key.ndim == 4 else [])
+    if valid_k.dtype != torch.bool or tuple(valid_k.shape) not in shapes or valid_k.device != k.device:
+        raise ValueError(
+            f"valid_k: expected bool (B, Nk) or (B, h', w') = {' or '.join(map(str, shapes))} on {k.device}, "
+            f"got {valid_k.dtype} {tuple(valid_k.shape)} on {valid_k.device}"
+        )
+    return valid_k.flatten(1)
+
+
+def _of_all_logits(q: Tensor, k: Tensor, mask: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+    """Loss of each query cell, (B, Nq); 0 where it has no positive."""
     logits = q @ k.mT / temperature
     has_positive = mask.any(2)
     # Rows without positives take part with all their cells and are dropped afterwards: log(0) would leave NaN in the
     # gradient even where its value is masked out.
     positive = logits.masked_fill(~(mask | ~has_positive[..., None]), -torch.inf)
-    return (logits.logsumexp(2) - positive.logsumexp(2)) * has_positive, has_positive
+    if valid is not None:
+        logits = logits.masked_fill(~(valid[:, None] | ~has_positive[..., None]), -torch.inf)
+    return (logits.logsumexp(2) - positive.logsumexp(2)) * has_positive
 
 
 def _rows_of(indices: Tensor, q: Tensor) -> Tensor:
@@ -111,8 +144,8 @@ class PixContrastLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}, no_match={self.no_match!r}"
 
-    def forward(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, mask: Tensor, valid_k: Tensor | None = None) -> Tensor:
         """See ``pixcontrast_loss``."""
         return pixcontrast_loss(
-            query, key, mask, temperature=self.temperature, reduction=self.reduction, no_match=self.no_match
+            query, key, mask, valid_k, temperature=self.temperature, reduction=self.reduction, no_match=self.no_match
         )
