@@ -13,7 +13,7 @@ from torch import Tensor
 
 from densessl.losses._common import sum_keys, unit_tokens
 from densessl.propagation import propagation_weights
-from densessl.tokens import as_tokens, normalized
+from densessl.tokens import as_tokens, as_valid, normalized
 
 
 def _checked(mask: Tensor) -> Tensor:
@@ -30,11 +30,12 @@ def _positives(mask: Tensor) -> Tensor:
     return mask.sum((1, 2))
 
 
-def positives_per_cell(mask: Tensor) -> Tensor:
+def positives_per_cell(mask: Tensor, valid_q: Tensor | None = None) -> Tensor:
     """Mean number of positives of a query cell.
 
     Args:
         mask: bool ``(B, Nq, Nk)``, strided or sparse.
+        valid_q: optional bool ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
 
     Returns:
         Scalar. Inside the overlap of two views with equal square cells, T = 0.7 gives ``2 pi T^2`` = 3.08 on average
@@ -43,7 +44,15 @@ def positives_per_cell(mask: Tensor) -> Tensor:
     Raises:
         ValueError: on another shape or dtype.
     """
-    return _positives(mask).sum() / (mask.shape[0] * mask.shape[1])
+    positives = _positives(mask).sum()
+    if valid_q is None:
+        return positives / (mask.shape[0] * mask.shape[1])
+    if valid_q.dtype != torch.bool or valid_q.flatten(1).shape != mask.shape[:2]:
+        raise ValueError(
+            f"valid_q: expected bool (B, Nq) = {tuple(mask.shape[:2])} or (B, h, w), "
+            f"got {valid_q.dtype} {tuple(valid_q.shape)}"
+        )
+    return positives / valid_q.sum().clamp(min=1)
 
 
 def unmatched_share(mask: Tensor) -> Tensor:
@@ -61,12 +70,21 @@ def unmatched_share(mask: Tensor) -> Tensor:
     return (_positives(mask) == 0).float().mean()
 
 
+def _counted(tokens: Tensor, valid: Tensor | None, features: Tensor, name: str = "valid") -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, C), 0 where a cell does not count, and which do, (B, N): picking them would wait for the device."""
+    if valid is None:
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    valid = as_valid(valid, features, name)
+    return tokens.masked_fill(~valid[..., None], 0), valid
+
+
 @torch.no_grad()
-def feature_std(features: Tensor) -> Tensor:
+def feature_std(features: Tensor, valid: Tensor | None = None) -> Tensor:
     """Standard deviation of the unit features over all cells of the batch, mean over channels.
 
     Args:
         features: ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count.
 
     Returns:
         Scalar: about ``1 / sqrt(C)`` when healthy, 0 when collapsed.
@@ -74,11 +92,14 @@ def feature_std(features: Tensor) -> Tensor:
     Raises:
         ValueError: on another shape or dtype.
     """
-    return normalized(as_tokens(features, "features")).flatten(0, 1).std(0, correction=0).mean()
+    unit, counts = _counted(normalized(as_tokens(features, "features")), valid, features)
+    cells = counts.sum().clamp(min=1)
+    away = (unit - unit.sum((0, 1)) / cells) * counts[..., None]
+    return (away.square().sum((0, 1)) / cells).sqrt().mean()
 
 
 @torch.no_grad()
-def effective_rank(features: Tensor) -> Tensor:
+def effective_rank(features: Tensor, valid: Tensor | None = None) -> Tensor:
     """How many directions the unit features of all cells use: exp of the entropy of their singular values.
 
     Source: Roy and Vetterli 2007, not centred, as RankMe (Garrido et al. 2023) has it. Costs the eigenvalues of a
@@ -86,6 +107,7 @@ def effective_rank(features: Tensor) -> Tensor:
 
     Args:
         features: ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count.
 
     Returns:
         Scalar in 1..C.
@@ -93,7 +115,7 @@ def effective_rank(features: Tensor) -> Tensor:
     Raises:
         ValueError: on another shape or dtype.
     """
-    unit = normalized(as_tokens(features, "features")).flatten(0, 1)
+    unit = _counted(normalized(as_tokens(features, "features")), valid, features)[0].flatten(0, 1)
     with torch.autocast(unit.device.type, enabled=False):
         spectrum = torch.linalg.eigvalsh(unit.mT @ unit).clamp(min=0)
     # Squares of singular values come with rounding noise of 1e-7 of the largest; its roots would count.
@@ -103,7 +125,9 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pair_similarity(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def pair_similarity(
+    query: Tensor, key: Tensor, mask: Tensor, valid_q: Tensor | None = None, valid_k: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean cosine of the positive pairs and of all other pairs of the batch.
 
     A method that works pulls them apart; in a collapse both are 1.
@@ -111,7 +135,9 @@ def pair_similarity(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, T
     Args:
         query: ``(B, C, h, w)`` or ``(B, Nq, C)``.
         key: ``(B, C, h', w')`` or ``(B, Nk, C)``.
-        mask: bool ``(B, Nq, Nk)``, strided or sparse.
+        mask: bool ``(B, Nq, Nk)``, strided or sparse, without pairs of cells that do not count.
+        valid_q: optional bool ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
+        valid_k: the same for the key cells.
 
     Returns:
         Two scalars: positives, negatives; NaN where there is no such pair.
@@ -120,12 +146,13 @@ def pair_similarity(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, T
         ValueError: on other shapes, dtypes or devices.
     """
     q, k = unit_tokens(query, key, mask)
+    (q, counts_q), (k, counts_k) = _counted(q, valid_q, query, "valid_q"), _counted(k, valid_k, key, "valid_k")
     with torch.autocast(q.device.type, enabled=False):
         summed, positives = sum_keys(mask, k)
     # The sum over all pairs is the product of the sums: no (Nq, Nk) tensor for the negatives.
     everything, positive = (q.sum(1) * k.sum(1)).sum(), (q * summed).sum()
     count = positives.sum()
-    rest = mask.shape[0] * mask.shape[1] * mask.shape[2] - count
+    rest = (counts_q.sum(1) * counts_k.sum(1)).sum() - count
     return positive / count, torch.where(rest > 0, (everything - positive) / rest, torch.nan)
 
 

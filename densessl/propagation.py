@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from densessl.limits import check_fits
 from densessl.tiles import power, propagate
-from densessl.tokens import as_tokens, normalized, tokens_to_map
+from densessl.tokens import as_tokens, as_valid, normalized, tokens_to_map
 
 
 def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
@@ -70,11 +70,13 @@ class PPM(nn.Module):
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, normalize_values={self.normalize_values}, algorithm={self.algorithm!r}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Propagates.
 
         Args:
             x: ``(B, C, h, w)`` or ``(B, N, C)``, floating point.
+            valid: optional bool ``(B, N)`` or ``(B, h, w)``, as from ``densessl.cell_validity``: the cells that the
+                sum is over. The others get a sum too, which a mask of valid cells leaves unused.
 
         Returns:
             The same form and size; channels as ``transform`` gives them. The losses normalise it (the published code
@@ -90,6 +92,8 @@ class PPM(nn.Module):
         values = values.flatten(2).mT
         if self.normalize_values:
             values = normalized(values)
+        if valid is not None:
+            values = values.masked_fill(~as_valid(valid, x, "valid")[..., None], 0)
         algorithm = self.algorithm or ("dense" if tokens.shape[1] < _MANY_CELLS else "blockwise")
         if algorithm == "dense":
             held = _BYTES_A_PAIR * tokens.shape[0] * tokens.shape[1] ** 2

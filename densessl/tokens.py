@@ -66,6 +66,32 @@ def as_tokens(features: Tensor, name: str) -> Tensor:
     return map_to_tokens(features) if features.ndim == 4 else features
 
 
+def as_valid(valid: Tensor, features: Tensor, name: str) -> Tensor:
+    """Which cells of a map are valid, in either form, checked against the map.
+
+    Args:
+        valid: bool ``(B, N)`` or, of a map, ``(B, h, w)``.
+        features: ``(B, C, h, w)`` or ``(B, N, C)``.
+        name: the argument's name, for the error.
+
+    Returns:
+        ``(B, N)``.
+
+    Raises:
+        ValueError: on another shape, dtype or device.
+    """
+    if features.ndim == 4:
+        batch, _, h, w = features.shape
+        shapes, expected = [(batch, h * w), (batch, h, w)], f"(B, N) = {(batch, h * w)} or (B, h, w) = {(batch, h, w)}"
+    else:
+        shapes, expected = [tuple(features.shape[:2])], f"(B, N) = {tuple(features.shape[:2])}"
+    if valid.dtype != torch.bool or tuple(valid.shape) not in shapes:
+        raise ValueError(f"{name}: expected bool {expected}, got {valid.dtype} {tuple(valid.shape)}")
+    if valid.device != features.device:
+        raise ValueError(f"{name}: expected a tensor on {features.device} as the features, got {valid.device}")
+    return valid.flatten(1)
+
+
 def normalized(tokens: Tensor) -> Tensor:
     """Unit length along the last axis.
 

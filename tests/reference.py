@@ -144,15 +144,25 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
 
 def propagate(
-    x: Tensor, g: Callable[[Tensor], Tensor], gamma: float, normalize_values: bool, offset: float = 0.0
+    x: Tensor,
+    g: Callable[[Tensor], Tensor],
+    gamma: float,
+    normalize_values: bool,
+    offset: float = 0.0,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Eqs. 3 and 4 on (B, C, h, w); g takes one cell's (C,). The code's value is L2-normalised, the paper's is not."""
+    """Eqs. 3 and 4 on (B, C, h, w); g takes one cell's (C,). The code's value is L2-normalised, the paper's is not.
+
+    Where valid (B, N) is given, the sum is over those cells alone.
+    """
     cells = tokens(x)
     out = []
     for b in range(len(cells)):
         for i in range(cells.shape[1]):
-            total = 0
+            total = 0 * g(cells[b, i])
             for j in range(cells.shape[1]):
+                if valid is not None and not valid[b, j]:
+                    continue
                 weight = (cosine(cells[b, i], cells[b, j]).clamp(min=0) + offset) ** gamma
                 value = g(cells[b, j])
                 total = total + weight * (value / value.norm() if normalize_values else value)

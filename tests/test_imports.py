@@ -51,7 +51,7 @@ ALLOWED = {
     "losses._common": {"tokens"},
     "losses.pixpro": {"losses._common"},
     "losses._streaming": set(),
-    "losses.pixcontrast": {"losses._common", "losses._streaming"},
+    "losses.pixcontrast": {"losses._common", "losses._streaming", "tokens"},
     "losses.instance": {"losses._common"},
     "losses.info_nce": {"losses._common", "tokens"},
     "losses.masked_info_nce": {"losses._common", "tokens"},

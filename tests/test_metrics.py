@@ -68,6 +68,38 @@ def test_pair_similarity_equals_the_loop(layout):
     assert [value.item() for value in got] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_cells_that_do_not_count():
+    """As if they were not there: picked out by hand, image by image."""
+    query, key = features()
+    valid_q, valid_k = torch.rand(4, 6) < 0.6, torch.rand(4, 20) < 0.6
+    valid_q[0], valid_k[0] = False, True
+    valid_q[1, :2] = True
+    mask = random_mask() & valid_q[:, :, None] & valid_k[:, None]
+    left = map_to_tokens(query)[valid_q][None]  # one image of the cells that are left
+    for q, k, of_q, of_k in (
+        (query, key, valid_q, valid_k),
+        (map_to_tokens(query), map_to_tokens(key), valid_q, valid_k),
+        (query, key, valid_q.view(4, 2, 3), valid_k.view(4, 4, 5)),
+    ):
+        torch.testing.assert_close(feature_std(q, of_q), feature_std(left))
+        torch.testing.assert_close(effective_rank(q, of_q), effective_rank(left))
+        positives, negatives = [], []
+        for b in range(4):
+            one, other = map_to_tokens(query)[b].double(), map_to_tokens(key)[b].double()
+            for i in valid_q[b].nonzero()[:, 0]:
+                for j in valid_k[b].nonzero()[:, 0]:
+                    (positives if mask[b, i, j] else negatives).append(reference.cosine(one[i], other[j]).item())
+        for form in (mask, mask.to_sparse_coo()):
+            got = pair_similarity(q, k, form, of_q, of_k)
+            expected = [sum(values) / len(values) for values in (positives, negatives)]
+            assert [value.item() for value in got] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            assert positives_per_cell(form, of_q).item() == pytest.approx(len(positives) / int(valid_q.sum()))
+    nothing = torch.zeros_like(valid_q)
+    assert feature_std(query, nothing) == 0
+    assert positives_per_cell(torch.zeros_like(mask), nothing) == 0
+    assert effective_rank(query, nothing) == 1  # the exponential of no entropy
+
+
 def test_pair_similarity_where_there_are_no_such_pairs():
     query, key = features()
     everything = torch.ones(4, 6, 20, dtype=torch.bool)
@@ -133,6 +165,14 @@ def test_half_precision_and_no_gradient(meter, dtype):
     ("call", "message"),
     [
         (lambda: positives_per_cell(torch.ones(2, 3, 4)), r"mask: expected bool \(B, Nq, Nk\), got torch\.float32 .*"),
+        (
+            lambda: positives_per_cell(torch.ones(2, 3, 4).bool(), torch.ones(2, 4).bool()),
+            r"valid_q: expected bool \(B, Nq\) = \(2, 3\) or \(B, h, w\), got torch\.bool \(2, 4\)",
+        ),
+        (
+            lambda: feature_std(torch.ones(2, 5, 1, 3), torch.ones(2, 3)),
+            r"valid: expected bool \(B, N\) = \(2, 3\) or \(B, h, w\) = \(2, 1, 3\), got torch\.float32 \(2, 3\)",
+        ),
         (lambda: unmatched_share(torch.ones(3, 4).bool()), r"mask: expected bool .* got torch\.bool \(3, 4\)"),
         (lambda: feature_std(torch.ones(3, 4)), r"features: expected floating point .* \(3, 4\)"),
         (lambda: effective_rank(torch.ones(3, 4, 5).long()), r"features: .* got torch\.int64 \(3, 4, 5\)"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densessl import MLP, PPM, ConvMLP, map_to_tokens, tokens_to_map
+from densessl import MLP, PPM, ConvMLP, map_to_tokens, propagation, tokens_to_map
 
 SIZE = (3, 5)
 
@@ -40,6 +40,40 @@ def test_equals_the_loop(layers, gamma, normalize_values):
         strict=True,
     ):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("many", [1, 1024])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_cells_that_are_not_valid_spread_nothing(layers, many, monkeypatch):
+    """The loop over the valid cells alone; an image without any gets zeros. Both roads, all forms."""
+    monkeypatch.setattr(propagation, "_MANY_CELLS", many)
+    x = features()
+    valid = torch.rand(2, 15) < 0.5
+    valid[0, :2], valid[1] = torch.tensor([True, False]), False
+    g = nn.Conv2d(4, 6, 1, dtype=torch.float64) if layers else None
+    ppm = PPM(g)
+    expected = reference.propagate(
+        x,
+        (lambda cell: g.weight[:, :, 0, 0] @ cell + g.bias) if layers else (lambda cell: cell),
+        2.0,
+        True,
+        valid=valid,
+    )
+    weight = torch.randn_like(expected)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), x)
+    for y in (ppm(x, valid), ppm(x, valid.view(2, *SIZE)), tokens_to_map(ppm(map_to_tokens(x), valid), SIZE)):
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(torch.autograd.grad((y * weight).sum(), x)[0], wanted)
+    assert not expected[1].any()
+    torch.testing.assert_close(ppm(x, torch.ones(2, 15, dtype=torch.bool)), ppm(x))
+
+
+@pytest.mark.parametrize("valid", [torch.ones(2, 15), torch.ones(2, 5, 3, dtype=torch.bool)])
+def test_bad_validity_is_named(valid):
+    with pytest.raises(
+        ValueError, match=r"valid: expected bool \(B, N\) = \(2, 15\) or \(B, h, w\) = \(2, 3, 5\), got"
+    ):
+        PPM()(features(), valid)
 
 
 @pytest.mark.parametrize("gamma", [1.5, 2.0, 3.0])

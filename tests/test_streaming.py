@@ -97,7 +97,7 @@ def small_blocks(monkeypatch):
 def test_bad_validity_is_named(valid):
     query, key, mask = inputs((5, 9), (2, 2))
     with pytest.raises(
-        ValueError, match=r"valid_k: expected bool \(B, Nk\) or \(B, h', w'\) = \(3, 4\) or \(3, 2, 2\)"
+        ValueError, match=r"valid_k: expected bool \(B, N\) = \(3, 4\) or \(B, h, w\) = \(3, 2, 2\), got"
     ):
         pixcontrast_loss(query, key, mask, valid)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images, unit_tokens
 from densessl.losses._streaming import cell_losses
+from densessl.tokens import as_valid
 
 
 def pixcontrast_loss(
@@ -32,9 +33,9 @@ def pixcontrast_loss(
         query: ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
         key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
         mask: bool ``(B, Nq, Nk)``, strided or sparse COO.
-        valid_k: optional bool ``(B, Nk)`` or ``(B, h', w')``, as of ``densessl.cell_validity``: the key cells that the
-            denominator is over; the others are no positives either. Query cells need no such argument: one without a
-            positive does not count.
+        valid_k: optional bool ``(B, Nk)`` or ``(B, h', w')``, as from ``densessl.cell_validity``: the key cells that
+            the denominator is over; the others are no positives either. Query cells need no such argument: one without
+            a positive does not count.
         temperature: t.
         reduction: ``"mean"`` or ``"none"``.
         no_match: as in ``densessl.pixpro_loss``.
@@ -61,7 +62,7 @@ def _loss(
     no_match: NoMatch,
 ) -> Tensor:
     q, k = unit_tokens(query, key, mask)
-    valid = None if valid_k is None else _checked(valid_k, key, k)
+    valid = None if valid_k is None else as_valid(valid_k, key, "valid_k")
     with torch.autocast(q.device.type, enabled=False):
         if mask.layout == torch.sparse_coo and mask.numel() > _FEW_PAIRS[mask.layout]:
             indices = mask.coalesce().indices()
@@ -90,17 +91,6 @@ _uncompiled = torch.compiler.disable(_loss)
 
 # Up to here all logits at once are faster than blocks of them, which leave rows out where the mask is sparse.
 _FEW_PAIRS = {torch.strided: 1 << 22, torch.sparse_coo: 1 << 17}
-
-
-def _checked(valid_k: Tensor, key: Tensor, k: Tensor) -> Tensor:
-    """valid_k as (B, Nk)."""
-    shapes = [tuple(k.shape[:2])] + ([(key.shape[0], *key.shape[2:])] if key.ndim == 4 else [])
-    if valid_k.dtype != torch.bool or tuple(valid_k.shape) not in shapes or valid_k.device != k.device:
-        raise ValueError(
-            f"valid_k: expected bool (B, Nk) or (B, h', w') = {' or '.join(map(str, shapes))} on {k.device}, "
-            f"got {valid_k.dtype} {tuple(valid_k.shape)} on {valid_k.device}"
-        )
-    return valid_k.flatten(1)
 
 
 def _of_all_logits(q: Tensor, k: Tensor, mask: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
