@@ -35,6 +35,7 @@ from densessl.losses import (
     pixpro_loss,
 )
 from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, gather_tokens
+from densessl.multichannel import multichannel_photometric, multichannel_views
 from densessl.multilevel import PerLevel, level_mean, level_sizes
 from densessl.optim import LARS, param_groups
 from densessl.pairs import pairs_to_mask
@@ -104,6 +105,8 @@ __all__ = [
     "mean_over_view_pairs",
     "mocov2_photometric",
     "mocov2_views",
+    "multichannel_photometric",
+    "multichannel_views",
     "pairs_to_mask",
     "param_groups",
     "pixcontrast_loss",

@@ -158,6 +158,8 @@ class BatchAugment(nn.Module):
                     "report a transform_matrix, or an AugmentationSequential of such"
                 )
         self.augmentation = augmentation
+        # By name, because they came and went with kornia's versions.
+        self._colour = [name for leaf in leaves if (name := type(leaf).__name__) in _COLOUR_STEPS]
         # Without a geometric part there is nothing to compose, and no matrix to multiply with.
         self._moves = any(not isinstance(leaf, K.IntensityAugmentationBase2D) for leaf in leaves)
 
@@ -172,12 +174,17 @@ class BatchAugment(nn.Module):
             The same kind of view, float32.
 
         Raises:
-            ValueError: if the image is no such batch.
+            ValueError: if the image is no such batch, or has not the 3 channels that a step on colours needs.
         """
         image = view.image
         if image.ndim != 4 or not (image.dtype == torch.uint8 or image.is_floating_point()):
             raise ValueError(
                 f"view.image: expected uint8 or floating point (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
+            )
+        if self._colour and image.shape[1] != 3:
+            raise ValueError(
+                f"view.image: expected (B, C, H, W) with C = 3 channels, for {', '.join(self._colour)}; "
+                f"multichannel_photometric takes any number; got C = {image.shape[1]}"
             )
         old_size = image.shape[-2:]
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
@@ -207,6 +214,19 @@ def _moved(view: AnyView, old_from_new: Tensor) -> AnyView:
         moved = warp(mask.double(), old_from_new, size, mode="nearest").to(mask.dtype)
         view = view._replace(mask=moved.squeeze(1) if view.mask.ndim == 3 else moved)
     return view
+
+
+# kornia's augmentations that take no other number of channels than 3; where they are drawn, and only then, they fail.
+_COLOUR_STEPS = {
+    "ColorJiggle",
+    "ColorJitter",
+    "RandomHue",
+    "RandomJPEG",
+    "RandomPlanckianJitter",
+    "RandomRGBShift",
+    "RandomSaturation",
+    "RandomSnow",
+}
 
 
 def _kornia_leaves(module: nn.Module, container: type) -> Iterator[nn.Module]:

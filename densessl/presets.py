@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from densessl.augment import BatchAugment, MultiView
+from densessl.pipeline import is_pil
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,7 +51,7 @@ def byol_views(
     """
     first = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=1.0, solarize_p=0.0, mean=mean, std=std) if photometric else []
     second = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2, mean=mean, std=std) if photometric else []
-    return _two_views(size, scale, ratio, first, second)
+    return two_views(size, scale, ratio, first, second)
 
 
 def mocov2_views(
@@ -67,7 +68,7 @@ def mocov2_views(
     Arguments and return value as in ``byol_views``; the device half is ``mocov2_photometric``.
     """
     part = _photometric((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
-    return _two_views(size, scale, ratio, part, part)
+    return two_views(size, scale, ratio, part, part)
 
 
 def simclr_views(
@@ -84,12 +85,24 @@ def simclr_views(
     Arguments and return value as in ``byol_views``; the device half is ``simclr_photometric``.
     """
     part = _photometric((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
-    return _two_views(size, scale, ratio, part, part)
+    return two_views(size, scale, ratio, part, part)
 
 
-def _two_views(
+def two_views(
     size: int | Sequence[int], scale: Range, ratio: Range, first: list[nn.Module], second: list[nn.Module]
 ) -> MultiView:
+    """Random resized crop, flip and further steps, one list per view.
+
+    Args:
+        size: side of the views in pixels, or (height, width).
+        scale: share of the image's area that a crop covers.
+        ratio: width to height of a crop.
+        first: of the first view.
+        second: of the second view.
+
+    Returns:
+        A MultiView of two views.
+    """
     sides = (size, size) if isinstance(size, int) else tuple(size)
 
     def geometric() -> list[nn.Module]:
@@ -106,7 +119,9 @@ def _photometric(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> list[nn.Module]:
+    _check_statistics(mean, std, (1, 3))
     return [
+        ExpectChannels((1, 3) if len(mean) == 1 else (3,), f"for ColorJitter, and as mean and std; {_ELSE}"),
         _OnPIL(
             v2.RandomApply([v2.ColorJitter(*jitter)], p=0.8),
             v2.RandomGrayscale(p=0.2),
@@ -116,6 +131,40 @@ def _photometric(
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean, std, inplace=True),  # of the float that the line above made
     ]
+
+
+_ELSE = "multichannel_views and multichannel_photometric take any number"
+
+
+def _check_statistics(mean: Sequence[float], std: Sequence[float], allowed: tuple[int, ...]) -> None:
+    if len(mean) != len(std) or len(mean) not in allowed:
+        raise ValueError(
+            f"mean, std: expected {' or '.join(map(str, allowed))} numbers, for ColorJitter; {_ELSE}; "
+            f"got {len(mean)} and {len(std)}"
+        )
+
+
+class ExpectChannels(v2.Transform):
+    """Leaves images as they are and raises where they have another number of channels than the steps that follow take.
+
+    Args:
+        allowed: numbers of channels.
+        why: ends the error's first half.
+    """
+
+    def __init__(self, allowed: Sequence[int], why: str) -> None:
+        super().__init__()
+        self.allowed, self.why = tuple(allowed), why
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Raises ValueError, or returns the input."""
+        # Not images of derived types: the tracer of check_tracking has channels of its own.
+        if (type(inpt) is tv_tensors.Image or is_pil(inpt)) and F.get_num_channels(inpt) not in self.allowed:
+            raise ValueError(
+                f"image: expected (C, H, W) with C = {' or '.join(map(str, self.allowed))} channels, {self.why}; "
+                f"got C = {F.get_num_channels(inpt)}"
+            )
+        return inpt
 
 
 class _OnPIL(v2.Transform):
@@ -214,6 +263,7 @@ def _kornia(
 ) -> BatchAugment:
     import kornia.augmentation as K
 
+    _check_statistics(mean, std, (1, 3))
     parts: list[Any] = [
         K.ColorJitter(*jitter, p=0.8),
         K.RandomGrayscale(p=0.2),
