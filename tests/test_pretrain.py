@@ -386,17 +386,21 @@ def test_depths_and_channels(channels, bits, tmp_path):
     assert sample.view1.image.shape == (channels, 32, 32)
 
 
-def test_other_channel_counts_train(tmp_path):
-    from PIL import Image
-
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("photometric", "preset"), [("none", "byol"), ("cpu", "multichannel"), ("device", "multichannel")]
+)
+def test_other_channel_counts_train(photometric, preset, bits, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(8):
-        pixels = torch.randint(0, 256, (48, 64, 4), dtype=torch.uint8).numpy()
-        Image.fromarray(pixels, "RGBA").save(photos / f"{index}.png")
+        pixels = np.random.default_rng(index).integers(0, 2**bits, (40, 44, 4))
+        (photos / f"{index}.png").write_bytes(png(pixels, bits))
     made = fit(PixPro, photos, tmp_path / "out", "--trainer.max_epochs=1", "--data.channels=4",
-               "--data.photometric=none", "--data.mean=[0.5,0.5,0.5,0.5]", "--data.std=[0.2,0.2,0.2,0.2]")  # fmt: skip
+               f"--data.photometric={photometric}", f"--data.preset={preset}", "--data.mean=[0.5,0.5,0.5,0.5]",
+               "--data.std=[0.2,0.2,0.2,0.2]")  # fmt: skip
     assert backbone_of(made.model).conv1.in_channels == 4
+    assert made.trainer.global_step == 1
 
 
 def test_quarter_turns_are_tracked():
@@ -553,6 +557,11 @@ def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, 
         (["--model.layer=layer4", "--data.size=16"], "16x16 pixels to a 1x1 map"),
         (["--model.init=/no/such/file.safetensors"], "model.init: .*file.safetensors"),
         (["--data.channels=4"], "data.mean, data.std: expected 4 numbers"),
+        (
+            ["--data.channels=4", "--data.mean=[0,0,0,0]", "--data.std=[1,1,1,1]"],
+            r"data.channels: expected 3 for the colour jitter of data.preset=byol, got 4; set .* to multichannel",
+        ),
+        (["--data.nodata=nan"], "data.nodata: expected a finite number, got nan"),
         (["--trainer.max_epochs=-1"], "trainer: expected a budget"),
     ],
 )
@@ -565,7 +574,9 @@ def test_bad_input_stops_before_training(args, message, folder, tmp_path):
     ("method", "args", "message"),
     [
         (DenseCL, ["--model.lr_at_256=0"], "model.lr_at_256: expected a positive learning rate, got 0"),
-        (VICRegL, [], "keep: expected at most the number of query cells, 16, got 20"),
+        (VICRegL, [], "model.keep: expected at most the 16 cells of the map of 32 px views, got 20"),
+        (VICRegL, ["--model.keep=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
+        (DenseCL, ["--model.queue=20", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
         (VICRegL, ["--model.keep=0"], "keep: expected at least 1 or None, got 0"),
         (VICRegL, ["--model.lr_at_256=-1"], "model.lr_at_256: expected a positive learning rate, got -1"),
         (DenseCL, ["--model.queue=0"], "length: expected at least 1, got 0"),

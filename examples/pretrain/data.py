@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from reading import Batch, DrawViews, MaskOf, Photos, find_photos, seed_of
+from reading import Batch, DrawViews, MaskOf, NoData, Photos, find_photos, seed_of
 from segments import Felzenszwalb, Grid
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,16 +29,19 @@ from densessl import (
     byol_views,
     mocov2_photometric,
     mocov2_views,
+    multichannel_photometric,
+    multichannel_views,
     simclr_photometric,
     simclr_views,
 )
 from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
 
-# The two halves of each published pipeline: per image on the CPU, per batch on the device.
+# The two halves of each pipeline: per image on the CPU, per batch on the device.
 PRESETS = {
     "byol": (byol_views, byol_photometric),
     "mocov2": (mocov2_views, mocov2_photometric),
     "simclr": (simclr_views, simclr_photometric),
+    "multichannel": (multichannel_views, multichannel_photometric),  # ours; any number of channels
 }
 
 
@@ -145,18 +148,21 @@ class PhotoViews(pl.LightningDataModule):
         photometric: ``"device"``: colours and blur on the GPU, through kornia; ``"cpu"``: in the workers; ``"none"``.
         vertical_flip: also flip upside down.
         quarter_turns: also turn by multiples of 90 degrees.
-        channels: of the images; the photometric steps are made for 3 (colour) and reduced to noise-free views else.
+        channels: of the images; the published photometric steps take 3 (colour), those of ``multichannel`` any number.
         mean: per channel, in 0..1.
         std: per channel.
         redraws: how often to draw views again that share no cell.
         max_unreadable: share of unreadable files above which the run stops.
         seed: of everything drawn.
         images: number of images in all shards; a folder is counted.
-        preset: whose colours and blur: ``"byol"`` as PixPro, ``"mocov2"`` as DenseCL, ``"simclr"``.
+        preset: whose colours and blur: ``"byol"`` as PixPro, ``"mocov2"`` as DenseCL, ``"simclr"``; ``"multichannel"``:
+            ours, for images other than colour.
         segments: what each image is divided into, for methods that compare regions: ``"grid"``, ``"felzenszwalb"``, or
             ``"none"``. The views then come with a mask of segment ids.
         grid: rectangles along each side of the grid.
         segment_scale: of Felzenszwalb's segments, and the least number of pixels of one, in the image as it is read.
+        nodata: value of pixels without data, in all channels: 0 to 255, and 0 to 1 from 16 bits. The views then come
+            with a mask, 0 there, and cells of which less than half is data neither match nor count.
     """
 
     def __init__(
@@ -176,10 +182,11 @@ class PhotoViews(pl.LightningDataModule):
         max_unreadable: float = 0.01,
         seed: int = 0,
         images: int | None = None,
-        preset: Literal["byol", "mocov2", "simclr"] = "byol",
+        preset: Literal["byol", "mocov2", "simclr", "multichannel"] = "byol",
         segments: Literal["none", "grid", "felzenszwalb"] = "none",
         grid: int = 5,
         segment_scale: int = 1000,
+        nodata: float | None = None,
     ) -> None:
         super().__init__()
         self.images, self._found = images, None
@@ -193,14 +200,18 @@ class PhotoViews(pl.LightningDataModule):
         )
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"data.mean, data.std: expected {channels} numbers, as data.channels, got {mean}, {std}")
-        if photometric != "none" and channels != 3:
+        if photometric != "none" and channels != 3 and preset != "multichannel":
             raise ValueError(
-                f"data.photometric: expected 'none' for {channels} channels: the published steps need colour"
+                f"data.channels: expected 3 for the colour jitter of data.preset={preset}, got {channels}; set "
+                "data.preset to multichannel, or data.photometric to none"
             )
         whole, on_device = PRESETS[preset]
         published = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std)
         self.views = _with_turns(published, vertical_flip, quarter_turns)
         self.mask_of = _mask_of(segments, grid, segment_scale)
+        self.nodata = nodata
+        if nodata is not None:
+            self.mask_of = NoData(nodata, self.mask_of)
         self.on_device = on_device(mean, std) if photometric == "device" else None
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-from engine import health, is_logged, make_backbone, run
+from engine import health, is_logged, make_backbone, refuse_nodata, run
 from lightly.models.modules import DenseCLProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle
 from linear_rule import sgd_with_cosine
@@ -140,6 +140,9 @@ class DenseCL(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.target.update(self.encoder)
+
+    def on_fit_start(self) -> None:
+        refuse_nodata(self.trainer)
 
     def configure_optimizers(self) -> Any:
         return sgd_with_cosine(self.encoder, self.trainer, self.hparams.lr_at_256, self.hparams.weight_decay)

@@ -50,11 +50,17 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
         except ValueError as error:
             raise ValueError(f"model.init: {error}") from error
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
+    width, *cells = map_shape(backbone, size, channels)
+    log.info("%s: %d px views give %dx%d cells", name, size, *cells)
+    return backbone, width
+
+
+def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
+    """``(C, h, w)`` of the backbone's map of a view."""
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(1, channels, size, size))
     backbone.train()
-    log.info("%s: %d px views give %dx%d cells", name, size, *features.shape[-2:])
-    return backbone, features.shape[1]
+    return features.shape[1:]
 
 
 def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
@@ -133,14 +139,34 @@ def start_target(target: EMA, online: nn.Module, trainer: pl.Trainer, start: flo
         target.update(online)
 
 
-def health(query: Tensor, key: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The meters, as named in the logs."""
-    positive, negative = pair_similarity(query, key, mask)
+def mean_over_cells(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of a map over its valid cells, ``(B, C)``; None: over all. 0 where no cell is valid."""
+    if valid is None:
+        return x.mean((2, 3))
+    summed = x.masked_fill(~valid.view(len(x), 1, *x.shape[2:]), 0).sum((2, 3))
+    return summed / valid.sum(1, keepdim=True).clamp(min=1)
+
+
+def refuse_nodata(trainer: pl.Trainer) -> None:
+    """Raises ValueError where cells without data would count: for methods that hand no validity on."""
+    nodata = trainer.datamodule.nodata
+    if nodata is not None:
+        raise ValueError(
+            f"data.nodata: expected none for this method, got {nodata}: its cells without data would count; PixPro's "
+            "recipes and PixContrast leave them out"
+        )
+
+
+def health(
+    query: Tensor, key: Tensor, mask: Tensor, valid_q: Tensor | None = None, valid_k: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The meters, as named in the logs; of valid cells, where not all are."""
+    positive, negative = pair_similarity(query, key, mask, valid_q, valid_k)
     channels = query.shape[1 if query.ndim == 4 else 2]  # of a map, or of tokens
     return {
-        "health/std_times_sqrt_c": feature_std(query) * channels**0.5,
-        "health/effective_rank": effective_rank(query),
-        "health/positives_per_cell": positives_per_cell(mask),
+        "health/std_times_sqrt_c": feature_std(query, valid_q) * channels**0.5,
+        "health/effective_rank": effective_rank(query, valid_q),
+        "health/positives_per_cell": positives_per_cell(mask, valid_q),
         "health/images_without_match": unmatched_share(mask),
         "health/similarity_positive": positive,
         "health/similarity_negative": negative,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
-from reading import Batch
+from reading import Batch, valid_cells
 from torch import Tensor, nn
 
 from densessl import EMA, ConvMLP, DistanceMatcher, PixContrastLoss
@@ -69,12 +69,14 @@ class PixContrast(pl.LightningModule):
         z1, z2 = self.encoder(view1.image), self.encoder(view2.image)
         t1, t2 = self.target(view1.image), self.target(view2.image)
         source_size = view1.source_size if self.hparams.pixel_distances else None
-        mask = self.match(view1.coords, view2.coords, z1.shape[-2:], source_size=source_size)
-        loss = 0.5 * (self.loss(z1, t2, mask) + self.loss(z2, t1, mask.mT))  # "also averaged"
+        size = z1.shape[-2:]
+        valid1, valid2 = valid_cells(view1, size), valid_cells(view2, size)
+        mask = self.match(view1.coords, view2.coords, size, size, source_size, valid1, valid2)
+        loss = 0.5 * (self.loss(z1, t2, mask, valid2) + self.loss(z2, t1, mask.mT, valid1))  # "also averaged"
 
         self.log("loss", loss, prog_bar=True)
         if is_logged(self.trainer):
-            self.log_dict(health(z1.detach(), t2, mask))
+            self.log_dict(health(z1.detach(), t2, mask, valid1, valid2))
             self.log("momentum", self.target.momentum(self.target.step))
         return loss
 

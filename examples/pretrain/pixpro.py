@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
-from reading import Batch
+from reading import Batch, valid_cells
 from torch import Tensor, nn
 
 from densessl import EMA, PPM, ConvMLP, DistanceMatcher, PixProLoss
@@ -71,12 +71,14 @@ class PixPro(pl.LightningModule):
         z1, z2 = self.encoder(view1.image), self.encoder(view2.image)
         t1, t2 = self.target(view1.image), self.target(view2.image)
         source_size = view1.source_size if self.hparams.pixel_distances else None
-        mask = self.match(view1.coords, view2.coords, z1.shape[-2:], source_size=source_size)
-        loss = 2 * (self.loss(self.ppm(z1), t2, mask) + self.loss(self.ppm(z2), t1, mask.mT))
+        size = z1.shape[-2:]
+        valid1, valid2 = valid_cells(view1, size), valid_cells(view2, size)
+        mask = self.match(view1.coords, view2.coords, size, size, source_size, valid1, valid2)
+        loss = 2 * (self.loss(self.ppm(z1, valid1), t2, mask) + self.loss(self.ppm(z2, valid2), t1, mask.mT))
 
         self.log("loss", loss, prog_bar=True)
         if is_logged(self.trainer):
-            self.log_dict(health(z1.detach(), t2, mask))
+            self.log_dict(health(z1.detach(), t2, mask, valid1, valid2))
             self.log("momentum", self.target.momentum(self.target.step))
         return loss
 

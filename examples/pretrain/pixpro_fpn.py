@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from engine import health, is_logged, lars_with_warmup, run, start_target
 from fcos_trunk import make_trunk
-from reading import Batch
+from reading import Batch, valid_cells
 from torch import Tensor, nn
 
 from densessl import EMA, PPM, ConvMLP, DistanceMatcher, PerLevel, PixProLoss, level_mean, level_sizes
@@ -81,16 +81,19 @@ class PixProFPN(pl.LightningModule):
         z1, z2 = self.encoder(view1.image), self.encoder(view2.image)
         t1, t2 = self.target(view1.image), self.target(view2.image)
         source_size = view1.source_size if self.hparams.pixel_distances else None
-        masks = self.match(view1.coords, view2.coords, level_sizes(z1), level_sizes(z2), source_size)
+        sizes = level_sizes(z1)
+        valid1, valid2 = ({level: valid_cells(v, size) for level, size in sizes.items()} for v in (view1, view2))
+        masks = self.match(view1.coords, view2.coords, sizes, sizes, source_size, valid1, valid2)
         back = {level: mask.mT for level, mask in masks.items()}
-        one, other = self.loss(self.ppm(z1), t2, masks), self.loss(self.ppm(z2), t1, back)
+        one, other = self.loss(self.ppm(z1, valid1), t2, masks), self.loss(self.ppm(z2, valid2), t1, back)
         losses = {level: 2 * (one[level] + other[level]) for level in masks}
         loss = level_mean(losses)
 
         self.log("loss", loss, prog_bar=True)
         self.log_dict({f"loss/{level}": value.detach() for level, value in losses.items()})
         if is_logged(self.trainer):
-            meters = {level: health(z1[level].detach(), t2[level], masks[level]) for level in masks}
+            parts = (z1, t2, masks, valid1, valid2)
+            meters = {level: health(*(part[level] for part in parts)) for level in masks}
             self.log_dict({f"{name}/{level}": m for level, of in meters.items() for name, m in of.items()})
             # The worst level stands for all: it is what stops a run that collapses.
             std = "health/std_times_sqrt_c"

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
-from reading import Batch
+from engine import health, is_logged, lars_with_warmup, make_backbone, mean_over_cells, run, start_target
+from reading import Batch, valid_cells
 from torch import Tensor, nn
 
 from densessl import (
@@ -102,17 +102,21 @@ class PixProInstance(pl.LightningModule):
         (z1, w1), (z2, w2) = self.encoder(view1.image), self.encoder(view2.image)
         (t1, v1), (t2, v2) = self.target(view1.image), self.target(view2.image)
         source_size = view1.source_size if self.hparams.pixel_distances else None
-        mask = self.match(view1.coords, view2.coords, z1.shape[-2:], source_size=source_size)
-        pixel = 2 * (self.pixel_loss(self.ppm(z1), t2, mask) + self.pixel_loss(self.ppm(z2), t1, mask.mT))
+        size = z1.shape[-2:]
+        valid1, valid2 = valid_cells(view1, size), valid_cells(view2, size)
+        mask = self.match(view1.coords, view2.coords, size, size, source_size, valid1, valid2)
+        y1, y2 = self.ppm(z1, valid1), self.ppm(z2, valid2)
+        pixel = 2 * (self.pixel_loss(y1, t2, mask) + self.pixel_loss(y2, t1, mask.mT))
 
         # As published the predictor comes before the pooling. Ours pools the whole map, theirs a fixed 7x7.
-        p1, p2, v1, v2 = (x.mean((2, 3)) for x in (self.predictor(w1), self.predictor(w2), v1, v2))
+        p1, v1 = (mean_over_cells(x, valid1) for x in (self.predictor(w1), v1))
+        p2, v2 = (mean_over_cells(x, valid2) for x in (self.predictor(w2), v2))
         instance = self.instance_loss(p1, v2) + self.instance_loss(p2, v1)
         loss = pixel + self.hparams.alpha * instance
 
         self.log_dict({"loss": loss, "loss/pixel": pixel, "loss/instance": instance}, prog_bar=True)
         if is_logged(self.trainer):
-            self.log_dict(health(z1.detach(), t2, mask))
+            self.log_dict(health(z1.detach(), t2, mask, valid1, valid2))
             self.log("momentum", self.target.momentum(self.target.step))
         return loss
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from densessl import DistanceMatcher, MaskedView, MultiView, View
+from densessl import DistanceMatcher, MaskedView, MultiView, View, cell_validity
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff"}
@@ -40,6 +40,33 @@ class Batch(NamedTuple):
     view2: View | MaskedView
     unreadable: Tensor
     enlarged: Tensor
+
+
+def valid_cells(view: View | MaskedView, size: tuple[int, int]) -> Tensor | None:
+    """Which cells of a batch of views show something, bool ``(B, N)``; None, for all, where the views have no mask."""
+    return cell_validity(view.mask, size) if isinstance(view, MaskedView) else None
+
+
+class NoData:
+    """A mask of where an image has data: what segments it has there, 1 without segments, and 0 elsewhere.
+
+    Args:
+        value: of all channels of a pixel without data, as decoded: 0 to 255, and 0 to 1 from 16 bits.
+        segments: other mask to restrict.
+
+    Raises:
+        ValueError: if the value is no finite number.
+    """
+
+    def __init__(self, value: float, segments: MaskOf | None = None) -> None:
+        if not abs(value) < float("inf"):
+            raise ValueError(f"data.nodata: expected a finite number, got {value}")
+        self.value, self.segments = value, segments
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """``(H, W)``."""
+        has_data = (image != self.value).any(0)
+        return has_data.byte() if self.segments is None else self.segments(image) * has_data
 
 
 def find_photos(folder: str | Path) -> list[Path]:
@@ -103,7 +130,8 @@ class DrawViews:
     Args:
         views: two pipelines.
         seed: of all draws.
-        redraws: how often to draw again where the two views share no cell; for elongated images, where that is common.
+        redraws: how often to draw again where the two views share no cell, or none with data; for elongated images,
+            where that is common.
         size: side of the views, to know which images are smaller.
         mask_of: gives each image a mask, and so ``MaskedView``; a function of the image alone.
     """
@@ -138,7 +166,10 @@ class DrawViews:
 
     def share_cells(self, view1: View | MaskedView, view2: View | MaskedView) -> bool:
         """Whether any cell of one view matches one of the other."""
-        return bool(self._overlap(view1.coords[None], view2.coords[None], (7, 7)).any())
+        size = (7, 7)
+        one, other = (type(view)(*(part[None] for part in view)) for view in (view1, view2))
+        valid = {"valid_q": valid_cells(one, size), "valid_k": valid_cells(other, size)}
+        return bool(self._overlap(one.coords, other.coords, size, **valid).any())
 
     def name_once(self, name: str, what: str) -> None:
         """Logs what befell an image, the first time."""

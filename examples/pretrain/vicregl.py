@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, make_backbone, run
+from engine import health, is_logged, make_backbone, map_shape, refuse_nodata, run
 from lightly.loss import VICRegLoss
 from linear_rule import lars_by_linear_rule
 from reading import Batch
@@ -95,6 +95,11 @@ class VICRegL(pl.LightningModule):
             raise ValueError(f"model.alpha: expected a number in 0..1, got {alpha}")
         self.save_hyperparameters()
         features, width = make_backbone(backbone, layer, init, size, channels)
+        _, height, across = map_shape(features, size, channels)
+        if keep > height * across:
+            raise ValueError(
+                f"model.keep: expected at most the {height * across} cells of the map of {size} px views, got {keep}"
+            )
         self.encoder = Encoder(features, width, hidden_dim, dim)
         self.nearest = NearestMatcher(keep)
         # The authors' code halves the covariance term of VICReg's, as lightly's VICRegLLoss notes.
@@ -133,6 +138,9 @@ class VICRegL(pl.LightningModule):
                 near = [gather_tokens(map_to_tokens(x), at) for x, at in ((a, pairs.query), (b, pairs.key))]
                 terms.append(self.vicreg(*near))
         return sum(terms) / 2, located  # the mean of the two directions
+
+    def on_fit_start(self) -> None:
+        refuse_nodata(self.trainer)
 
     def configure_optimizers(self) -> Any:
         h = self.hparams

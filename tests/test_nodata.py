@@ -1,0 +1,153 @@
+"""Recipes on images with pixels without data: their cells neither match nor count."""
+
+import csv
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+from test_pretrain import TINY, cli  # first: it puts the recipes on the path
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import write_png
+
+from data import PhotoViews  # isort: skip
+from pixcontrast import PixContrast  # isort: skip
+from pixpro import PixPro  # isort: skip
+from pixpro_instance import PixProInstance  # isort: skip
+from reading import NoData, Photos  # isort: skip
+from segments import Grid  # isort: skip
+
+from densessl import MaskedView, PixContrastLoss, PixProLoss, cell_validity
+
+
+@pytest.fixture(scope="module")
+def bordered(tmp_path_factory) -> Path:
+    """Eight photos, the left half of each without data; the first two without any."""
+    root = tmp_path_factory.mktemp("bordered")
+    for index in range(8):
+        pixels = torch.randint(1, 256, (3, 40, 64), dtype=torch.uint8)
+        pixels[:, :, : 32 if index > 1 else 64] = 0
+        pixels[0, ::7, 40:] = 0  # data: not all channels are 0
+        write_png(pixels, str(root / f"{index}.png"))
+    return root
+
+
+class Seen(Callback):
+    """The batches of a run, what its matcher gave, and what its dense loss was asked."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.batches, self.masks, self.asked = [], [], []
+        model.match.register_forward_hook(lambda module, args, mask: self.masks.append(mask))
+        loss = model.pixel_loss if isinstance(model, PixProInstance) else model.loss
+        loss.register_forward_hook(lambda module, args, value: self.asked.append(args))
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self.batches.append(batch)
+
+
+@pytest.mark.parametrize("photometric", ["device", "cpu"])
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        (PixPro, []),
+        (PixPro, ["--data.segments=grid"]),
+        (PixContrast, []),
+        (PixProInstance, ["--model.instance=consistency"]),
+        (PixProInstance, ["--model.instance=contrast"]),
+    ],
+)
+def test_cells_without_data_neither_match_nor_count(method, extra, photometric, bordered, tmp_path):
+    made = cli(method, *TINY, "--data.folder", str(bordered), "--data.size=32", "--data.batch_size=8",
+               "--data.workers=0", "--out", str(tmp_path), "--trainer.accelerator=cpu", "--trainer.max_steps=1",
+               "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.nodata=0",
+               "--data.scale=[0.5,1.0]", f"--data.photometric={photometric}", "--trainer.log_every_n_steps=1",
+               *extra)  # fmt: skip
+    seen = Seen(made.model)
+    made.trainer.callbacks.append(seen)
+    made.trainer.fit(made.model, made.datamodule)
+    (batch,), (mask,) = seen.batches, seen.masks
+    for view, cells in ((batch.view1, mask.any(2)), (batch.view2, mask.any(1))):
+        data = F.avg_pool2d((view.mask != 0).float()[:, None], 8).flatten(1) >= 0.5
+        assert 0 < data.sum() < data.numel()
+        assert not (cells & ~data).any()
+    unmatched = ~mask.flatten(1).any(1)
+    assert unmatched.sum() >= 2
+    assert mask.any()
+    with (tmp_path / "metrics.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["health/images_without_match"])
+    assert float(row["health/images_without_match"]) == unmatched.float().mean()
+    assert math.isfinite(float(row["loss"]))
+    assert len(seen.asked) == 2
+    for query, key, of_mask, *valid in seen.asked:
+        if method is PixContrast:
+            assert not (of_mask.any(1) & ~valid[0]).any()
+            assert not valid[0].all()
+        loss = (PixContrastLoss if method is PixContrast else PixProLoss)(reduction="none")
+        assert torch.equal(loss(query, key, of_mask, *valid) == 0, unmatched)
+
+
+class Maps(torch.nn.Module):
+    """Stands for an encoder: what a view shows, cell by cell, and junk in the place of cells without data."""
+
+    def __init__(self, views: list[MaskedView], junk: Tensor, heads: int) -> None:
+        super().__init__()
+        self.views, self.junk, self.heads = views, junk, heads
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        (view,) = (view for view in self.views if view.image is image)
+        here = cell_validity(view.mask, (4, 4)).view(-1, 1, 4, 4)
+        cells = F.adaptive_avg_pool2d(image.float(), (4, 4)).repeat(1, 6, 1, 1)[:, :16]
+        cells = torch.where(here, cells, self.junk)
+        return (cells,) * self.heads if self.heads > 1 else cells
+
+
+@pytest.mark.parametrize("method", [PixPro, PixContrast, PixProInstance])
+def test_what_cells_without_data_hold_changes_no_loss(method, bordered, monkeypatch):
+    """Beyond the backbone, which sees over their edges: in the maps, whatever stands in their place."""
+    data = PhotoViews(str(bordered), size=32, photometric="none", nodata=0, scale=(0.9, 1.0))
+    paths = sorted(bordered.glob("*.png"))
+    photos = Photos(paths, data.views, seed=0, channels=3, redraws=0, size=32, mask_of=data.mask_of)
+    batch = torch.utils.data.default_collate([photos[(0, index)] for index in range(8)])
+    model = method(backbone="resnet18", layer="layer2", hidden_dim=32, dim=16, size=32)
+    for name in ("log", "log_dict"):
+        monkeypatch.setattr(model, name, lambda *args, **kwargs: None)
+    model._trainer = SimpleNamespace(global_step=0, log_every_n_steps=2)
+    if method is PixProInstance:
+        model.predictor = torch.nn.Identity()  # its batch norm sees all cells
+    values = []
+    for junk in (torch.zeros(8, 16, 4, 4), torch.randn(8, 16, 4, 4)):
+        model.encoder = model.target = Maps([batch.view1, batch.view2], junk, 2 if method is PixProInstance else 1)
+        values.append(model.training_step(batch, 0))
+    assert values[0] != 0
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_views_of_the_border_alone_are_drawn_again(bordered):
+    data = PhotoViews(str(bordered), size=32, photometric="none", nodata=0, scale=(0.1, 0.2))
+    options = {"seed": 0, "channels": 3, "size": 32, "mask_of": data.mask_of}
+
+    def with_data(redraws: int) -> float:
+        photos = Photos(sorted(bordered.glob("*.png"))[2:3], data.views, redraws=redraws, **options)
+        samples = [photos[(epoch, 0)] for epoch in range(40)]
+        return sum(bool(s.view1.mask.any() and s.view2.mask.any()) for s in samples) / 40
+
+    assert with_data(0) < 0.6 < 0.9 < with_data(20)
+
+
+def test_segments_and_pixels_without_data_together():
+    image = torch.ones(3, 10, 12)
+    image[:, :, :5] = 0.25
+    image[0, 0, 0] = 0.5  # one channel is enough
+    for segments, dtype in ((None, torch.uint8), (Grid(2), torch.uint8), (lambda x: Grid(2)(x).long(), torch.int64)):
+        mask = NoData(0.25, segments)(image)
+        assert mask.dtype == dtype
+        here = (torch.arange(12) >= 5).expand(10, 12).clone()
+        here[0, 0] = True
+        assert torch.equal(mask != 0, here)
+        expected = torch.ones(10, 12).byte() if segments is None else Grid(2)(image)
+        assert torch.equal(mask[here], expected[here].to(dtype))
+    assert PhotoViews("unused").mask_of is None
+    assert isinstance(PhotoViews("unused", nodata=0, segments="grid").mask_of.segments, Grid)
