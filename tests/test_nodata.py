@@ -16,6 +16,7 @@ from torchvision.io import write_png
 from data import PhotoViews  # isort: skip
 from pixcontrast import PixContrast  # isort: skip
 from pixpro import PixPro  # isort: skip
+from pixpro_fpn import PixProFPN  # isort: skip
 from pixpro_instance import PixProInstance  # isort: skip
 from reading import NoData, Photos  # isort: skip
 from segments import Grid  # isort: skip
@@ -89,6 +90,32 @@ def test_cells_without_data_neither_match_nor_count(method, extra, photometric, 
         assert torch.equal(loss(query, key, of_mask, *valid) == 0, unmatched)
 
 
+def test_at_every_level_of_a_pyramid(bordered, tmp_path):
+    made = cli(PixProFPN, "--model.backbone=resnet18", "--model.top=p5", "--model.hidden_dim=32", "--model.dim=16",
+               "--data.folder", str(bordered), "--data.size=64", "--data.batch_size=8", "--data.workers=0", "--out",
+               str(tmp_path), "--trainer.accelerator=cpu", "--trainer.max_steps=1", "--data.scale=[0.5,1.0]",
+               "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.nodata=0",
+               "--trainer.log_every_n_steps=1")  # fmt: skip
+    seen, asked = Seen(made.model), []
+    made.model.ppm.register_forward_hook(lambda module, args, out: asked.append(args[1]))
+    made.trainer.callbacks.append(seen)
+    made.trainer.fit(made.model, made.datamodule)
+    (batch,), (masks,) = seen.batches, seen.masks
+    assert list(masks) == ["p3", "p4", "p5"]
+    for level, stride in (("p3", 8), ("p4", 16), ("p5", 32)):
+        one, other = (
+            F.avg_pool2d((view.mask != 0).float()[:, None], stride).flatten(1) >= 0.5
+            for view in (batch.view1, batch.view2)
+        )
+        assert torch.equal(asked[0][level], one)
+        assert torch.equal(asked[1][level], other)
+        assert masks[level].any()
+        assert not (masks[level] & ~(one[:, :, None] & other[:, None])).any()
+    with (tmp_path / "metrics.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["loss"])
+    assert math.isfinite(float(row["loss"]))
+
+
 class Maps(torch.nn.Module):
     """Stands for an encoder: what a view shows, cell by cell, and junk in the place of cells without data."""
 
@@ -118,7 +145,7 @@ def test_what_cells_without_data_hold_changes_no_loss(method, bordered, monkeypa
     if method is PixProInstance:
         model.predictor = torch.nn.Identity()  # its batch norm sees all cells
     values = []
-    for junk in (torch.zeros(8, 16, 4, 4), torch.randn(8, 16, 4, 4)):
+    for junk in (torch.zeros(8, 16, 4, 4), 1000 * torch.randn(8, 16, 4, 4)):
         model.encoder = model.target = Maps([batch.view1, batch.view2], junk, 2 if method is PixProInstance else 1)
         values.append(model.training_step(batch, 0))
     assert values[0] != 0
