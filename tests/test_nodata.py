@@ -81,6 +81,7 @@ def test_cells_without_data_neither_match_nor_count(method, extra, photometric, 
         row = next(row for row in csv.DictReader(file) if row["health/images_without_match"])
     assert float(row["health/images_without_match"]) == unmatched.float().mean()
     assert math.isfinite(float(row["loss"]))
+    assert all(p.isfinite().all() for p in made.model.parameters())  # images without data leave no 0 / 0 behind
     assert len(seen.asked) == 2
     for query, key, of_mask, *valid in seen.asked:
         if method is PixContrast:
