@@ -119,7 +119,7 @@ def _photometric(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> list[nn.Module]:
-    _check_statistics(mean, std, (1, 3))
+    _check_statistics(mean, std)
     return [
         ExpectChannels((1, 3) if len(mean) == 1 else (3,), f"for ColorJitter, and as mean and std; {_ELSE}"),
         _OnPIL(
@@ -136,11 +136,10 @@ def _photometric(
 _ELSE = "multichannel_views and multichannel_photometric take any number"
 
 
-def _check_statistics(mean: Sequence[float], std: Sequence[float], allowed: tuple[int, ...]) -> None:
-    if len(mean) != len(std) or len(mean) not in allowed:
+def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != len(std) or len(mean) not in (1, 3):
         raise ValueError(
-            f"mean, std: expected {' or '.join(map(str, allowed))} numbers, for ColorJitter; {_ELSE}; "
-            f"got {len(mean)} and {len(std)}"
+            f"mean, std: expected 1 or 3 numbers, for ColorJitter; {_ELSE}; got {len(mean)} and {len(std)}"
         )
 
 
@@ -263,7 +262,7 @@ def _kornia(
 ) -> BatchAugment:
     import kornia.augmentation as K
 
-    _check_statistics(mean, std, (1, 3))
+    _check_statistics(mean, std)
     parts: list[Any] = [
         K.ColorJitter(*jitter, p=0.8),
         K.RandomGrayscale(p=0.2),
