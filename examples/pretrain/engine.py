@@ -152,8 +152,8 @@ def refuse_nodata(trainer: pl.Trainer) -> None:
     nodata = trainer.datamodule.nodata
     if nodata is not None:
         raise ValueError(
-            f"data.nodata: expected none for this method, got {nodata}: its cells without data would count; PixPro's "
-            "recipes and PixContrast leave them out"
+            f"data.nodata: expected none for this method, got {nodata}: its cells without data would count; "
+            "PixPro's recipes, PixContrast and DetCon leave them out"
         )
 
 
