@@ -32,6 +32,7 @@ from pixpro_instance import PixProInstance  # noqa: E402
 from reading import Photos, read_photo, seed_of  # noqa: E402
 from segments import Felzenszwalb, Grid  # noqa: E402
 from vicregl import VICRegL  # noqa: E402
+from vit_posttrain import ViTPostTraining  # noqa: E402
 
 import densessl  # noqa: E402
 from densessl import MaskedView, View, check_tracking  # noqa: E402
@@ -44,9 +45,16 @@ METHODS = {
     "densecl": DenseCL,
     "vicregl": VICRegL,
     "detcon": DetCon,
+    "vit_posttrain": ViTPostTraining,
 }
 # Learning rates, as their papers or authors name them.
-RATES = {DenseCL: ("lr_at_256", 0.03), VICRegL: ("lr_at_256", 0.2), DetCon: ("lr_at_256", 0.3)}
+RATES = {
+    DenseCL: ("lr_at_256", 0.03),
+    VICRegL: ("lr_at_256", 0.2),
+    DetCon: ("lr_at_256", 0.3),
+    ViTPostTraining: ("lr_backbone", 1e-5),
+}
+MAPS = {ViTPostTraining: (384, 16, 16)}  # of a view of 224 px; the others train a ResNet-50
 TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
 
 
@@ -76,7 +84,7 @@ def test_every_configuration_is_instantiated(config, tmp_path):
     made = cli(method, "--config", str(RECIPES / config), "--data.folder", "x", "--out", str(tmp_path),
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
                "--model.init=random")  # fmt: skip  # no download in the tests
-    assert backbone_of(made.model)(torch.zeros(1, 3, 224, 224)).shape == (1, 2048, 7, 7)
+    assert backbone_of(made.model)(torch.zeros(1, 3, 224, 224)).shape == (1, *MAPS.get(method, (2048, 7, 7)))
     name, rate = RATES.get(method, ("lr_at_1024", 4.0))
     assert made.model.hparams[name] == rate
     if hasattr(made.model, "target"):
@@ -102,13 +110,14 @@ def fit(method: type, folder: Path, out: Path, *args: str):
         (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
         (VICRegL, ["--model.keep=16"]),  # all cells
         (DetCon, ["--data.segments=grid", "--data.grid=3"]),
+        (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
     ],
 )
 def test_every_method_trains(method, extra, photometric, folder, tmp_path):
     made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", f"--data.photometric={photometric}",
                "--trainer.log_every_n_steps=1", *extra)  # fmt: skip
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    rate = "lr-SGD" if method is DenseCL else "lr-LARS/pg1"
+    rate = {DenseCL: "lr-SGD", ViTPostTraining: "lr-AdamW/pg1"}.get(method, "lr-LARS/pg1")
     momentum = [] if method is VICRegL else ["momentum"]
     for name in ("loss", rate, "health/effective_rank", "speed/images_per_s", "speed/data_wait", *momentum):
         assert name in rows[0].split(",")
@@ -116,7 +125,8 @@ def test_every_method_trains(method, extra, photometric, folder, tmp_path):
     assert steps == (3 if "accumulate" in extra[0] else 5)
     if method is not VICRegL:  # PixPro's schedule starts with an update that changes nothing
         assert made.model.target.step == steps + (method is not DenseCL)
-    backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "encoder.safetensors"), 32)
+    name, layer = made.model.hparams.backbone, made.model.hparams.layer
+    backbone, _ = make_backbone(name, layer, str(tmp_path / "encoder.safetensors"), 32)
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, backbone_of(made.model).state_dict()[key])
 
@@ -513,6 +523,7 @@ def test_a_tiff_names_the_extra_that_reads_it(tmp_path, monkeypatch):
         ("resnet18", "layer3", 64, (256, 4, 4)),
         ("convnext_tiny", "features", 64, (768, 2, 2)),
         ("vit_tiny_patch16_224", "norm", 64, (192, 4, 4)),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", "norm", 70, (384, 5, 5)),
     ],
 )
 def test_backbones_by_name(name, layer, size, shape):
@@ -622,7 +633,13 @@ def test_a_collapsed_run_and_one_without_a_loss_stop():
 
 
 @pytest.mark.parametrize(
-    ("method", "extra"), [(PixPro, []), (DenseCL, ["--model.queue=20"]), (VICRegL, ["--model.keep=4"])]
+    ("method", "extra"),
+    [
+        (PixPro, []),
+        (DenseCL, ["--model.queue=20"]),
+        (VICRegL, ["--model.keep=4"]),
+        (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
+    ],
 )
 def test_compiled_encoders_train_and_keep_their_names(method, extra, folder, tmp_path, monkeypatch):
     """With the eager backend: what is tested is the wiring; the compiler's work is its own."""

@@ -35,13 +35,15 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
     Args:
         name: of a torchvision or timm model, ViTs included.
         layer: to cut after; see FeatureMap.
-        init: ``"random"``, ``"imagenet"`` (downloads the library's supervised weights), or a file that
-            ``densessl.checkpoints.read_backbone`` reads: a checkpoint of a run, encoder.safetensors, PixPro's own.
+        init: ``"random"``, ``"imagenet"`` (downloads what torchvision or timm has under the name; supervised, unless
+            the name says otherwise), or a file that ``densessl.checkpoints.read_backbone`` reads: a checkpoint of a
+            run, encoder.safetensors, PixPro's own.
         size: side of the views, for a first pass that shows the map's size.
         channels: of the images; other than 3, the first convolution is made anew.
 
     Raises:
-        ValueError: on an unknown model, a file that does not fit, or a map of a single cell.
+        ValueError: on an unknown model, a file that does not fit, a map of a single cell, or a ViT whose patches do not
+            fill the views.
     """
     backbone = FeatureMap(make_model(name, init == "imagenet", size, channels), layer)
     if init not in ("random", "imagenet"):
@@ -70,9 +72,13 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
         return model if channels == 3 else _with_channels(model, channels)
     import timm
 
-    if name in timm.list_models():
+    if timm.is_model(name):  # with or without the tag that names its weights
         sized = {"img_size": size} if "vit" in name else {}
-        return timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
+        model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+        if any(size % side for side in patch):  # cells would lie elsewhere than their coords say
+            raise ValueError(f"data.size: expected a multiple of {name}'s patch of {patch[0]} px, got {size}")
+        return model
     known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
     close = ", ".join(difflib.get_close_matches(name, known)) or "none close"
     raise ValueError(f"model.backbone: expected the name of a torchvision or timm model ({close}), got {name!r}")
@@ -195,7 +201,7 @@ class StopWhenIll(Callback):
             return  # reading a value back stalls the GPU
         loss = float(outputs["loss"])
         if not abs(loss) < float("inf"):
-            raise RuntimeError(f"loss is {loss} at step {trainer.global_step}: stopped. Lower the model's lr_at_*.")
+            raise RuntimeError(f"loss is {loss} at step {trainer.global_step}: stopped. Lower the model's lr_*.")
         std = trainer.callback_metrics.get("health/std_times_sqrt_c")
         if std is None or float(std) >= self.collapsed_below:
             self.healthy_at = trainer.global_step
