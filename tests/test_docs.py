@@ -18,20 +18,27 @@ MEMBER = re.compile(r"^ {8}- (\w+)$", re.MULTILINE)
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
-    """Every python block of a page with its line number; ``--8<-- "path"`` stands for that file."""
+    """Every python block of a page with its line number; ``--8<-- "path"`` stands for that file, or a section of it."""
     text = page.read_text(encoding="utf-8")
     found = []
     for match in FENCE.finditer(text):
-        include = re.fullmatch(r'--8<-- "(.+)"\n', match[1])
-        code = (ROOT / include[1]).read_text(encoding="utf-8") if include else match[1]
+        include = re.fullmatch(r'--8<-- "([^:]+):?(\w*)"\n', match[1])
+        code = included(ROOT / include[1], include[2]) if include else match[1]
         found.append((text.count("\n", 0, match.start()) + 1, code))
     return found
+
+
+def included(path: Path, section: str) -> str:
+    """What pymdownx.snippets puts in its place."""
+    text = path.read_text(encoding="utf-8")
+    return text.split(f"# --8<-- [start:{section}]\n")[1].split(f"# --8<-- [end:{section}]")[0] if section else text
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(ROOT / "examples")  # an included example imports its neighbours
+    for folder in ("examples", "examples/pretrain"):  # an included example imports its neighbours
+        monkeypatch.syspath_prepend(ROOT / folder)
     torch.manual_seed(0)
     namespace = {"__name__": "__page__"}
     for line, code in blocks(page):

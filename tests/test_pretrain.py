@@ -26,6 +26,7 @@ from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
 from densecl import DenseCL  # noqa: E402
 from detcon import DetCon  # noqa: E402
 from engine import RecipeCLI, StopWhenIll, backbone_of, health, make_backbone  # noqa: E402
+from own_method import OwnMethod  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
@@ -46,6 +47,7 @@ METHODS = {
     "vicregl": VICRegL,
     "detcon": DetCon,
     "vit_posttrain": ViTPostTraining,
+    "own_method": OwnMethod,  # trained by its docs page, in test_docs.py
 }
 # Learning rates, as their papers or authors name them.
 RATES = {
@@ -54,7 +56,8 @@ RATES = {
     DetCon: ("lr_at_256", 0.3),
     ViTPostTraining: ("lr_backbone", 1e-5),
 }
-MAPS = {ViTPostTraining: (384, 16, 16)}  # of a view of 224 px; the others train a ResNet-50
+# Of a view of 224 px; the others train a ResNet-50.
+MAPS = {ViTPostTraining: (384, 16, 16), OwnMethod: (128, 28, 28)}
 TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
 
 
