@@ -112,6 +112,7 @@ def test_loss_and_meter_equal_the_loops(monkeypatch):
     module = ViTPostTraining(**TINY, pixel_distances=False).double()
     for p in module.encoder.parameters():
         p.data += 0.02 * torch.randn_like(p)
+    module.target.update(module.encoder, 0.5)
     boxes = [[(0.0, 0.1, 0.7, 0.8), (0.2, 0.0, 0.9, 0.6)], [(0.9, 0.0, 0.3, 1.0), (0.1, 0.2, 0.6, 0.7)]]
     images = torch.randn(2, 2, 3, 48, 48, dtype=torch.float64)
     views = [View(images[v], coords_from_boxes(torch.tensor(boxes[v])), torch.tensor([[48, 48]] * 2)) for v in range(2)]
