@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[type[pl.LightningModule], list[str]]] = {
     "pixpro+instance": (PixProInstance, HEADS),
     "densecl": (DenseCL, [*HEADS, "--model.lr_at_256=0.15", "--model.queue=2048", "--model.momentum=0.99"]),
     "vicregl": (VICRegL, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05"]),
-    # Its rate was not probed.
+    # The rates of these two were not probed.
     "detcon": (DetCon, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05", "--data.segments=grid"]),
     "vit_posttrain": (ViTPostTraining, [*HEADS, *VIT]),
 }

@@ -139,7 +139,8 @@ def test_sparse_masks_train_as_dense_ones(folder, tmp_path):
     runs = []
     for sparse in ("false", "true"):
         torch.manual_seed(0)
-        fit(folder, tmp_path / sparse, f"--model.sparse={sparse}", "--model.lr_backbone=1e-3")
+        made, _ = fit(folder, tmp_path / sparse, f"--model.sparse={sparse}", "--model.lr_backbone=1e-3")
+        assert made.model.match.sparse == (sparse == "true")
         names = ("loss", "health/positives_per_cell", "health/similarity_negative")
         runs.append([column(tmp_path / sparse, name) for name in names])
     for dense, sparse in zip(*runs, strict=True):
