@@ -21,7 +21,7 @@ from engine import RecipeCLI, make_backbone
 from reading import Batch
 from vit_posttrain import ViTPostTraining, groups_at
 
-from densessl import FeatureMap, View, coords_from_boxes
+from densessl import FeatureMap, MaskedView, View, coords_from_boxes
 from densessl.checkpoints import load_backbone
 
 # Six blocks of 64 channels, patches of 16 pixels, one class token.
@@ -107,23 +107,29 @@ def test_the_meter_of_drift_starts_at_one(folder, tmp_path):
         assert torch.equal(value, before[f"target.module.0.{name}"])
 
 
-def test_loss_and_meter_equal_the_loops(monkeypatch):
-    """On views of two places, after the weights have moved; masks from the boxes' cells."""
-    module = ViTPostTraining(**TINY, pixel_distances=False).double()
+BOXES = [[(0.0, 0.1, 0.7, 0.8), (0.2, 0.0, 0.9, 0.6)], [(0.9, 0.0, 0.3, 1.0), (0.1, 0.2, 0.6, 0.7)]]  # by view
+
+
+def moved(monkeypatch) -> tuple[ViTPostTraining, dict]:
+    """A recipe whose encoder and target have left the start, and what its step logs."""
+    module, logged = ViTPostTraining(**TINY, pixel_distances=False).double(), {}
     for p in module.encoder.parameters():
         p.data += 0.02 * torch.randn_like(p)
     module.target.update(module.encoder, 0.5)
-    boxes = [[(0.0, 0.1, 0.7, 0.8), (0.2, 0.0, 0.9, 0.6)], [(0.9, 0.0, 0.3, 1.0), (0.1, 0.2, 0.6, 0.7)]]
-    images = torch.randn(2, 2, 3, 48, 48, dtype=torch.float64)
-    views = [View(images[v], coords_from_boxes(torch.tensor(boxes[v])), torch.tensor([[48, 48]] * 2)) for v in range(2)]
-    logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(module, "log_dict", logged.update)
     monkeypatch.setattr("vit_posttrain.is_logged", lambda trainer: True)
     module._trainer, module.target.momentum = SimpleNamespace(), lambda step: 0.9
+    return module, logged
+
+
+def test_loss_and_meter_equal_the_loops(monkeypatch):
+    module, logged = moved(monkeypatch)
+    images = torch.randn(2, 2, 3, 48, 48, dtype=torch.float64)
+    views = [View(images[v], coords_from_boxes(torch.tensor(BOXES[v])), torch.tensor([[48, 48]] * 2)) for v in range(2)]
     loss = module.training_step(Batch(*views, torch.zeros(2), torch.zeros(2)), 0)
 
-    cells = [[box_cells(box, (3, 3)) for box in boxes[v]] for v in range(2)]
+    cells = [[box_cells(box, (3, 3)) for box in BOXES[v]] for v in range(2)]
     mask = torch.tensor([matches(cells[0][b], cells[1][b], 0.7) for b in range(2)])
     with torch.no_grad():
         (z1, z2), (t1, t2) = ([encode(x) for x in images] for encode in (module.encoder, module.target.module))
@@ -133,6 +139,30 @@ def test_loss_and_meter_equal_the_loops(monkeypatch):
     similar = [float(cosine(now[b, i], then[b, i])) for b in range(2) for i in range(9)]
     assert logged["health/similarity_to_start"] == pytest.approx(sum(similar) / 18, abs=1e-6)
     assert max(similar) < 0.999
+
+
+def test_cells_without_data_do_not_count(monkeypatch):
+    module, logged = moved(monkeypatch)
+    images, data = torch.randn(2, 2, 3, 48, 48, dtype=torch.float64), torch.ones(2, 2, 48, 48, dtype=torch.uint8)
+    data[0, :, :16], data[1, :, :, 32:] = 0, 0  # the first row of view 1's cells, the last column of view 2's
+    views = [
+        MaskedView(images[v], coords_from_boxes(torch.tensor(BOXES[v])), torch.tensor([[48, 48]] * 2), data[v])
+        for v in range(2)
+    ]
+    asked = []
+    module.loss.register_forward_hook(lambda _, args, value: asked.append(args[2:]))
+    module.training_step(Batch(*views, torch.zeros(2), torch.zeros(2)), 0)
+    valid1, valid2 = [i >= 3 for i in range(9)], [i % 3 < 2 for i in range(9)]
+    (mask, keys), (back, back_keys) = asked
+    assert mask.any()
+    assert torch.equal(back, mask.mT)
+    assert not mask[:, [not v for v in valid1]].any()
+    assert keys.tolist() == [valid2] * 2
+    assert back_keys.tolist() == [valid1] * 2
+    with torch.no_grad():
+        now, then = (tokens(encode(images[0])) for encode in (module.encoder[0], module.start))
+    similar = [float(cosine(now[b, i], then[b, i])) for b in range(2) for i in range(3, 9)]
+    assert logged["health/similarity_to_start"] == pytest.approx(sum(similar) / 12, abs=1e-6)
 
 
 def test_sparse_masks_train_as_dense_ones(folder, tmp_path):

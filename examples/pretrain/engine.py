@@ -159,7 +159,7 @@ def refuse_nodata(trainer: pl.Trainer) -> None:
     if nodata is not None:
         raise ValueError(
             f"data.nodata: expected none for this method, got {nodata}: its cells without data would count; "
-            "PixPro's recipes, PixContrast and DetCon leave them out"
+            "PixPro's recipes, PixContrast, DetCon and the ViT's leave them out"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
+from engine import health, is_logged, lars_with_warmup, make_backbone, refuse_nodata, run, start_target
 from reading import Batch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,6 +92,7 @@ class OwnMethod(pl.LightningModule):
         self.target.update(self.encoder)
 
     def on_fit_start(self) -> None:
+        refuse_nodata(self.trainer)
         start_target(self.target, self.encoder, self.trainer)
 
     def configure_optimizers(self) -> Any:

@@ -17,7 +17,7 @@ import torch
 from data import steps_of
 from engine import health, is_logged, make_backbone, run, start_target
 from lightly.utils.scheduler import CosineWarmupScheduler
-from reading import Batch
+from reading import Batch, valid_cells
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,15 +96,17 @@ class ViTPostTraining(pl.LightningModule):
         z1, z2 = head(tokens1), head(tokens2)
         t1, t2 = self.target(view1.image), self.target(view2.image)
         source_size = view1.source_size if self.hparams.pixel_distances else None
-        mask = self.match(view1.coords, view2.coords, z1.shape[-2:], source_size=source_size)
-        loss = 0.5 * (self.loss(z1, t2, mask) + self.loss(z2, t1, mask.mT))
+        size = z1.shape[-2:]
+        valid1, valid2 = valid_cells(view1, size), valid_cells(view2, size)
+        mask = self.match(view1.coords, view2.coords, size, size, source_size, valid1, valid2)
+        loss = 0.5 * (self.loss(z1, t2, mask, valid2) + self.loss(z2, t1, mask.mT, valid1))
 
         self.log("loss", loss, prog_bar=True)
         if is_logged(self.trainer):
-            self.log_dict(health(z1.detach(), t2, mask))
+            self.log_dict(health(z1.detach(), t2, mask, valid1, valid2))
             with torch.no_grad():  # 1 before the first step; how far the tokens have moved since
-                similarity = F.cosine_similarity(tokens1.float(), self.start(view1.image).float(), dim=1)
-            self.log("health/similarity_to_start", similarity.mean())
+                similarity = F.cosine_similarity(tokens1.float(), self.start(view1.image).float(), dim=1).flatten(1)
+            self.log("health/similarity_to_start", similarity[... if valid1 is None else valid1].mean())
             self.log("momentum", self.target.momentum(self.target.step))
         return loss
 
