@@ -42,6 +42,7 @@ from pixpro_instance import PixProInstance  # noqa: E402
 from quickstart import frozen_features, strong_colours  # noqa: E402
 from report import health  # noqa: E402
 from scenes import CLASSES, draw_scene  # noqa: E402
+from slotcon import SlotCon  # noqa: E402
 from vicregl import VICRegL  # noqa: E402
 from vit_posttrain import ViTPostTraining  # noqa: E402
 
@@ -64,6 +65,7 @@ METHODS: dict[str, tuple[type[pl.LightningModule], list[str]]] = {
     "vicregl": (VICRegL, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05"]),
     # The rates of these two were not probed.
     "detcon": (DetCon, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05", "--data.segments=grid"]),
+    "slotcon": (SlotCon, [*HEADS, "--model.lr_at_256=1.7", "--model.prototypes=64", "--data.redraws=10"]),
     "vit_posttrain": (ViTPostTraining, [*HEADS, *VIT]),
 }
 # Where a method starts: the backbone before the first step.

@@ -16,6 +16,7 @@ from densessl.geometry import (
     coords_from_boxes,
     coords_from_kornia,
     inside,
+    overlap_coords,
     relative_coords,
     warp,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "mocov2_views",
     "multichannel_photometric",
     "multichannel_views",
+    "overlap_coords",
     "pairs_to_mask",
     "param_groups",
     "pixcontrast_loss",

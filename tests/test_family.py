@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
 from densecl import DenseCL, Outputs
 from detcon import DetCon, Regions
 from reading import Batch
+from slotcon import Grouped, SlotCon
 from vicregl import VICRegL
 
 from densessl import MaskedView, View, coords_from_boxes
@@ -316,3 +317,119 @@ def test_detcon_asks_for_segments():
     recipe.trainer = Trainer()
     with pytest.raises(ValueError, match=r"data.segments: expected 'felzenszwalb' or 'grid', got 'none'"):
         recipe.on_fit_start()
+
+
+# --- SlotCon ----------------------------------------------------------------------------------------------------------
+
+K = 7  # prototypes
+
+
+def assigned(score: Tensor, temperature: float) -> Tensor:
+    terms = (score / temperature).exp()
+    return terms / terms.sum()
+
+
+def read_at(score: Tensor, box: Box, point: tuple[float, float]) -> Tensor:
+    """Of one image's scores (K, h, w), bilinear at a place in the source image, continued beyond the edge cells."""
+    _, h, w = score.shape
+    x0, y0, x1, y1 = box
+    x = min(max((point[0] - x0) / (x1 - x0) * w - 0.5, 0), w - 1)
+    y = min(max((point[1] - y0) / (y1 - y0) * h - 0.5, 0), h - 1)
+    left, top = min(int(x), w - 2), min(int(y), h - 2)
+    rows = [score[:, top + i, left] * (left + 1 - x) + score[:, top + i, left + 1] * (x - left) for i in range(2)]
+    return rows[0] * (top + 1 - y) + rows[1] * (y - top)
+
+
+def grouping_loop(query: Tensor, key: Tensor, center: Tensor) -> Tensor:
+    """Cross entropy at the cells of a grid over the box that the two views share."""
+    h, w = query.shape[-2:]
+    per_image = []
+    for b, pair in enumerate(BOXES):
+        sides = [(sorted(box[0::2]), sorted(box[1::2])) for box in pair]
+        low, high = ([pick(side[i][j] for side in sides) for i in range(2)] for j, pick in ((0, max), (1, min)))
+        if low[0] >= high[0] or low[1] >= high[1]:
+            per_image.append(0 * query.sum())
+            continue
+        terms = []
+        for i in range(h):
+            for j in range(w):
+                at = low[0] + (j + 0.5) / w * (high[0] - low[0]), low[1] + (i + 0.5) / h * (high[1] - low[1])
+                wanted = assigned(read_at(key[b], pair[1], at) - center, 0.07)
+                terms.append(-(wanted * assigned(read_at(query[b], pair[0], at), 0.1).log()).sum())
+        per_image.append(sum(terms) / len(terms))
+    return sum(per_image) / B
+
+
+def grouped(size: tuple[int, int]) -> Grouped:
+    scores = torch.randn(B, K, *size, dtype=torch.float64).div(3).requires_grad_()
+    slots = torch.randn(B, K, C, dtype=torch.float64, requires_grad=True)
+    return Grouped(torch.zeros(B, C, *size), scores, slots)
+
+
+def tiny_slotcon() -> SlotCon:
+    recipe = SlotCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, prototypes=K, size=32).double()
+    recipe.trainer = Trainer()
+    return recipe
+
+
+def test_slotcon_grouping_equals_the_loop():
+    recipe = tiny_slotcon()
+    recipe.center.center.copy_(torch.randn(1, K, 1, 1) / 5)
+    q, k = grouped(SIZE_1), grouped(SIZE_2)
+    got = recipe.grouping_loss(q, k, *(view.coords for view in boxed_views()))
+    expected = grouping_loop(q.scores, k.scores, recipe.center.value.flatten())
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    mine, wanted = (torch.autograd.grad(loss, q.scores)[0] for loss in (got, expected))
+    assert mine[:2].any()
+    torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
+
+
+def test_slotcon_slots_equal_the_loop():
+    recipe = tiny_slotcon()
+    q, k = grouped(SIZE_1), grouped(SIZE_2)
+    got = recipe.slot_loss(q, k)
+    in_q, in_k = (
+        [{int(x.scores[b, :, i, j].argmax()) for i in range(x.scores.shape[2]) for j in range(x.scores.shape[3])}
+         for b in range(B)] for x in (q, k)
+    )  # fmt: skip
+    both = [(b, s) for b in range(B) for s in range(K) if s in in_q[b] and s in in_k[b]]
+    keys = [(b, s) for b in range(B) for s in range(K) if s in in_k[b]]
+    assert 1 < len(both) < len(keys) < B * K
+    predicted = recipe.predictor(torch.stack([q.slots[at] for at in both])[:, :, None, None])[:, :, 0, 0]
+    terms = [
+        info_nce(x, k.slots[at], [k.slots[other] for other in keys if other != at], 0.2)
+        for x, at in zip(predicted, both, strict=True)
+    ]
+    expected = 0.4 * sum(terms) / len(terms)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    for mine, wanted in zip(*(torch.autograd.grad(loss, (q.slots, k.slots)) for loss in (got, expected)), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
+
+
+def test_slotcon_pools_cells_by_their_likeness_to_prototypes():
+    encoder = tiny_slotcon().encoder
+    cells, scores, slots = encoder(torch.randn(2, 3, 32, 40, dtype=torch.float64))
+    x, shares = tokens(cells), []
+    for b in range(2):
+        likeness = torch.stack([torch.stack([cosine(p, cell) for p in encoder.prototypes]) for cell in x[b]])
+        torch.testing.assert_close(tokens(scores)[b], likeness)
+        shares = torch.stack([assigned(row, 0.07) + 1e-6 for row in likeness])
+        torch.testing.assert_close(slots[b], (shares / shares.sum(0)).T @ x[b])
+
+
+def test_slotcon_steps_weigh_the_two_losses_and_move_the_center(monkeypatch):
+    recipe = tiny_slotcon().float()
+    recipe.hparams.group_weight, recipe.target.momentum = 0.3, lambda step: 0.99
+    logged = {}
+    monkeypatch.setattr(recipe, "log_dict", lambda values, **options: logged.update(values))
+    image = torch.randn(B, 3, 32, 48)
+    coords = [view.coords for view in boxed_views(torch.float32)]
+    views = [View(x, at, torch.tensor([[32, 48]] * B)) for x, at in zip((image, image.flip(3)), coords, strict=True)]
+    loss = recipe.training_step(Batch(*views, torch.zeros(B), torch.zeros(B)), 0)
+    torch.testing.assert_close(loss, 0.3 * logged["loss/grouping"] + 0.7 * logged["loss/slots"])
+    scores = torch.cat([recipe.target(view.image).scores for view in views])
+    torch.testing.assert_close(recipe.center.value[0, :, 0, 0], 0.1 * scores.mean((0, 2, 3)), atol=1e-6, rtol=1e-4)
+    loss.backward()
+    for part in (recipe.encoder, recipe.predictor):
+        assert all(p.grad is not None for p in part.parameters())
+    assert all(p.grad is None for p in recipe.target.parameters())

@@ -13,6 +13,7 @@ from densessl import (
     coords_from_boxes,
     coords_from_kornia,
     inside,
+    overlap_coords,
     relative_coords,
     warp,
 )
@@ -203,6 +204,74 @@ def test_warp_with_identity_and_outside():
     assert warp(x.half(), torch.eye(3)[None], (3, 3)).dtype == torch.float16
 
 
+def test_warp_continues_the_border_if_told_to():
+    x = torch.rand(1, 2, 3, 4)
+    coords = coords_from_boxes(torch.tensor([[-0.5, 0.0, 1.0, 2.0]]))  # two cells to the left, one map below
+    got = warp(x, coords, (6, 6), outside="border")
+    wide = torch.cat([x[..., :1], x[..., :1], x], 3)
+    torch.testing.assert_close(got, torch.cat([wide, wide[:, :, -1:].expand(-1, -1, 3, -1)], 2))
+    finer = torch.eye(3)[None]
+    assert (warp(torch.ones(1, 1, 2, 2), finer, (4, 4))[0, 0, 0] < 1).all()
+    torch.testing.assert_close(warp(torch.ones(1, 1, 2, 2), finer, (4, 4), outside="border"), torch.ones(1, 1, 4, 4))
+    assert warp(x, torch.full((1, 3, 3), torch.nan), (2, 2), outside="border").isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_overlap_is_the_box_that_two_views_share(dtype):
+    first = [
+        (0.1, 0.2, 0.7, 0.9),
+        (0.8, 0.1, 0.2, 0.6),
+        (0.0, 0.0, 0.3, 0.3),
+        (0.1, 0.1, 0.9, 0.2),
+        (0.5, 0.0, 1.0, 1.0),
+    ]
+    second = [
+        (0.3, 0.1, 0.9, 0.5),
+        (0.1, 0.9, 0.4, 0.3),
+        (0.4, 0.1, 0.9, 0.2),
+        (0.2, 0.3, 0.8, 0.9),
+        (0.0, 0.0, 0.5, 1.0),
+    ]
+    expected = []
+    for a, b in zip(first, second, strict=True):
+        sides = [(sorted(a[i::2]), sorted(b[i::2])) for i in range(2)]
+        low, high = [max(p[0], q[0]) for p, q in sides], [min(p[1], q[1]) for p, q in sides]
+        apart = low[0] >= high[0] or low[1] >= high[1]
+        expected.append((0.0, 0.0, 1.0, 1.0) if apart else (*low, *high))
+    a, b, wanted = (coords_from_boxes(torch.tensor(boxes, dtype=dtype)) for boxes in (first, second, expected))
+    for coords, shared in (overlap_coords(a, b), overlap_coords(b, a)):
+        torch.testing.assert_close(coords, wanted)
+        assert shared.tolist() == [True, True, False, False, False]
+
+
+def test_overlap_of_turned_views_is_that_of_their_bounding_boxes():
+    half = math.sqrt(0.5) / 2
+    turned = torch.tensor([[[half, -half, 0.5], [half, half, 0.5 - half], [0, 0, 1]]])  # by 45 degrees about the middle
+    corners = torch.stack([torch.tensor(point(turned[0], x, y)) for x in (0.0, 1.0) for y in (0.0, 1.0)])
+    crop = coords_from_boxes(torch.tensor([[0.0, 0.3, 0.6, 1.0]]))
+    coords, shared = overlap_coords(turned, crop)
+    low, high = corners.amin(0), corners.amax(0)
+    box = torch.tensor([[low[0], 0.3, 0.6, high[1]]])
+    torch.testing.assert_close(coords, coords_from_boxes(box))
+    assert shared.all()
+    lost = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-2, 0, 1]]])  # half of it lies behind the horizon
+    assert not overlap_coords(lost, crop)[1]
+
+
+def test_views_on_their_overlap_show_the_same():
+    y, x = torch.meshgrid(torch.linspace(0, 3, 80).double(), torch.linspace(0, 5, 120).double(), indexing="ij")
+    source = torch.stack([x.sin() * y.cos(), (x + y).sin(), x * y]).expand(2, -1, -1, -1)  # smooth
+    a = coords_from_boxes(torch.tensor([[0.1, 0.1, 0.9, 0.9], [0.8, 0.0, 0.1, 1.0]], dtype=torch.float64))
+    b = coords_from_boxes(torch.tensor([[0.3, 0.2, 1.0, 0.7], [0.0, 0.6, 0.6, 0.3]], dtype=torch.float64))
+    overlap, _ = overlap_coords(a, b)
+    of_a, of_b, direct = (
+        warp(warp(source, view, (60, 70)), relative_coords(overlap, view), (9, 8), outside="border")
+        for view in (a, b, overlap)
+    )
+    assert (of_a - direct).abs().max() < 0.03
+    assert (of_b - direct).abs().max() < 0.03 < (direct - direct.flip(-1)).abs().max()
+
+
 @given(seeds)
 def test_kornia_matrices_are_pixel_indices_from_image_to_view(seed):
     matrix = random_homographies(1, torch.Generator().manual_seed(seed), 0.1)
@@ -240,6 +309,8 @@ EYE = torch.eye(3).expand(2, 3, 3)
         (lambda: cell_distance(EYE, EYE, (2, 2), unit="big"), "unit: expected one of.*'big'"),
         (lambda: cell_distance(EYE, EYE, (2, 2), source_size=torch.ones(2)), r"source_size: .*got \(2,\)"),
         (lambda: relative_coords(EYE, torch.zeros(2, 2, 4, 4)), "src: expected homographies.*no inverse"),
+        (lambda: overlap_coords(EYE, EYE[:1]), "b: expected as many images as a"),
+        (lambda: overlap_coords(torch.zeros(2, 2, 4, 4), EYE), "a: expected homographies .*got dense coords"),
         (lambda: relative_coords(EYE, EYE[:1]), "src: expected as many images as dst"),
         (lambda: warp(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), EYE, (2, 2)), "x: expected a floating point.*uint8"),
         (lambda: warp(torch.zeros(1, 3, 4, 4), EYE, (2, 2)), "coords: expected as many images as x"),

@@ -21,7 +21,7 @@ def test_links_lead_to_documented_names():
 
 
 def test_the_published_methods_have_rows():
-    assert {"pixpro", "pixcontrast", "pixpro_instance", "densecl", "vicregl", "detcon"} <= set(ROWS)
+    assert {"pixpro", "pixcontrast", "pixpro_instance", "densecl", "vicregl", "detcon", "slotcon"} <= set(ROWS)
 
 
 @pytest.mark.parametrize("recipe", sorted(ROWS))

@@ -32,6 +32,7 @@ from pixpro import PixPro  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 from reading import Photos, read_photo, seed_of  # noqa: E402
 from segments import Felzenszwalb, Grid  # noqa: E402
+from slotcon import SlotCon  # noqa: E402
 from vicregl import VICRegL  # noqa: E402
 from vit_posttrain import ViTPostTraining  # noqa: E402
 
@@ -46,6 +47,7 @@ METHODS = {
     "densecl": DenseCL,
     "vicregl": VICRegL,
     "detcon": DetCon,
+    "slotcon": SlotCon,
     "vit_posttrain": ViTPostTraining,
     "own_method": OwnMethod,  # trained by its docs page, in test_docs.py
 }
@@ -54,6 +56,7 @@ RATES = {
     DenseCL: ("lr_at_256", 0.03),
     VICRegL: ("lr_at_256", 0.2),
     DetCon: ("lr_at_256", 0.3),
+    SlotCon: ("lr_at_256", 1.0),
     ViTPostTraining: ("lr_backbone", 1e-5),
 }
 # Of a view of 224 px; the others train a ResNet-50.
@@ -113,6 +116,7 @@ def fit(method: type, folder: Path, out: Path, *args: str):
         (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
         (VICRegL, ["--model.keep=16"]),  # all cells
         (DetCon, ["--data.segments=grid", "--data.grid=3"]),
+        (SlotCon, ["--model.prototypes=12", "--data.scale=[0.4,1.0]"]),
         (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
     ],
 )

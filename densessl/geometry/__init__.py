@@ -14,7 +14,7 @@ from densessl.geometry._points import Size, check_pair, is_dense, sample_dense
 from densessl.geometry.cells import cell_centers, cell_diagonal, in_source, inside, measured_cells, pixel_scale
 from densessl.geometry.distance import UNITS, Unit, cell_distance, offset_distance, pair_distance
 from densessl.geometry.homography import compose, coords_from_boxes, coords_from_kornia, inverse_homography
-from densessl.geometry.warping import relative_coords, warp
+from densessl.geometry.warping import overlap_coords, relative_coords, warp
 
 __all__ = [
     "UNITS",
@@ -33,6 +33,7 @@ __all__ = [
     "is_dense",
     "measured_cells",
     "offset_distance",
+    "overlap_coords",
     "pair_distance",
     "pixel_scale",
     "relative_coords",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from densessl.geometry._points import Size, check_pair, checked, checked_size, full, project
 from densessl.geometry.cells import cell_centers
-from densessl.geometry.homography import compose, inverse_homography
+from densessl.geometry.homography import compose, coords_from_boxes, inverse_homography
 
 
 def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
@@ -38,7 +38,45 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
     return torch.stack([x, y], 1).unflatten(2, dst.shape[-2:])
 
 
-def warp(x: Tensor, coords: Tensor, size: Size, mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear") -> Tensor:
+def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Coords of the box that two views share in the source image: a third view, upright, with nothing else in it.
+
+    ``warp(x_a, relative_coords(overlap, a), size)`` and the same of b then hold the same places cell by cell, as
+    aligning regions of interest does. Of views that are turned or in perspective, their bounding boxes are taken.
+
+    Args:
+        a: coords ``(B, 3, 3)``.
+        b: coords ``(B, 3, 3)``.
+
+    Returns:
+        coords ``(B, 3, 3)``, and bool ``(B,)``: which views share anything. The coords of the others are those of the
+        whole source image.
+
+    Raises:
+        ValueError: on dense coords, or other shapes and dtypes.
+    """
+    check_pair(a, b, ("a", "b"))
+    boxes = []
+    for name, coords in (("a", a), ("b", b)):
+        coords = full(checked(coords, name))
+        if coords.ndim == 4:
+            raise ValueError(f"{name}: expected homographies (B, 3, 3), got dense coords {tuple(coords.shape)}")
+        x, y, _ = project(coords, *coords.new_tensor([[0, 1, 0, 1], [0, 0, 1, 1]]))
+        boxes.append((torch.stack([x.amin(1), y.amin(1)], 1), torch.stack([x.amax(1), y.amax(1)], 1)))
+    (low_a, high_a), (low_b, high_b) = boxes
+    low, high = torch.maximum(low_a, low_b), torch.minimum(high_a, high_b)
+    shared = (high > low).all(1)
+    low, high = torch.where(shared[:, None], low, 0.0), torch.where(shared[:, None], high, 1.0)
+    return coords_from_boxes(torch.cat([low, high], 1)), shared
+
+
+def warp(
+    x: Tensor,
+    coords: Tensor,
+    size: Size,
+    mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear",
+    outside: Literal["zeros", "border"] = "zeros",
+) -> Tensor:
     """Resamples a source image or map on a view's grid.
 
     Args:
@@ -46,9 +84,11 @@ def warp(x: Tensor, coords: Tensor, size: Size, mode: Literal["bilinear", "neare
         coords: ``(B, 3, 3)`` or dense ``(B, 2, H', W')``, from the view to x's unit square.
         size: ``(h, w)`` of the result.
         mode: interpolation.
+        outside: what lies around the source: zeros, into which the outer half of its edge cells fades, or its
+            border, continued; a place that is not known then reads some border cell.
 
     Returns:
-        ``(B, C, h, w)`` of x's dtype; 0 where the view looks outside the source.
+        ``(B, C, h, w)`` of x's dtype.
 
     Raises:
         ValueError: on shapes, dtypes or devices other than these.
@@ -65,5 +105,5 @@ def warp(x: Tensor, coords: Tensor, size: Size, mode: Literal["bilinear", "neare
     grid = torch.where(grid.isfinite(), grid, 4.0).clamp(-4, 4)  # -1 and 1 are the edges, 4 is outside
     with torch.autocast(x.device.type, enabled=False):
         grid = grid.unflatten(1, (h, w)).to(torch.promote_types(x.dtype, torch.float32))
-        sampled = F.grid_sample(x.to(grid.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False)
+        sampled = F.grid_sample(x.to(grid.dtype), grid, mode=mode, padding_mode=outside, align_corners=False)
     return sampled.to(x.dtype)
