@@ -595,6 +595,7 @@ def test_bad_input_stops_before_training(args, message, folder, tmp_path):
         (VICRegL, [], "model.keep: expected at most the 16 cells of the map of 32 px views, got 20"),
         (VICRegL, ["--model.keep=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
         (DenseCL, ["--model.queue=20", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
+        (SlotCon, ["--model.prototypes=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
         (VICRegL, ["--model.keep=0"], "keep: expected at least 1 or None, got 0"),
         (
             VICRegL,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, make_backbone, run, start_target
+from engine import health, is_logged, make_backbone, refuse_nodata, run, start_target
 from lightly.models.modules.center import Center
 from lightly.utils.dist import gather
 from linear_rule import lars_by_linear_rule
@@ -157,6 +157,7 @@ class SlotCon(pl.LightningModule):
         self.target.update(self.encoder)
 
     def on_fit_start(self) -> None:
+        refuse_nodata(self.trainer)
         start_target(self.target, self.encoder, self.trainer, self.hparams.momentum)
 
     def configure_optimizers(self) -> Any:
