@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from densessl import byol_photometric, byol_views
 from densessl.augment import View
-from densessl.presets import PILGaussianBlur
+from densessl.augment.presets import PILGaussianBlur
 
 
 def milliseconds(call: Callable[[], object], least_of: int = 7, repeats: int = 10) -> float:

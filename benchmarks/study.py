@@ -53,9 +53,9 @@ from densessl import (
     View,
     param_groups,
 )
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from densessl.metrics import feature_std
-from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from photos import CAMVID_CLASSES, read_camvid, read_photos

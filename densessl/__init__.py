@@ -5,7 +5,20 @@ into a mask, losses take two feature maps and a mask.
 """
 
 from densessl.audit import TrackingReport, check_tracking
-from densessl.augment import BatchAugment, MaskedView, MultiView, View
+from densessl.augment import (
+    BatchAugment,
+    MaskedView,
+    MultiView,
+    View,
+    byol_photometric,
+    byol_views,
+    mocov2_photometric,
+    mocov2_views,
+    multichannel_photometric,
+    multichannel_views,
+    simclr_photometric,
+    simclr_views,
+)
 from densessl.backbone import FeatureMap
 from densessl.coords import DenseCoords, ViewCoords
 from densessl.ema import EMA
@@ -35,23 +48,19 @@ from densessl.losses import (
     pixcontrast_loss,
     pixpro_loss,
 )
-from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, gather_tokens
-from densessl.multichannel import multichannel_photometric, multichannel_views
+from densessl.matching import (
+    DistanceMatcher,
+    NearestMatcher,
+    Pairs,
+    feature_distance,
+    gather_tokens,
+    pairs_to_mask,
+)
 from densessl.multilevel import PerLevel, level_mean, level_sizes
 from densessl.optim import LARS, param_groups
-from densessl.pairs import pairs_to_mask
-from densessl.presets import (
-    byol_photometric,
-    byol_views,
-    mocov2_photometric,
-    mocov2_views,
-    simclr_photometric,
-    simclr_views,
-)
 from densessl.propagation import PPM
 from densessl.queue import KeyQueue
 from densessl.regions import cell_labels, pool_regions, sample_labels
-from densessl.similarity import feature_distance
 from densessl.tokens import map_to_tokens, tokens_to_map
 from densessl.validity import cell_validity
 from densessl.viewpairs import mean_over_view_pairs

@@ -13,10 +13,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from densessl.augment import BatchAugment, MultiView, View
+from densessl.augment.pipeline import nested, steps, tracked_step
 from densessl.coords import DenseCoords, ViewCoords
 from densessl.geometry import cell_centers
 from densessl.moves import STATIONARY
-from densessl.pipeline import nested, steps, tracked_step
 
 _MARK = 0.7381  # constant third channel: where it is not this, a pixel is fill, or partly so
 _SIZES = ((240, 320), (320, 240), (300, 300), (181, 403))

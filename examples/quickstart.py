@@ -46,9 +46,9 @@ from densessl import (
     byol_views,
     param_groups,
 )
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from densessl.evaluation import linear_segmentation
 from densessl.metrics import feature_std
-from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
 
 Labelled = list[tuple[Tensor, Tensor]]  # images uint8 (3, H, W) with labels int64 (H, W)
 METHODS = ("pixpro", "pixcontrast", "pixpro+instance")

@@ -11,7 +11,9 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from densessl import PPM, kernels, propagation, tiles
+from densessl import PPM
+from densessl.propagation import kernels, tiles
+from densessl.propagation import ppm as ppm_module
 
 # Cells, channels of unit, channels of values: one cell, less than a block, whole blocks, rests everywhere.
 SIZES = [(1, 3, 2), (11, 7, 40), (32, 16, 32), (19, 20, 33)]
@@ -105,7 +107,7 @@ def test_nothing_to_do():
 
 
 def test_module_takes_the_kernels(monkeypatch):
-    monkeypatch.setattr(propagation, "_check_kernels", lambda *_: None)
+    monkeypatch.setattr(ppm_module, "_check_kernels", lambda *_: None)
     x = torch.randn(1, 5, 3, 7, requires_grad=True)
     results = []
     for algorithm in ("triton", "dense"):

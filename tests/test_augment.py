@@ -27,8 +27,8 @@ from densessl import (
     simclr_photometric,
     simclr_views,
 )
-from densessl.pipeline import nested
-from densessl.presets import _OnPIL
+from densessl.augment.pipeline import nested
+from densessl.augment.presets import _OnPIL
 
 PRESETS = [byol_views, mocov2_views, simclr_views]
 PHOTOMETRIC = [byol_photometric, mocov2_photometric, simclr_photometric]
@@ -98,7 +98,7 @@ def test_device_normalisation_equals_torchvisions():
 
 
 def test_blur_of_a_float_image_is_close_to_pils():
-    from densessl.presets import PILGaussianBlur
+    from densessl.augment.presets import PILGaussianBlur
 
     blur = PILGaussianBlur((1.5, 1.5))
     through_pil = blur(F.to_pil_image(photo()))

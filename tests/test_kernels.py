@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from densessl import kernels  # noqa: E402
+from densessl.propagation import kernels  # noqa: E402
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"

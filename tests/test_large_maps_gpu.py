@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densessl import PPM, DistanceMatcher, coords_from_boxes, pixcontrast_loss, pixpro_loss, tiles
+from densessl import PPM, DistanceMatcher, coords_from_boxes, pixcontrast_loss, pixpro_loss
+from densessl.propagation import tiles
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

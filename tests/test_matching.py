@@ -8,7 +8,8 @@ from reference import box_cells, distances, homography_cells, matches, nearest
 from torch import Tensor
 from torchvision.transforms import v2
 
-from densessl import DistanceMatcher, NearestMatcher, Pairs, cell_distance, coords_from_boxes, gather_tokens, matching
+from densessl import DistanceMatcher, NearestMatcher, Pairs, cell_distance, coords_from_boxes, gather_tokens
+from densessl.matching import distance
 
 SIZE_Q, SIZE_K = (5, 9), (13, 7)
 
@@ -92,7 +93,7 @@ def test_reverse_direction_is_the_transpose(sparse):
 
 @pytest.mark.parametrize("block", [1, 91, 4 * 91, 7 * 4 * 91, 1 << 22])
 def test_sparse_equals_dense_bit_by_bit(monkeypatch, block):
-    monkeypatch.setattr(matching, "_BLOCK_PAIRS", block)
+    monkeypatch.setattr(distance, "_BLOCK_PAIRS", block)
     q, k = random_homographies(4), random_homographies(4)
     q[2] = torch.nan
     valid_q = torch.rand(4, *SIZE_Q) < 0.8

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 ROWS = {match[1]: match[0] for match in re.finditer(r"^\| .*, `(\w+)\.py` \|.*$", PAGE, re.MULTILINE)}
-LINK = re.compile(r"\]\((api/\w+\.md)#densessl\.(\w+)\.(\w+)\)")
+LINK = re.compile(r"\]\((api/\w+\.md)#densessl\.([\w.]+)\.(\w+)\)")
 
 
 def test_links_lead_to_documented_names():

@@ -23,8 +23,8 @@ from densessl import (
     simclr_photometric,
     simclr_views,
 )
-from densessl.batchjitter import BatchChannelJitter
-from densessl.multichannel import ChannelDropout, ChannelJitter
+from densessl.augment.batchjitter import BatchChannelJitter
+from densessl.augment.multichannel import ChannelDropout, ChannelJitter
 
 CHANNELS = pytest.mark.parametrize("channels", [1, 2, 4, 13])
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densessl import MLP, PPM, ConvMLP, map_to_tokens, propagation, tokens_to_map
+from densessl import MLP, PPM, ConvMLP, map_to_tokens, tokens_to_map
+from densessl.propagation import ppm as ppm_module
 
 SIZE = (3, 5)
 
@@ -46,7 +47,7 @@ def test_equals_the_loop(layers, gamma, normalize_values):
 @pytest.mark.parametrize("layers", [0, 1])
 def test_cells_that_are_not_valid_spread_nothing(layers, many, monkeypatch):
     """The loop over the valid cells alone; an image without any gets zeros. Both roads, all forms."""
-    monkeypatch.setattr(propagation, "_MANY_CELLS", many)
+    monkeypatch.setattr(ppm_module, "_MANY_CELLS", many)
     x = features()
     valid = torch.rand(2, 15) < 0.5
     valid[0, :2], valid[1] = torch.tensor([True, False]), False

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl import PPM, propagation, tiles
+from densessl import PPM
+from densessl.propagation import ppm as ppm_module
+from densessl.propagation import tiles
 
 GAMMAS = pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5, 2.0, 4.0])
 
@@ -16,7 +18,7 @@ def split(monkeypatch, request):
     """Tiles of one weight, of some with a rest, of all images together, of a whole image."""
     monkeypatch.setitem(tiles._SIDE, "cpu", request.param[0])
     monkeypatch.setitem(tiles._HELD, "cpu", request.param[1])
-    monkeypatch.setattr(propagation, "propagation_weights", None)
+    monkeypatch.setattr(ppm_module, "propagation_weights", None)
 
 
 def features(size: tuple[int, int], batch: int = 2, dtype=torch.float64) -> Tensor:
@@ -104,7 +106,7 @@ def test_half_precision_features_are_widened():
 
 def test_road_goes_by_size_unless_it_is_named(monkeypatch):
     taken = []
-    monkeypatch.setattr(propagation, "propagate", lambda *a: taken.append("tiles") or tiles.propagate(*a))
+    monkeypatch.setattr(ppm_module, "propagate", lambda *a: taken.append("tiles") or tiles.propagate(*a))
     for algorithm, cells in ((None, 196), (None, 1024), ("dense", 1024), ("blockwise", 4)):
         PPM(algorithm=algorithm)(torch.randn(1, cells, 2))
         taken.append((algorithm, cells))
@@ -139,7 +141,7 @@ def test_operator_is_described_truly():
 @pytest.fixture
 def fake_gpu(monkeypatch):
     """Tensors that say they are on a GPU, where there is Triton."""
-    monkeypatch.setattr(propagation, "_TRITON", True)
+    monkeypatch.setattr(ppm_module, "_TRITON", True)
     with torch._subclasses.fake_tensor.FakeTensorMode():
         yield
 
@@ -170,6 +172,6 @@ def test_an_algorithm_that_is_unknown_or_cannot_run_is_refused(monkeypatch):
         (True, r"^x: expected a CUDA device .*, got cpu$"),
         (False, r"^algorithm: .* not installed$"),
     ):
-        monkeypatch.setattr(propagation, "_TRITON", there)
+        monkeypatch.setattr(ppm_module, "_TRITON", there)
         with pytest.raises(ValueError, match=message):
             PPM(algorithm="triton")(x)

@@ -24,7 +24,7 @@ from segmentation import Segmentation, keep_stride_16  # noqa: E402
 from segmentation_data import SegmentationData  # noqa: E402
 from segmentation_sets import IGNORE, open_set  # noqa: E402
 
-from densessl.presets import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false",
          "--trainer.enable_model_summary=false", "--trainer.precision=32", "--data.workers=0"]  # fmt: skip

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from densessl import DistanceMatcher, cell_centers, coords_from_boxes, matching
-from densessl.windows import Cells, find_windows
+from densessl import DistanceMatcher, cell_centers, coords_from_boxes
+from densessl.matching import distance
+from densessl.matching.windows import Cells, find_windows
 
 SIZES = [((5, 9), (13, 7)), ((16, 11), (3, 20)), ((1, 1), (9, 8)), ((12, 12), (1, 1)), ((1, 30), (30, 1))]
 
@@ -15,9 +16,9 @@ SIZES = [((5, 9), (13, 7)), ((16, 11), (3, 20)), ((1, 1), (9, 8)), ((12, 12), (1
 @pytest.fixture
 def only_windows(monkeypatch):
     """No comparison of all with all, however small the maps and large the windows; several blocks."""
-    monkeypatch.setattr(matching, "_FEW_PAIRS", 0)
-    monkeypatch.setattr(matching, "_WINDOW_COST", 0)
-    monkeypatch.setattr(matching, "_BLOCK_WINDOWED", 100)
+    monkeypatch.setattr(distance, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(distance, "_WINDOW_COST", 0)
+    monkeypatch.setattr(distance, "_BLOCK_WINDOWED", 100)
     monkeypatch.setattr(DistanceMatcher, "_by_rows", None)
 
 
@@ -155,7 +156,7 @@ def test_query_coords_may_be_dense():
 
 def test_each_image_takes_its_road(monkeypatch):
     """Extreme perspectives among crops: its pairs come from rows, theirs from windows, all in order."""
-    monkeypatch.setattr(matching, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(distance, "_FEW_PAIRS", 0)
     rows, compared = DistanceMatcher._by_rows, []
 
     def counted(self, query, key):
@@ -174,7 +175,7 @@ def test_each_image_takes_its_road(monkeypatch):
 
 
 def test_small_maps_and_dense_keys_are_compared_as_a_whole(monkeypatch):
-    monkeypatch.setattr(matching, "find_windows", None)
+    monkeypatch.setattr(distance, "find_windows", None)
     match = DistanceMatcher(sparse=True)
     assert match(crops(4), crops(4), (14, 14)).shape == (4, 196, 196)
     dense = cell_centers(crops(1), (32, 32)).mT.unflatten(2, (32, 32))

@@ -34,7 +34,7 @@ from densessl import (
     simclr_photometric,
     simclr_views,
 )
-from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 
 # The two halves of each pipeline: per image on the CPU, per batch on the device.
 PRESETS = {

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ImageFolders(pl.LightningDataModule):

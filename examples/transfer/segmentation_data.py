@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from densessl.presets import IMAGENET_MEAN, IMAGENET_STD
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 
 
 class RandomScale(v2.Transform):

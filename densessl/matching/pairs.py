@@ -1,11 +1,49 @@
-"""From pairs to a mask."""
+"""Pairs of cells, and what is made of them: picked tokens, a mask."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from densessl.matching import Pairs
+
+class Pairs(NamedTuple):
+    """Aligned pairs of cells.
+
+    Attributes:
+        query: int64 ``(B, K)``, row-major index of the query cell.
+        key: int64 ``(B, K)``, of its key cell.
+        valid: bool ``(B, K)``; unused slots are False and have index 0.
+    """
+
+    query: Tensor
+    key: Tensor
+    valid: Tensor
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Picks tokens by index.
+
+    Args:
+        tokens: ``(B, N, C)``.
+        index: int64 ``(B, K)``, as in ``Pairs``.
+
+    Returns:
+        ``(B, K, C)``.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these.
+    """
+    if tokens.ndim != 3:
+        raise ValueError(f"tokens: expected (B, N, C), got {tuple(tokens.shape)}")
+    if index.ndim != 2 or index.dtype != torch.int64 or index.shape[0] != tokens.shape[0]:
+        raise ValueError(
+            f"index: expected int64 (B, K) with B = {tokens.shape[0]}, got {index.dtype} {tuple(index.shape)}"
+        )
+    if index.device != tokens.device:
+        raise ValueError(f"index: expected a tensor on {tokens.device} as tokens, got {index.device}")
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class BatchChannelJitter(K.IntensityAugmentationBase2D):
-    """``densessl.multichannel.ChannelJitter`` on a batch; factors are drawn for each image and channel.
+    """``densessl.augment.multichannel.ChannelJitter`` on a batch; factors are drawn for each image and channel.
 
     Args:
         strength: the factors are drawn from 1 - strength to 1 + strength.

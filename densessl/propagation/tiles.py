@@ -1,8 +1,8 @@
 """The pixel propagation module's sum without its table of weights, which are made once more in the backward pass.
 
 Tile by tile, on any device: ``s(x_i, x_j)`` is symmetric, so that each tile of weights above the diagonal serves twice.
-Or by the Triton kernels of ``densessl.kernels``. Operators of torch's, so that ``torch.compile`` takes each as one node
-and does not unroll the loop over the tiles.
+Or by the Triton kernels of ``kernels.py``. Operators of torch's, so that ``torch.compile`` takes each as one node and
+does not unroll the loop over the tiles.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def propagate(unit: Tensor, values: Tensor, gamma: float, triton: bool = False) 
         ``(B, N, D)``, of the same dtype.
     """
     if triton:
-        from densessl.kernels import propagated  # imports triton, which some platforms lack
+        from densessl.propagation.kernels import propagated  # imports triton, which some platforms lack
 
         return propagated(unit, values, gamma)
     out = _total(values)
@@ -111,7 +111,7 @@ def _(unit: Tensor, values: Tensor, gamma: float, triton: bool = False) -> Tenso
 def _backward(grad: Tensor, unit: Tensor, values: Tensor, gamma: float, triton: bool) -> tuple[Tensor, Tensor]:
     """Gradients of unit and values."""
     if triton:
-        from densessl.kernels import gradients
+        from densessl.propagation.kernels import gradients
 
         return gradients(grad, unit, values, gamma)
     grad_unit, grad_values = _total(unit), _total(values)

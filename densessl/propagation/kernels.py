@@ -65,7 +65,7 @@ def _products(a, b, row, column, count, width, CHANNELS: tl.constexpr, PRECISION
 
 @triton.jit
 def _power(cosine, GAMMA: tl.constexpr):
-    """As ``densessl.tiles.power``."""
+    """As ``densessl.propagation.tiles.power``."""
     positive = tl.where(cosine < 0, 0.0, cosine)  # a NaN stays one
     if GAMMA == 2.0:
         weight = positive * positive
@@ -80,7 +80,7 @@ def _power(cosine, GAMMA: tl.constexpr):
 
 @triton.jit
 def _slope(cosine, GAMMA: tl.constexpr):
-    """As ``densessl.tiles._slope``."""
+    """As ``densessl.propagation.tiles._slope``."""
     positive = tl.where(cosine < 0, 0.0, cosine)
     if GAMMA == 2.0:
         rise = 2 * positive

@@ -14,8 +14,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from densessl.augment import BatchAugment, MultiView
-from densessl.presets import ExpectChannels, PILGaussianBlur, Range, two_views
+from densessl.augment.batch import BatchAugment
+from densessl.augment.presets import ExpectChannels, PILGaussianBlur, Range, two_views
+from densessl.augment.views import MultiView
 
 STRENGTH = 0.4  # of brightness and contrast in BYOL
 JITTER_P, DROPOUT_P = 0.8, 0.2
@@ -145,7 +146,7 @@ def multichannel_photometric(mean: Sequence[float], std: Sequence[float]) -> tup
     """
     import kornia.augmentation as K
 
-    from densessl.batchjitter import BatchChannelJitter
+    from densessl.augment.batchjitter import BatchChannelJitter
 
     _check_statistics(mean, std)
 

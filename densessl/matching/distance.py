@@ -1,9 +1,8 @@
-"""Matchers: which cells of two maps belong together."""
+"""Matching by place: DistanceMatcher."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +19,7 @@ from densessl.geometry import (
     pixel_scale,
 )
 from densessl.limits import check_fits
-from densessl.windows import Cells, Windows, find_windows, pairs_in_windows
-
-
-class Pairs(NamedTuple):
-    """Aligned pairs of cells.
-
-    Attributes:
-        query: int64 ``(B, K)``, row-major index of the query cell.
-        key: int64 ``(B, K)``, of its key cell.
-        valid: bool ``(B, K)``; unused slots are False and have index 0.
-    """
-
-    query: Tensor
-    key: Tensor
-    valid: Tensor
+from densessl.matching.windows import Cells, Windows, find_windows, pairs_in_windows
 
 
 class DistanceMatcher(nn.Module):
@@ -195,95 +180,3 @@ def _restricted(cells: Cells, valid: Tensor | None, size: Size, name: str) -> Ce
     if valid.device != allowed.device:
         raise ValueError(f"{name}: expected a tensor on {allowed.device} as the coords, got {valid.device}")
     return cells._replace(allowed=allowed & valid.flatten(1))
-
-
-class NearestMatcher(nn.Module):
-    """Each query cell with its nearest key cell, by any cost.
-
-    Args:
-        keep: how many pairs of least cost to keep per image; None: one per query cell.
-        mutual: keep only pairs that are each other's nearest.
-
-    Raises:
-        ValueError: if ``keep`` is below 1.
-    """
-
-    def __init__(self, keep: int | None = None, *, mutual: bool = False) -> None:
-        super().__init__()
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep: expected at least 1 or None, got {keep}")
-        self.keep = keep
-        self.mutual = mutual
-
-    def extra_repr(self) -> str:
-        return f"keep={self.keep}, mutual={self.mutual}"
-
-    @torch.no_grad()
-    def forward(self, cost: Tensor, valid: Tensor | None = None) -> Pairs:
-        """Picks pairs.
-
-        Args:
-            cost: floating point ``(B, Nq, Nk)``, lower is nearer: a distance, or a negative similarity. NaN and
-                infinite costs never pair.
-            valid: optional bool, broadcastable to ``(B, Nq, Nk)``: pairs that are allowed.
-
-        Returns:
-            Pairs, each ``(B, keep or Nq)``, sorted by cost where ``keep`` is given, else by query cell.
-
-        Raises:
-            ValueError: on shapes, dtypes or devices other than these, or ``keep`` above Nq.
-        """
-        if cost.ndim != 3 or not cost.is_floating_point() or cost.shape[2] == 0:
-            raise ValueError(f"cost: expected floating point (B, Nq, Nk), got {cost.dtype} {tuple(cost.shape)}")
-        if self.keep is not None and self.keep > cost.shape[1]:
-            raise ValueError(f"keep: expected at most the number of query cells, {cost.shape[1]}, got {self.keep}")
-        cost = torch.where(cost.isfinite(), cost, torch.inf)
-        if valid is not None:
-            _check_valid(valid, cost)
-            cost = torch.where(valid, cost, torch.inf)
-        nearest, key = cost.min(2)
-        usable = nearest.isfinite()
-        query = torch.arange(cost.shape[1], device=cost.device).expand_as(key)
-        if self.mutual:
-            usable = usable & (cost.argmin(1).gather(1, key) == query)
-        if self.keep is not None:
-            order = torch.where(usable, nearest, torch.inf).sort(dim=1, stable=True).indices[:, : self.keep]
-            query, key, usable = query.gather(1, order), key.gather(1, order), usable.gather(1, order)
-        return Pairs(torch.where(usable, query, 0), torch.where(usable, key, 0), usable)
-
-
-def _check_valid(valid: Tensor, cost: Tensor) -> None:
-    fits = valid.ndim <= 3 and all(
-        have in (1, want) for have, want in zip(reversed(valid.shape), reversed(cost.shape), strict=False)
-    )
-    if valid.dtype != torch.bool or not fits:
-        raise ValueError(
-            f"valid: expected bool, broadcastable to (B, Nq, Nk) = {tuple(cost.shape)}, "
-            f"got {valid.dtype} {tuple(valid.shape)}"
-        )
-    if valid.device != cost.device:
-        raise ValueError(f"valid: expected a tensor on {cost.device} as cost, got {valid.device}")
-
-
-def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Picks tokens by index.
-
-    Args:
-        tokens: ``(B, N, C)``.
-        index: int64 ``(B, K)``, as in ``Pairs``.
-
-    Returns:
-        ``(B, K, C)``.
-
-    Raises:
-        ValueError: on shapes, dtypes or devices other than these.
-    """
-    if tokens.ndim != 3:
-        raise ValueError(f"tokens: expected (B, N, C), got {tuple(tokens.shape)}")
-    if index.ndim != 2 or index.dtype != torch.int64 or index.shape[0] != tokens.shape[0]:
-        raise ValueError(
-            f"index: expected int64 (B, K) with B = {tokens.shape[0]}, got {index.dtype} {tuple(index.shape)}"
-        )
-    if index.device != tokens.device:
-        raise ValueError(f"index: expected a tensor on {tokens.device} as tokens, got {index.device}")
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))

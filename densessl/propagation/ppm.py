@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl.limits import check_fits
-from densessl.tiles import power, propagate
+from densessl.propagation.tiles import power, propagate
 from densessl.tokens import as_tokens, as_valid, normalized, tokens_to_map
 
 
