@@ -47,7 +47,7 @@ def positives_per_cell(mask: Tensor, valid_q: Tensor | None = None) -> Tensor:
     positives = _positives(mask).sum()
     if valid_q is None:
         return positives / (mask.shape[0] * mask.shape[1])
-    if valid_q.dtype != torch.bool or valid_q.flatten(1).shape != mask.shape[:2]:
+    if valid_q.dtype != torch.bool or valid_q.ndim not in (2, 3) or valid_q.flatten(1).shape != mask.shape[:2]:
         raise ValueError(
             f"valid_q: expected bool (B, Nq) = {tuple(mask.shape[:2])} or (B, h, w), "
             f"got {valid_q.dtype} {tuple(valid_q.shape)}"

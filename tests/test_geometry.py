@@ -314,6 +314,7 @@ EYE = torch.eye(3).expand(2, 3, 3)
         (lambda: relative_coords(EYE, EYE[:1]), "src: expected as many images as dst"),
         (lambda: warp(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), EYE, (2, 2)), "x: expected a floating point.*uint8"),
         (lambda: warp(torch.zeros(1, 3, 4, 4), EYE, (2, 2)), "coords: expected as many images as x"),
+        (lambda: warp(torch.zeros(2, 3, 4, 4), EYE, (2, 2), outside="reflection"), "outside: expected .*'reflection'"),
         (lambda: coords_from_boxes(torch.zeros(4)), r"boxes: .*got torch.float32 \(4,\)"),
         (lambda: coords_from_kornia(torch.eye(3), (4, 4), (4, 4)), r"matrix: .*got torch.float32 \(3, 3\)"),
     ],

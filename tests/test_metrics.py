@@ -174,6 +174,10 @@ def test_half_precision_and_no_gradient(meter, dtype):
             r"valid: expected bool \(B, N\) = \(2, 3\) or \(B, h, w\) = \(2, 1, 3\), got torch\.float32 \(2, 3\)",
         ),
         (lambda: unmatched_share(torch.ones(3, 4).bool()), r"mask: expected bool .* got torch\.bool \(3, 4\)"),
+        (
+            lambda: positives_per_cell(torch.ones(2, 3, 4).bool(), torch.ones(2).bool()),
+            r"valid_q: expected bool \(B, Nq\) = \(2, 3\) or .* got torch\.bool \(2,\)",
+        ),
         (lambda: feature_std(torch.ones(3, 4)), r"features: expected floating point .* \(3, 4\)"),
         (lambda: effective_rank(torch.ones(3, 4, 5).long()), r"features: .* got torch\.int64 \(3, 4, 5\)"),
         (

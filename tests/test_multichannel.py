@@ -106,6 +106,17 @@ def test_dropout_takes_one_channel_of_one_image():
     assert dropped == {0, 1, 2}
 
 
+@pytest.mark.parametrize("change", [ChannelJitter(), ChannelDropout()], ids=lambda t: type(t).__name__)
+def test_a_batch_is_changed_as_each_of_its_images(change):
+    images = tv_tensors.Image(torch.rand(2, 4, 5, 7) + 0.1)
+    drawn = []
+    for part in (images, tv_tensors.Image(images[0]), tv_tensors.Image(images[1])):
+        torch.manual_seed(3)
+        drawn.append(change(part))
+    assert torch.equal(drawn[0], torch.stack(drawn[1:]))
+    assert not torch.equal(drawn[0], images)
+
+
 def test_shares_of_the_steps():
     """As often as the docstring says; the strengths are in the names of kornia's."""
     image = torch.rand(4, 32, 32) * 0.5 + 0.2

@@ -165,6 +165,21 @@ def test_views_of_the_border_alone_are_drawn_again(bordered):
     assert with_data(0) < 0.6 < 0.9 < with_data(20)
 
 
+@pytest.mark.parametrize(
+    ("image", "value", "message"),
+    [
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), 256, "a whole number in 0..255, .* got 256"),
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), -1, "a whole number in 0..255, .* got -1"),
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), 0.5, "a whole number in 0..255, .* got 0.5"),
+        (torch.zeros(3, 4, 5), 65535, "at most 1: 16 bits are divided by 65,535, got 65535"),
+    ],
+)
+def test_values_that_no_pixel_can_have(image, value, message):
+    with pytest.raises(ValueError, match=f"data.nodata: expected {message}"):
+        NoData(value)(image)
+    assert NoData(-9999.0)(torch.full((3, 4, 5), -9999.0)).sum() == 0  # of a float file
+
+
 def test_segments_and_pixels_without_data_together():
     image = torch.ones(3, 10, 12)
     image[:, :, :5] = 0.25

@@ -531,6 +531,8 @@ def test_a_tiff_names_the_extra_that_reads_it(tmp_path, monkeypatch):
         ("convnext_tiny", "features", 64, (768, 2, 2)),
         ("vit_tiny_patch16_224", "norm", 64, (192, 4, 4)),
         ("vit_small_patch14_reg4_dinov2.lvd142m", "norm", 70, (384, 5, 5)),
+        ("pvt_v2_b0", "stages.1", 64, (64, 8, 8)),  # patches of 7 px overlap
+        ("xcit_nano_12_p16_224", "norm", 64, (128, 4, 4)),  # says the patch's side as one number
     ],
 )
 def test_backbones_by_name(name, layer, size, shape):

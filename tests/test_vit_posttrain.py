@@ -199,7 +199,7 @@ def test_what_is_left_behind_loads_into_timm_and_goes_on(folder, tmp_path):
         ({"size": 50}, "data.size: expected a multiple of test_vit's patch of 16 px, got 50"),
         ({"trained_blocks": 7}, "model.trained_blocks: expected 1 to 6, the backbone's blocks, got 7"),
         ({"trained_blocks": 0}, "model.trained_blocks: expected 1 to 6, .* got 0"),
-        ({"trained_blocks": 1, "backbone": "resnet18", "layer": "layer2"}, "model.trained_blocks: expected 1 to 0, "),
+        ({"trained_blocks": 1, "backbone": "resnet18", "layer": "layer2"}, "model.trained_blocks: .* without blocks"),
         ({"lr_backbone": 0.0}, "model.lr_backbone: expected a positive learning rate, got 0.0"),
         ({"lr_head": math.nan}, "model.lr_head: expected a positive learning rate, got nan"),
         ({"backbone": "vit_small_patch41_dinov2"}, "model.backbone: .*vit_small_patch14_dinov2.* got"),

@@ -105,7 +105,7 @@ class ChannelJitter(v2.Transform):
         for channel, (brightness, contrast) in zip(_channels(inpt), params["factors"], strict=True):
             brighter = self._call_kernel(F.adjust_brightness, channel, brightness)
             changed.append(self._call_kernel(F.adjust_contrast, brighter, contrast))
-        return tv_tensors.wrap(torch.cat(changed), like=inpt)
+        return tv_tensors.wrap(torch.cat(changed, -3), like=inpt)
 
 
 class ChannelDropout(v2.Transform):
@@ -123,12 +123,12 @@ class ChannelDropout(v2.Transform):
         height, width = inpt.shape[-2:]
         at = int(params["share"] * len(channels))
         channels[at] = self._call_kernel(F.erase, channels[at], 0, 0, height, width, torch.zeros(1, 1, 1))
-        return tv_tensors.wrap(torch.cat(channels), like=inpt)
+        return tv_tensors.wrap(torch.cat(channels, -3), like=inpt)
 
 
 def _channels(image: tv_tensors.Image) -> list[Any]:
     """One image per channel, of the same type: torchvision's functionals are looked up by it."""
-    return [tv_tensors.wrap(channel, like=image) for channel in image.as_subclass(Tensor).split(1)]
+    return [tv_tensors.wrap(channel, like=image) for channel in image.as_subclass(Tensor).split(1, -3)]
 
 
 def multichannel_photometric(mean: Sequence[float], std: Sequence[float]) -> tuple[BatchAugment, BatchAugment]:

@@ -100,6 +100,8 @@ def warp(
         raise ValueError(f"coords: expected as many images as x, B = {x.shape[0]}, got {coords.shape[0]}")
     if x.device != coords.device:
         raise ValueError(f"coords: expected a tensor on {x.device} as x, got {coords.device}")
+    if outside not in ("zeros", "border"):
+        raise ValueError(f"outside: expected 'zeros' or 'border', got {outside!r}")
     h, w = checked_size(size, "size")
     grid = 2 * cell_centers(coords, (h, w)) - 1
     grid = torch.where(grid.isfinite(), grid, 4.0).clamp(-4, 4)  # -1 and 1 are the edges, 4 is outside

@@ -75,9 +75,9 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
     if timm.is_model(name):  # with or without the tag that names its weights
         sized = {"img_size": size} if "vit" in name else {}
         model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
-        patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-        if any(size % side for side in patch):  # cells would lie elsewhere than their coords say
-            raise ValueError(f"data.size: expected a multiple of {name}'s patch of {patch[0]} px, got {size}")
+        stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", (1, 1))
+        if any(size % side for side in stride):  # cells would lie elsewhere than their coords say
+            raise ValueError(f"data.size: expected a multiple of {name}'s patch of {stride[0]} px, got {size}")
         return model
     known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
     close = ", ".join(difflib.get_close_matches(name, known)) or "none close"

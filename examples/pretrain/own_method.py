@@ -30,9 +30,9 @@ def sure_pairs(mask: Tensor, key1: Tensor, key2: Tensor) -> Tensor:
 def contrast(query: Tensor, key: Tensor, positive: Tensor, silent: Tensor, temperature: float = 0.3) -> Tensor:
     """InfoNCE, the mean over an image's cells that have a positive, then over images; silent pairs do not take part."""
     q, k = (F.normalize(map_to_tokens(x).float(), dim=-1) for x in (query, key))
-    logits = (q @ k.mT / temperature).masked_fill(silent, -torch.inf)
     has = positive.any(2)
-    # Rows without a positive take all their cells, which makes them 0: log(0) would leave NaN in the gradient.
+    # Rows without a positive keep all their cells in both sums, which makes them 0: log(0) would leave NaN behind.
+    logits = (q @ k.mT / temperature).masked_fill(silent & has[..., None], -torch.inf)
     near = logits.masked_fill(~positive & has[..., None], -torch.inf)
     per_cell = logits.logsumexp(2) - near.logsumexp(2)
     return (per_cell.sum(1) / has.sum(1).clamp(min=1)).mean()

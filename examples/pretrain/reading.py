@@ -65,6 +65,10 @@ class NoData:
 
     def __call__(self, image: Tensor) -> Tensor:
         """``(H, W)``."""
+        most, whole = (255, True) if image.dtype == torch.uint8 else (1, False)
+        if self.value > most or (whole and (self.value < 0 or self.value % 1)):
+            kind = "a whole number in 0..255, as these pixels" if whole else "at most 1: 16 bits are divided by 65,535"
+            raise ValueError(f"data.nodata: expected {kind}, got {self.value}")
         has_data = (image != self.value).any(0)
         return has_data.byte() if self.segments is None else self.segments(image) * has_data
 

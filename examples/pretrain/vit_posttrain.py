@@ -128,6 +128,8 @@ class ViTPostTraining(pl.LightningModule):
 def freeze_all_but_last(features: nn.Module, blocks: int) -> None:
     """Leaves the last blocks of a timm ViT, and its final norm, to be trained."""
     every = list(features.blocks.children()) if hasattr(features, "blocks") else []
+    if not every:
+        raise ValueError("model.trained_blocks: expected a timm ViT in model.backbone, got one without blocks")
     if not 1 <= blocks <= len(every):
         raise ValueError(f"model.trained_blocks: expected 1 to {len(every)}, the backbone's blocks, got {blocks}")
     features.requires_grad_(False).eval()
