@@ -59,6 +59,16 @@ def test_value_and_gradients_equal_the_loop(no_match, empty):
             torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("no_match", ["zero", "skip"])
+@pytest.mark.parametrize(("queries", "keys"), [(0, M), (N, 0), (0, 0)])
+def test_no_query_or_no_key_is_a_zero_with_gradients(queries, keys, no_match):
+    inputs, none = [x[:n] for x, n in zip(vectors(), (queries, keys), strict=True)], torch.zeros(queries, keys).bool()
+    value = masked_info_nce_loss(*inputs, none, none, no_match=no_match)
+    assert value == 0
+    assert not any(grad.any() for grad in torch.autograd.grad(value, inputs))
+    assert masked_info_nce_loss(*inputs, none, none, reduction="none").shape == (queries,)
+
+
 def test_one_positive_and_negatives_that_all_share_are_info_nce():
     query, key = vectors()
     positive, negative = torch.zeros(N, N + M, dtype=torch.bool), torch.zeros(N, N + M, dtype=torch.bool)

@@ -67,6 +67,6 @@ def reduce_images(per_image: Tensor, matched: Tensor, reduction: Reduction, no_m
     """Mean over images; per_image (B,) is 0 where matched (B,) bool is False."""
     if reduction == "none":
         return per_image
-    if no_match == "zero":
+    if no_match == "zero" and len(per_image):  # the mean of none is NaN
         return per_image.mean()
     return per_image.sum() / matched.sum().clamp(min=1)

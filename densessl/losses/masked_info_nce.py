@@ -23,13 +23,13 @@ def masked_info_nce_loss(
 
     The mean over a query's positives of ``-log(exp(q.k / t) / sum over positives and negatives of exp(q.n / t))``,
     averaged over queries: SupCon's ``L_out`` (Khosla et al. 2020, Eq. 2) where all that is not positive is negative;
-    DetCon (Henaff et al. 2021, Eq. 3 and published code) where a region's own region in its own view is neither.
+    DetCon (Henaff et al. 2021, as their code has it) where a region's own region in its own view is neither.
     PixContrast has the mean inside the logarithm: ``densessl.pixcontrast_loss``.
 
     Query and key are L2-normalised here. Gradients flow to whatever asks for them. Takes a few times ``N * M`` floats.
 
     Args:
-        query: ``(N, C)``, vectors of all images together.
+        query: ``(N, C)``, vectors of all images together; N may be 0.
         key: ``(M, C)``.
         positive: bool ``(N, M)``.
         negative: bool ``(N, M)``. A pair that is in neither mask counts for nothing, one in both is a positive.
@@ -38,7 +38,8 @@ def masked_info_nce_loss(
         no_match: queries without a positive count as 0 in the mean (``"zero"``) or are left out of it (``"skip"``).
 
     Returns:
-        float32 scalar, or ``(N,)`` with 0 for queries without a positive.
+        float32 scalar, or ``(N,)`` with 0 for queries without a positive. Without queries the scalar is a 0 that has
+        gradients, 0 as well.
 
     Raises:
         ValueError: on shapes, dtypes, devices or options other than these.
