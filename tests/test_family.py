@@ -1,5 +1,9 @@
-"""The losses of whole recipes against loops written from their papers' equations, on rectangular maps of two sizes."""
+"""The losses of whole recipes against loops, on rectangular maps of two sizes.
 
+DenseCL's and VICRegL's loops are written from the papers' equations, DetCon's and SlotCon's follow the authors' code.
+"""
+
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
 
+from data import PhotoViews
 from densecl import DenseCL, Outputs
 from detcon import DetCon, Regions
 from reading import Batch
@@ -92,7 +97,7 @@ class Trainer:
 
     world_size, global_rank, global_step, log_every_n_steps = 1, 0, 0, 50
     fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=4))
-    datamodule = SimpleNamespace(seed=3, mask_of=None)
+    datamodule = SimpleNamespace(seed=3, segments="grid")
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
@@ -215,7 +220,7 @@ def drawn_regions(ids: Tensor) -> Regions:
 
 
 def detcon_loop(query: Regions, own: Regions, other: Regions, temperature: float) -> Tensor:
-    """The paper's Eq. 3 for each region of a view, a segment that was drawn several times counted once, and their mean.
+    """As the authors' code has it: for each region of a view, a segment drawn several times counted once; their mean.
 
     Against it stand all regions of the other view, and those of its own view but for itself.
     """
@@ -271,7 +276,7 @@ def test_detcon_equals_lightlys_loss_where_every_region_is_there():
 
 
 def test_detcon_steps_pool_each_views_own_segments(monkeypatch):
-    """The loop on what encoder, predictor and target give; a third image that shows nothing in view 2."""
+    """The loop on what encoder, predictor and target give; a second and a third image with nothing in a view each."""
     recipe = DetCon(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, regions=7, size=32)
     logged = {}
     monkeypatch.setattr(recipe, "log", lambda name, value, **options: logged.update({name: value}))
@@ -279,7 +284,7 @@ def test_detcon_steps_pool_each_views_own_segments(monkeypatch):
     recipe.trainer = Trainer()
     recipe.trainer.log_every_n_steps, recipe.target.momentum = 1, lambda step: 0.99
     masks = [torch.zeros(3, 32, 48, dtype=torch.uint8), torch.zeros(3, 32, 48, dtype=torch.uint8)]
-    masks[0][:, :16], masks[0][:, 16:, 24:] = 1, 2
+    masks[0][::2, :16], masks[0][::2, 16:, 24:] = 1, 2
     masks[1][:2, :, :24], masks[1][:2, 8:] = 2, 3
     coords, size = torch.eye(3).expand(3, 3, 3), torch.tensor([[32, 48]] * 3)
     views = [MaskedView(torch.randn(3, 3, 32, 48), coords, size, mask) for mask in masks]
@@ -287,17 +292,51 @@ def test_detcon_steps_pool_each_views_own_segments(monkeypatch):
     # In train mode batch norm sees the same batch again.
     inputs = [(view.image, view.mask, recipe.draws(i, 3)) for i, view in enumerate(views)]
     z1, z2, t1, t2 = (module(*x) for module in (recipe.encoder, recipe.target) for x in inputs)
-    assert [set(row.tolist()) for row in z1.ids] == [{1, 2}] * 3
+    assert [set(row.tolist()) for row in z1.ids] == [{1, 2}, {0}, {1, 2}]
     assert [set(row.tolist()) for row in z2.ids] == [{2, 3}, {2, 3}, {0}]
     assert torch.equal(z1.ids, t1.ids)
     q1, q2 = (Regions(recipe.predictor(z.vectors.flatten(0, 1)).view_as(z.vectors), z.ids) for z in (z1, z2))
     expected = detcon_loop(q1, t1, t2, 0.1) + detcon_loop(q2, t2, t1, 0.1)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    assert logged["health/images_without_match"] == pytest.approx(1 / 3)
+    assert logged["health/images_without_match"] == pytest.approx(2 / 3)
+    there = torch.nn.functional.normalize(torch.cat([z1.vectors[0], z1.vectors[2]]).detach(), dim=1)
+    std = sum(column.std(correction=0) for column in there.T) / C * C**0.5
+    torch.testing.assert_close(logged["health/std_times_sqrt_c"], std, rtol=1e-4, atol=1e-6)
+    pairs = [(i, j) for i in range(7) for j in range(7) if z1.ids[0, i] != t2.ids[0, j]]  # of the first image alone
+    negative = sum(cosine(z1.vectors[0, i].detach(), t2.vectors[0, j]) for i, j in pairs) / len(pairs)
+    torch.testing.assert_close(logged["health/similarity_negative"], negative, rtol=1e-4, atol=1e-5)
     loss.backward()
     for part in (recipe.encoder, recipe.predictor):
         assert all(p.grad is not None for p in part.parameters())
     assert all(p.grad is None for p in recipe.target.parameters())
+
+
+def test_detcon_processes_are_one_process(monkeypatch):
+    """Batch norm apart: each draws the regions of its images, and takes them against those of all."""
+    recipe = DetCon(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, regions=5, size=32).double().eval()
+    monkeypatch.setattr(recipe, "log", lambda *args, **options: None)
+    recipe.trainer = Trainer()
+    coords, size = torch.eye(3).expand(4, 3, 3), torch.tensor([[32, 48]] * 4)
+    masks = [torch.randint(4, (4, 4, 6)).repeat_interleave(8, 1).repeat_interleave(8, 2) for _ in range(2)]
+    views = [MaskedView(torch.randn(4, 3, 32, 48, dtype=torch.float64), coords, size, mask) for mask in masks]
+    whole = [recipe.target(view.image, view.mask, recipe.draws(i, 4)) for i, view in enumerate(views)]
+
+    def loss(views: list[MaskedView]) -> Tensor:
+        return recipe.training_step(Batch(*views, torch.zeros(1), torch.zeros(1)), 0)
+
+    def gather(x: Tensor) -> list[Tensor]:
+        """As a process finds it whose own part is this one."""
+        found = [list(part.chunk(2)) for regions in whole for part in regions if part.dtype == x.dtype]
+        return next(parts for parts in found if torch.allclose(parts[recipe.trainer.global_rank], x))
+
+    expected = loss(views)
+    assert expected > 0
+    monkeypatch.setattr("detcon.gather", gather)
+    recipe.trainer.world_size, got = 2, []
+    for rank in range(2):
+        recipe.trainer.global_rank = rank
+        got.append(loss([MaskedView(*(part.chunk(2)[rank] for part in view)) for view in views]))
+    torch.testing.assert_close(sum(got) / 2, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_detcons_draws_are_functions_of_seed_batch_image_and_view():
@@ -315,8 +354,22 @@ def test_detcons_draws_are_functions_of_seed_batch_image_and_view():
 def test_detcon_asks_for_segments():
     recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, size=32)
     recipe.trainer = Trainer()
+    recipe.trainer.datamodule = PhotoViews("unread", nodata=0)  # a mask, but one segment an image
+    assert recipe.trainer.datamodule.mask_of is not None
     with pytest.raises(ValueError, match=r"data.segments: expected 'felzenszwalb' or 'grid', got 'none'"):
         recipe.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"regions": 0}, "model.regions: expected at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+    ],
+)
+def test_detcon_names_a_bad_number(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DetCon(**{"backbone": "resnet18", "hidden_dim": 8, "dim": C, **change})
 
 
 # --- SlotCon ----------------------------------------------------------------------------------------------------------

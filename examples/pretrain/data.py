@@ -209,7 +209,7 @@ class PhotoViews(pl.LightningDataModule):
         published = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std)
         self.views = _with_turns(published, vertical_flip, quarter_turns)
         self.mask_of = _mask_of(segments, grid, segment_scale)
-        self.nodata = nodata
+        self.segments, self.nodata = segments, nodata
         if nodata is not None:
             self.mask_of = NoData(nodata, self.mask_of)
         self.on_device = on_device(mean, std) if photometric == "device" else None

@@ -81,6 +81,8 @@ class DetCon(pl.LightningModule):
         channels: int = 3,
     ) -> None:
         super().__init__()
+        if regions < 1:
+            raise ValueError(f"model.regions: expected at least 1, got {regions}")
         self.save_hyperparameters()
         features, width = make_backbone(backbone, layer, init, size, channels)
         self.encoder = Encoder(features, width, hidden_dim, dim)
@@ -103,7 +105,7 @@ class DetCon(pl.LightningModule):
         self.log("loss", loss, prog_bar=True)
         if is_logged(self.trainer):
             same = (z1.ids[:, :, None] == t2.ids[:, None]) & (z1.ids > 0)[:, :, None]
-            self.log_dict(health(z1.vectors.detach(), t2.vectors, same))
+            self.log_dict(health(z1.vectors.detach(), t2.vectors, same, z1.ids > 0, t2.ids > 0))
             self.log("momentum", self.target.momentum(self.target.step))
         return loss
 
@@ -140,7 +142,7 @@ class DetCon(pl.LightningModule):
         self.target.update(self.encoder)
 
     def on_fit_start(self) -> None:
-        if self.trainer.datamodule.mask_of is None:
+        if self.trainer.datamodule.segments == "none":  # there may be a mask all the same, of data.nodata
             raise ValueError("data.segments: expected 'felzenszwalb' or 'grid', got 'none'")
         start_target(self.target, self.encoder, self.trainer, self.hparams.momentum)
 

@@ -29,7 +29,7 @@ def sgd_with_cosine(trained: nn.Module, trainer: pl.Trainer, lr_at_256: float, w
 
 
 def lars_by_linear_rule(trained: nn.Module, trainer: pl.Trainer, lr_at_256: float, weight_decay: float, warmup: float):
-    """LARS as in VICReg and VICRegL; arguments as in ``sgd_with_cosine``, ``warmup`` a share of the steps."""
+    """LARS of VICRegL, DetCon and SlotCon; arguments as in ``sgd_with_cosine``, ``warmup`` a share of the steps."""
     return lars(trained, trainer, lr_by_linear_rule(trainer, lr_at_256), weight_decay, warmup)
 
 
