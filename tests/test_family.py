@@ -19,7 +19,8 @@ from data import PhotoViews
 from densecl import DenseCL, Outputs
 from detcon import DetCon, Regions
 from reading import Batch
-from slotcon import Grouped, SlotCon
+from slotcon import SlotCon
+from slots import Grouped, used
 from vicregl import VICRegL
 
 from densessl import MaskedView, View, coords_from_boxes
@@ -437,26 +438,107 @@ def test_slotcon_grouping_equals_the_loop():
     torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
 
 
+def used_loop(scores: Tensor) -> list[tuple[int, int]]:
+    """Image and prototype of each slot that an image uses."""
+    _, _, h, w = scores.shape
+    found = [{int(image[:, i, j].argmax()) for i in range(h) for j in range(w)} for image in scores]
+    return [(b, s) for b in range(len(scores)) for s in range(K) if s in found[b]]
+
+
+def slots_loop(query: Grouped, key: Grouped, predicted: dict[tuple[int, int], Tensor]) -> Tensor:
+    keys = used_loop(key.scores)
+    terms = [
+        info_nce(x, key.slots[at], [key.slots[other] for other in keys if other != at], 0.2)
+        for at, x in predicted.items()
+    ]
+    return 0.4 * sum(terms) / len(terms)
+
+
+def assert_same_with_gradients(got: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    for mine, wanted in zip(*(torch.autograd.grad(loss, inputs) for loss in (got, expected)), strict=True):
+        assert mine.any()
+        torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
+
+
 def test_slotcon_slots_equal_the_loop():
     recipe = tiny_slotcon()
     q, k = grouped(SIZE_1), grouped(SIZE_2)
-    got = recipe.slot_loss(q, k)
-    in_q, in_k = (
-        [{int(x.scores[b, :, i, j].argmax()) for i in range(x.scores.shape[2]) for j in range(x.scores.shape[3])}
-         for b in range(B)] for x in (q, k)
-    )  # fmt: skip
-    both = [(b, s) for b in range(B) for s in range(K) if s in in_q[b] and s in in_k[b]]
-    keys = [(b, s) for b in range(B) for s in range(K) if s in in_k[b]]
+    keys = used_loop(k.scores)
+    both = [at for at in used_loop(q.scores) if at in keys]
     assert 1 < len(both) < len(keys) < B * K
+    assert [tuple(at) for at in used(q.scores).nonzero().tolist()] == used_loop(q.scores)
     predicted = recipe.predictor(torch.stack([q.slots[at] for at in both])[:, :, None, None])[:, :, 0, 0]
-    terms = [
-        info_nce(x, k.slots[at], [k.slots[other] for other in keys if other != at], 0.2)
-        for x, at in zip(predicted, both, strict=True)
-    ]
-    expected = 0.4 * sum(terms) / len(terms)
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
-    for mine, wanted in zip(*(torch.autograd.grad(loss, (q.slots, k.slots)) for loss in (got, expected)), strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
+    expected = slots_loop(q, k, dict(zip(both, predicted, strict=True)))
+    assert_same_with_gradients(recipe.slot_loss(q, k), expected, q.slots, k.slots)
+
+
+def favouring(x: Grouped, prototypes: list[list[int]]) -> Grouped:
+    """Each image of it using some of these prototypes alone, the first among them."""
+    scores = x.scores.detach() - 9
+    for b, wanted in enumerate(prototypes):
+        scores[b, wanted] += 9
+        scores[b, wanted[0], 0, 0] += 9
+    return x._replace(scores=scores.requires_grad_())
+
+
+def test_slotcon_takes_a_single_slot_with_the_others_of_its_view():
+    """Alone it would have no batch statistics."""
+    recipe = tiny_slotcon()
+    q, k = favouring(grouped(SIZE_1), [[0, 1], [2, 3], [5, 4]]), favouring(grouped(SIZE_2), [[2], [5, 4], [5, 6]])
+    slots = used_loop(q.scores)
+    assert [at for at in slots if at in used_loop(k.scores)] == [(2, 5)]
+    predicted = recipe.predictor(torch.stack([q.slots[at] for at in slots])[:, :, None, None])[:, :, 0, 0]
+    expected = slots_loop(q, k, {(2, 5): predicted[slots.index((2, 5))]})
+    assert_same_with_gradients(recipe.slot_loss(q, k), expected, q.slots, k.slots)
+
+
+def test_slotcon_views_without_a_common_slot_lose_nothing():
+    recipe = tiny_slotcon()
+    loss = recipe.slot_loss(favouring(grouped(SIZE_1), [[0], [1], [2]]), favouring(grouped(SIZE_2), [[3], [4, 5], [6]]))
+    assert loss == 0
+    loss.backward()
+    # Of all parameters: processes wait for each other's gradients.
+    assert not any(p.grad.any() for p in recipe.predictor.parameters())
+    assert all(x.isfinite().all() for x in recipe.predictor.state_dict().values())
+
+
+def test_slotcon_processes_weighted_by_their_slots_are_one_process(monkeypatch):
+    """Batch norm apart, each process takes its images' slots against those of all."""
+    recipe = tiny_slotcon().eval()
+    q, k = (Grouped(*map(torch.cat, zip(*(grouped(size) for _ in range(2)), strict=True))) for size in (SIZE_1, SIZE_2))
+    expected = recipe.slot_loss(q, k)
+    every = {torch.float64: k.slots, torch.uint8: used(k.scores).byte()}
+
+    def gather(x: Tensor) -> list[Tensor]:
+        parts = list(every[x.dtype].chunk(2))
+        assert torch.equal(parts[recipe.trainer.global_rank], x)
+        return parts
+
+    monkeypatch.setattr("slotcon.gather", gather)
+    recipe.trainer.world_size = 2
+    got, slots = 0, 0
+    for rank in range(2):
+        recipe.trainer.global_rank = rank
+        mine, yours = (Grouped(*(part.chunk(2)[rank] for part in x)) for x in (q, k))
+        number = int((used(mine.scores) & used(yours.scores)).sum())
+        got, slots = got + number * recipe.slot_loss(mine, yours), slots + number
+    assert_same_with_gradients(got / slots, expected, q.slots, k.slots)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prototypes": 0}, "model.prototypes: expected at least 1, got 0"),
+        ({"group_weight": 2.0}, r"model.group_weight: expected a number in 0..1, got 2.0"),
+        ({"student_temperature": -0.1}, "model.student_temperature: expected a positive number, got -0.1"),
+        ({"teacher_temperature": 0.0}, "model.teacher_temperature: expected a positive number, got 0.0"),
+        ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+    ],
+)
+def test_slotcon_names_a_bad_number(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SlotCon(**{"backbone": "resnet18", "hidden_dim": 8, "dim": C, "prototypes": K, **change})
 
 
 def test_slotcon_pools_cells_by_their_likeness_to_prototypes():

@@ -7,7 +7,7 @@ Cells are grouped by learned prototypes; the groups are the same where the views
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,43 +16,10 @@ from lightly.models.modules.center import Center
 from lightly.utils.dist import gather
 from linear_rule import lars_by_linear_rule
 from reading import Batch
+from slots import Encoder, Grouped, head, used
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from densessl import EMA, DistanceMatcher, MaskedInfoNCELoss, overlap_coords, relative_coords, warp
-
-
-def head(width: int, hidden_dim: int, dim: int) -> nn.Sequential:
-    """Three layers; as 1x1 convolutions it serves maps and, as maps of one cell, slots."""
-    sides = ((width, hidden_dim), (hidden_dim, hidden_dim))
-    layers = [x for a, b in sides for x in (nn.Conv2d(a, b, 1), nn.BatchNorm2d(b), nn.GELU())]
-    return nn.Sequential(*layers, nn.Conv2d(hidden_dim, dim, 1))
-
-
-class Grouped(NamedTuple):
-    """Cells ``(B, D, h, w)``, their likeness to each prototype ``(B, K, h, w)``, and the slots ``(B, K, D)``."""
-
-    cells: Tensor
-    scores: Tensor
-    slots: Tensor
-
-
-class Encoder(nn.Module):
-    """A backbone, a projection head, and prototypes that pool its cells into slots by attention over them."""
-
-    def __init__(self, backbone: nn.Module, width: int, hidden_dim: int, dim: int, prototypes: int, t: float) -> None:
-        super().__init__()
-        self.backbone, self.projector = backbone, head(width, hidden_dim, dim)
-        self.prototypes, self.t = nn.Parameter(torch.randn(prototypes, dim)), t
-
-    def forward(self, image: Tensor) -> Grouped:
-        cells = self.projector(self.backbone(image))
-        with torch.autocast(image.device.type, enabled=False):
-            cells = cells if cells.dtype == torch.float64 else cells.float()
-            scores = torch.einsum("kd,bdhw->bkhw", F.normalize(self.prototypes, dim=1), F.normalize(cells, dim=1))
-            share = (scores / self.t).softmax(1) + 1e-6
-            slots = torch.einsum("bkhw,bdhw->bkd", share / share.sum((2, 3), keepdim=True), cells)
-        return Grouped(cells, scores, slots)
 
 
 class SlotCon(pl.LightningModule):
@@ -99,6 +66,13 @@ class SlotCon(pl.LightningModule):
         channels: int = 3,
     ) -> None:
         super().__init__()
+        if prototypes < 1:
+            raise ValueError(f"model.prototypes: expected at least 1, got {prototypes}")
+        if not 0 <= group_weight <= 1:
+            raise ValueError(f"model.group_weight: expected a number in 0..1, got {group_weight}")
+        for name, t in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
+            if not t > 0:
+                raise ValueError(f"model.{name}: expected a positive number, got {t}")
         self.save_hyperparameters()
         features, width = make_backbone(backbone, layer, init, size, channels)
         self.encoder = Encoder(features, width, hidden_dim, dim, prototypes, teacher_temperature)
@@ -139,11 +113,14 @@ class SlotCon(pl.LightningModule):
         return torch.where(shared, per_image, 0.0).mean()
 
     def slot_loss(self, query: Grouped, key: Grouped) -> Tensor:
-        """Each slot that both views use against the slots that any image uses in the other view, times 2 t."""
-        used_k = used(key.scores)
-        here = used(query.scores) & used_k
-        # Chosen before the prediction head, whose batch norm shall see no others; that reads their number back.
-        q = self.predictor(query.slots[here][:, :, None, None])[:, :, 0, 0]
+        """Each slot that both views use against those that any image uses in the other view, times 2 t; 0 without."""
+        used_q, used_k = used(query.scores), used(key.scores)
+        here = used_q & used_k
+        # Chosen before the prediction head, whose batch norm shall see no others; that reads their number back. One
+        # alone has no batch statistics: it goes with all that its view uses. None is no reason to skip the head:
+        # synchronised batch norm waits for all processes.
+        chosen = used_q if here.sum() == 1 else here
+        q = self.predictor(query.slots[chosen][:, :, None, None])[:, :, 0, 0][here[chosen]]
         number = torch.arange(used_k.numel(), device=used_k.device).view_as(used_k)
         slots, there = key.slots, used_k
         if self.trainer.world_size > 1:
@@ -164,11 +141,6 @@ class SlotCon(pl.LightningModule):
         h = self.hparams
         trained = nn.ModuleList([self.encoder, self.predictor])
         return lars_by_linear_rule(trained, self.trainer, h.lr_at_256, h.weight_decay, h.warmup)
-
-
-def used(scores: Tensor) -> Tensor:
-    """bool ``(B, K)``: the prototypes that are the most like any cell of the image."""
-    return F.one_hot(scores.flatten(2).argmax(1), scores.shape[1]).any(1)
 
 
 if __name__ == "__main__":
