@@ -24,6 +24,16 @@ def test_the_published_methods_have_rows():
     assert {"pixpro", "pixcontrast", "pixpro_instance", "densecl", "vicregl", "detcon", "slotcon"} <= set(ROWS)
 
 
+def owner(configuration: Path) -> str | None:
+    """The recipe of it, ``pixpro_fpn`` and not ``pixpro`` of ``pixpro_fpn_r50.yaml``."""
+    return max((recipe for recipe in ROWS if configuration.name.startswith(f"{recipe}_")), key=len, default=None)
+
+
+def test_a_configuration_belongs_to_the_longest_name():
+    names = {"pixpro_r50_100ep.yaml": "pixpro", "pixpro_fpn_r50.yaml": "pixpro_fpn", "own_images.yaml": None}
+    assert {name: owner(Path(name)) for name in names} == names
+
+
 @pytest.mark.parametrize("recipe", sorted(ROWS))
 def test_a_recipe_uses_the_parts_of_its_row(recipe):
     folder = ROOT / "examples" / "pretrain"
@@ -32,7 +42,7 @@ def test_a_recipe_uses_the_parts_of_its_row(recipe):
     for name in {name for _, _, name in LINK.findall(ROWS[recipe])} - views:
         assert re.search(rf"\b{name}\(", code), name
     (preset,) = views & {name for _, _, name in LINK.findall(ROWS[recipe])}
-    configurations = [path.read_text(encoding="utf-8") for path in folder.glob(f"{recipe}_*.yaml")]
+    configurations = [path.read_text(encoding="utf-8") for path in folder.glob("*.yaml") if owner(path) == recipe]
     assert configurations
     # The default of the data module is BYOL's.
     assert any(re.search(rf"preset: {preset.removesuffix('_views')}\b", text) for text in configurations) or (
