@@ -22,7 +22,6 @@ warnings.simplefilter("ignore")
 
 from data import PhotoViews  # noqa: E402
 from densecl import DenseCL  # noqa: E402
-from detcon import DetCon  # noqa: E402
 from engine import SaveOnSigterm  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
@@ -35,10 +34,8 @@ METHODS = {
     "pixpro_instance": PixProInstance,
     "densecl": DenseCL,
     "vicregl": VICRegL,
-    "detcon": DetCon,
 }
 OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
-DATA = {"detcon": {"segments": "grid"}}
 TINY = {"backbone": "resnet18", "layer": "layer2", "hidden_dim": 32, "dim": 16, "size": 32}
 
 
@@ -78,8 +75,7 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
         without_batch_statistics(module)
         if hasattr(module, "target"):
             module.target.requires_grad_(False)  # the new norms of the target too
-    options = {"size": 32, "batch_size": 8, "photometric": "cpu", "seed": 3, **DATA.get(method, {})}
-    data = PhotoViews(folder, workers=int(workers), **options)
+    data = PhotoViews(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3)
     losses = Losses()
     trainer = pl.Trainer(
         max_epochs=int(epochs),
