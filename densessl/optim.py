@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -73,7 +73,8 @@ class LARS(Optimizer):
                 if p.grad is not None:
                     kinds.setdefault((p.ndim > 1, p.dtype), []).append(p)
             for (adapt, _), params in kinds.items():
-                self._update(params, group, adapt=adapt)
+                for part in _portions(params):
+                    self._update(part, group, adapt=adapt)
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any], *, adapt: bool) -> None:
@@ -101,6 +102,29 @@ class LARS(Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(param)
         return state["momentum_buffer"]
+
+
+def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """All at once; on a CPU some at a time.
+
+    There are no launches to save there, and temporaries as large as the network cost more than what is computed with
+    them: the system takes their pages back after each step.
+    """
+    if params[0].device.type != "cpu":
+        yield params
+        return
+    part: list[Tensor] = []
+    held = 0
+    for p in params:
+        if part and held + p.numel() > _HELD_ON_CPU:
+            yield part
+            part, held = [], 0
+        part.append(p)
+        held += p.numel()
+    yield part
+
+
+_HELD_ON_CPU = 1 << 19  # elements
 
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

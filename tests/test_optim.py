@@ -9,7 +9,7 @@ from reference import LoopLARS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl import LARS, param_groups
+from densessl import LARS, optim, param_groups
 
 
 def network() -> nn.Sequential:
@@ -31,7 +31,9 @@ def backward(net: nn.Sequential, seed: int) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_the_loop(momentum, weight_decay, dtype):
+@pytest.mark.parametrize("held", [1, 100, 1 << 19])  # of a portion on the CPU; one tensor may be more
+def test_equals_the_loop(momentum, weight_decay, dtype, held, monkeypatch):
+    monkeypatch.setattr(optim, "_HELD_ON_CPU", held)
     ours = network().to(dtype)
     theirs = copy.deepcopy(ours).double()
     optimizer = LARS(param_groups(ours, weight_decay), lr=2.0, momentum=momentum, trust_coefficient=0.02)

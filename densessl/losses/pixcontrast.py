@@ -73,13 +73,11 @@ def _loss(
             dense = mask.to_dense() if mask.is_sparse else mask
             if valid is not None:
                 dense = dense & valid[:, None]
-            few = mask.numel() <= _FEW_PAIRS[mask.layout]
-            per_cell = (
-                _of_all_logits(q, k, dense, valid, temperature)
-                if few
-                else cell_losses(q, k, dense, None, valid, temperature)
-            )
             has_positive = dense.any(2)
+            if mask.numel() <= _FEW_PAIRS[mask.layout]:
+                per_cell = _of_all_logits(q, k, dense, has_positive, valid, temperature)
+            else:
+                per_cell = cell_losses(q, k, dense, None, valid, temperature)
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
@@ -93,10 +91,11 @@ _uncompiled = torch.compiler.disable(_loss)
 _FEW_PAIRS = {torch.strided: 1 << 22, torch.sparse_coo: 1 << 17}
 
 
-def _of_all_logits(q: Tensor, k: Tensor, mask: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+def _of_all_logits(
+    q: Tensor, k: Tensor, mask: Tensor, has_positive: Tensor, valid: Tensor | None, temperature: float
+) -> Tensor:
     """Loss of each query cell, (B, Nq); 0 where it has no positive."""
     logits = q @ k.mT / temperature
-    has_positive = mask.any(2)
     # Rows without positives take part with all their cells and are dropped afterwards: log(0) would leave NaN in the
     # gradient even where its value is masked out.
     positive = logits.masked_fill(~(mask | ~has_positive[..., None]), -torch.inf)
