@@ -36,8 +36,10 @@ from data import PhotoViews  # noqa: E402
 from densecl import DenseCL  # noqa: E402
 from detcon import DetCon  # noqa: E402
 from engine import RecipeCLI, backbone_of  # noqa: E402
+from fcos_trunk import FCOSTrunk  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402
+from pixpro_fpn import PixProFPN  # noqa: E402
 from pixpro_instance import PixProInstance  # noqa: E402
 from quickstart import frozen_features, strong_colours  # noqa: E402
 from report import health  # noqa: E402
@@ -55,13 +57,14 @@ VIT = [
     *("--model.backbone=test_vit", "--model.layer=norm", "--model.init=random", "--data.size=96"),
     *("--model.lr_backbone=1e-3", "--model.lr_head=1e-3", "--model.momentum=0.99", "--model.warmup=0.05"),
 ]
-# Rates: the better of two by a probe on scenes other than the table's, seed 0; PixContrast and PixPro + instance take
-# PixPro's. A target that follows slower than the run is long stays at its start, and keys from it fill no queue of
-# 65,536.
+# Rates: the better of two by a probe on scenes other than the table's, seed 0; PixContrast, PixPro + instance and the
+# pyramid take PixPro's. A target that follows slower than the run is long stays at its start, and keys from it fill no
+# queue of 65,536.
 METHODS: dict[str, tuple[type[pl.LightningModule], list[str]]] = {
     "pixpro": (PixPro, HEADS),
     "pixcontrast": (PixContrast, HEADS),
     "pixpro+instance": (PixProInstance, HEADS),
+    "pixpro_fpn": (PixProFPN, [*HEADS, "--model.top=p5"]),  # P6 of 64 px views is one cell
     "densecl": (DenseCL, [*HEADS, "--model.lr_at_256=0.15", "--model.queue=2048", "--model.momentum=0.99"]),
     "vicregl": (VICRegL, [*HEADS, "--model.lr_at_256=1.7", "--model.warmup=0.05"]),
     "detcon": (DetCon, [*HEADS, "--model.lr_at_256=5.6", "--model.warmup=0.05", "--data.segments=grid"]),
@@ -72,6 +75,24 @@ METHODS: dict[str, tuple[type[pl.LightningModule], list[str]]] = {
 UNTRAINED = {"untrained": "pixpro", "untrained_vit": "vit_posttrain"}
 ROWS = ("untrained", *(name for name in METHODS if name != "vit_posttrain"), "untrained_vit", "vit_posttrain")
 FIELDS = ("method", "seed", "steps", "miou", "first_loss", "last_loss", "least_std", "last_std", "rank", "seconds")
+
+
+class LowestStage(torch.nn.Module):
+    """Of a pyramid's ResNet, the stage that the other methods are cut after: layer2, at stride 8."""
+
+    def __init__(self, trunk: FCOSTrunk) -> None:
+        super().__init__()
+        self.body = trunk.backbone.body
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to ``(B, C, h, w)``."""
+        return self.body(image)["p3"]
+
+
+def probed(recipe: pl.LightningModule) -> torch.nn.Module:
+    """What the probe reads."""
+    backbone = backbone_of(recipe)
+    return LowestStage(backbone) if isinstance(backbone, FCOSTrunk) else backbone
 
 
 def train(method: str, seed: int, folder: Path, args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, object]]:
@@ -85,7 +106,8 @@ def train(method: str, seed: int, folder: Path, args: argparse.Namespace) -> tup
         recipe,
         PhotoViews,
         args=[
-            *(f"--model.backbone={args.backbone}", f"--model.layer={args.layer}"),
+            f"--model.backbone={args.backbone}",
+            *([] if recipe is PixProFPN else [f"--model.layer={args.layer}"]),
             *(f"--data.folder={folder}", f"--data.size={args.size}", f"--data.batch_size={args.batch_size}"),
             *("--data.workers=0", "--data.scale=[0.4,1.0]", f"--data.seed={seed}"),
             *(f"--trainer.max_steps={args.steps}", "--trainer.accelerator=auto", "--trainer.devices=1"),
@@ -98,14 +120,14 @@ def train(method: str, seed: int, folder: Path, args: argparse.Namespace) -> tup
     )
     cli.datamodule.on_device = (strong_colours(), strong_colours())
     if method in UNTRAINED:
-        return backbone_of(cli.model), {"method": method, "seed": seed, "steps": 0}
+        return probed(cli.model), {"method": method, "seed": seed, "steps": 0}
     start = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - start
     rows = read_rows(out / "metrics.csv")
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     stds = [float(row["health/std_times_sqrt_c"]) for row in rows if row["health/std_times_sqrt_c"]]
-    return backbone_of(cli.model), {
+    return probed(cli.model), {
         "method": method,
         "seed": seed,
         "steps": cli.trainer.global_step,
