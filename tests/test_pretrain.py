@@ -22,10 +22,12 @@ RECIPES = Path(__file__).parents[1] / "examples" / "pretrain"
 RUNNER = Path(__file__).parent / "pretrain_runner.py"
 sys.path.insert(0, str(RECIPES))
 
-from data import PhotoViews, QuarterTurn, ResumableLoader  # noqa: E402
+from backbones import make_backbone  # noqa: E402
+from data import PhotoViews, QuarterTurn  # noqa: E402
 from densecl import DenseCL  # noqa: E402
 from detcon import DetCon  # noqa: E402
-from engine import RecipeCLI, StopWhenIll, backbone_of, health, make_backbone  # noqa: E402
+from engine import RecipeCLI, StopWhenIll, backbone_of, health  # noqa: E402
+from loading import ResumableLoader  # noqa: E402
 from own_method import OwnMethod  # noqa: E402
 from pixcontrast import PixContrast  # noqa: E402
 from pixpro import PixPro  # noqa: E402

@@ -16,8 +16,9 @@ from torchvision.io import write_jpeg
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
 
+from backbones import make_backbone
 from data import PhotoViews
-from engine import RecipeCLI, make_backbone
+from engine import RecipeCLI
 from reading import Batch
 from vit_posttrain import ViTPostTraining, groups_at
 

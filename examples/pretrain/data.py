@@ -1,4 +1,4 @@
-"""Batches of views for the recipes: the loader that can be continued, and Lightning's data module.
+"""Batches of views for the recipes: Lightning's data module.
 
 Every draw is a function of (seed, epoch, sample index, view), and so is the order: a run can be continued in the middle
 of an epoch.
@@ -6,20 +6,17 @@ of an epoch.
 
 from __future__ import annotations
 
-import atexit
 import math
-import multiprocessing
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from loading import ResumableLoader
 from reading import Batch, DrawViews, MaskOf, NoData, Photos, find_photos, seed_of
 from segments import Felzenszwalb, Grid
 from torch import nn
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -43,86 +40,6 @@ PRESETS = {
     "simclr": (simclr_views, simclr_photometric),
     "multichannel": (multichannel_views, multichannel_photometric),  # ours; any number of channels
 }
-
-
-def outlive_sigterm(worker: int) -> None:
-    """A preemption signals the whole process group: were the readers to die of it, no checkpoint could be written."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def kill_readers() -> None:
-    """At exit: multiprocessing would send its children a SIGTERM, which they ignore, and wait for them."""
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
-class ResumableLoader:
-    """A DataLoader whose position is part of a checkpoint; Lightning saves and restores it.
-
-    Each epoch is a permutation drawn from (seed, epoch); each process takes its share of every batch, so that the
-    batches of one process are those of several put together.
-
-    Args:
-        dataset: addressed by (epoch, index).
-        batch_size: per process.
-        rank: of this process.
-        world_size: number of processes.
-        seed: of the permutations.
-        workers: processes that read.
-    """
-
-    def __init__(
-        self, dataset: Photos, *, batch_size: int, rank: int, world_size: int, seed: int, workers: int
-    ) -> None:
-        self.epoch, self.batch = 0, 0
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=_Keys(self),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_sigterm,
-        )
-        atexit.register(kill_readers)
-
-    def __len__(self) -> int:
-        return len(self.dataset) // (self.batch_size * self.world_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.batch >= len(self):
-            self.epoch, self.batch = self.epoch + 1, 0
-        for batch in self._loader:
-            self.batch += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch starts."""
-        return {"epoch": self.epoch, "batch": self.batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues there."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
-
-
-class _Keys:
-    """The (epoch, index) keys of this process's batches, from the loader's position to the end of the epoch."""
-
-    def __init__(self, loader: ResumableLoader) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        at = self.loader
-        epoch = at.epoch
-        order = torch.randperm(len(at.dataset), generator=torch.Generator().manual_seed(seed_of(at.seed, epoch)))
-        whole = at.batch_size * at.world_size
-        for batch in range(at.batch, len(at)):
-            start = batch * whole + at.rank * at.batch_size
-            yield [(epoch, int(index)) for index in order[start : start + at.batch_size]]
 
 
 class QuarterTurn(v2.Transform):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-from engine import health, is_logged, make_backbone, refuse_nodata, run
+from backbones import make_backbone
+from engine import health, is_logged, refuse_nodata, run
 from lightly.models.modules import DenseCLProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle
 from linear_rule import sgd_with_cosine

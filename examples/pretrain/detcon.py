@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, make_backbone, run, start_target
+from backbones import make_backbone
+from engine import health, is_logged, run, start_target
 from lightly.utils.dist import gather
 from linear_rule import lars_by_linear_rule
 from reading import Batch, seed_of

@@ -6,7 +6,7 @@ import logging
 from typing import Literal
 
 import torch
-from engine import make_model
+from backbones import make_model
 from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN

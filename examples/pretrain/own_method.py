@@ -10,7 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, lars_with_warmup, make_backbone, refuse_nodata, run, start_target
+from backbones import make_backbone
+from engine import health, is_logged, lars_with_warmup, refuse_nodata, run, start_target
 from reading import Batch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from engine import health, is_logged, lars_with_warmup, make_backbone, run, start_target
+from backbones import make_backbone
+from engine import health, is_logged, lars_with_warmup, run, start_target
 from reading import Batch, valid_cells
 from torch import Tensor, nn
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from data import kill_readers, outlive_sigterm
+from loading import kill_readers, outlive_sigterm
 from reading import SUFFIXES, Batch, DrawViews, decode_photo, seed_of
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info

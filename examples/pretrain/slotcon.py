@@ -11,7 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, make_backbone, refuse_nodata, run, start_target
+from backbones import make_backbone
+from engine import health, is_logged, refuse_nodata, run, start_target
 from lightly.models.modules.center import Center
 from lightly.utils.dist import gather
 from linear_rule import lars_by_linear_rule

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from engine import health, is_logged, make_backbone, map_shape, refuse_nodata, run
+from backbones import make_backbone, map_shape
+from engine import health, is_logged, refuse_nodata, run
 from lightly.loss import VICRegLoss
 from linear_rule import lars_by_linear_rule
 from reading import Batch

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from backbones import make_backbone
 from data import steps_of
-from engine import health, is_logged, make_backbone, run, start_target
+from engine import health, is_logged, run, start_target
 from lightly.utils.scheduler import CosineWarmupScheduler
 from reading import Batch, valid_cells
 from torch import Tensor, nn

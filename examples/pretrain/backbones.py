@@ -1,0 +1,81 @@
+"""Backbones by name: any torchvision or timm model, for views of a size and a number of channels."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+
+import torch
+import torchvision
+from torch import nn
+
+from densessl import FeatureMap
+from densessl.checkpoints import load_backbone
+
+log = logging.getLogger(__name__)
+
+
+def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3) -> tuple[FeatureMap, int]:
+    """A backbone and the channels of its map.
+
+    Args:
+        name: of a torchvision or timm model, ViTs included.
+        layer: to cut after; see FeatureMap.
+        init: ``"random"``, ``"imagenet"`` (downloads what torchvision or timm has under the name; supervised, unless
+            the name says otherwise), or a file that ``densessl.checkpoints.read_backbone`` reads: a checkpoint of a
+            run, encoder.safetensors, PixPro's own.
+        size: side of the views, for a first pass that shows the map's size.
+        channels: of the images; other than 3, the first convolution is made anew.
+
+    Raises:
+        ValueError: on an unknown model, a file that does not fit, a map of a single cell, or a ViT whose patches do not
+            fill the views.
+    """
+    backbone = FeatureMap(make_model(name, init == "imagenet", size, channels), layer)
+    if init not in ("random", "imagenet"):
+        try:
+            read = load_backbone(backbone, init)
+        except ValueError as error:
+            raise ValueError(f"model.init: {error}") from error
+        log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
+    width, *cells = map_shape(backbone, size, channels)
+    log.info("%s: %d px views give %dx%d cells", name, size, *cells)
+    return backbone, width
+
+
+def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
+    """``(C, h, w)`` of the backbone's map of a view."""
+    with torch.no_grad():
+        features = backbone.eval()(torch.zeros(1, channels, size, size))
+    backbone.train()
+    return features.shape[1:]
+
+
+def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
+    """A torchvision or timm model for views of this size and number of channels; ValueError on unknown names."""
+    if name in torchvision.models.list_models(torchvision.models):
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        return model if channels == 3 else _with_channels(model, channels)
+    import timm
+
+    if timm.is_model(name):  # with or without the tag that names its weights
+        sized = {"img_size": size} if "vit" in name else {}
+        model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
+        stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", (1, 1))
+        if any(size % side for side in stride):  # cells would lie elsewhere than their coords say
+            raise ValueError(f"data.size: expected a multiple of {name}'s patch of {stride[0]} px, got {size}")
+        return model
+    known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
+    close = ", ".join(difflib.get_close_matches(name, known)) or "none close"
+    raise ValueError(f"model.backbone: expected the name of a torchvision or timm model ({close}), got {name!r}")
+
+
+def _with_channels(model: nn.Module, channels: int) -> nn.Module:
+    """The model with its first convolution for other images than colour."""
+    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    parent = model.get_submodule(name.rpartition(".")[0])
+    new = nn.Conv2d(
+        channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
+    )
+    parent._modules[name.rpartition(".")[2]] = new
+    return model
