@@ -38,7 +38,7 @@ if environment not in Path(densessl.__file__).resolve().parents:
     sys.exit(f"densessl was imported from {densessl.__file__}, not from the wheel")
 modules = [module.name for module in pkgutil.walk_packages(densessl.__path__, "densessl.")]
 if importlib.util.find_spec("triton") is None:
-    modules.remove("densessl.propagation.kernels")
+    modules.remove("densessl.propagation._triton")
 for module in modules:
     importlib.import_module(module)
 missing = [name for name in densessl.__all__ if not hasattr(densessl, name)]

@@ -1,10 +1,11 @@
 """Composable parts for dense (pixel-level) self-supervised learning in PyTorch.
 
-The names below are the library. They meet only through tensors: views carry coords, matchers turn two views' coords
-into a mask, losses take two feature maps and a mask.
+The names below are the library, in the order of a pipeline. They meet only through tensors: views carry coords,
+matchers turn the coords of two views into a mask, and losses take two feature maps and a mask. Beside them stand
+``densessl.metrics``, ``densessl.plots``, ``densessl.evaluation``, ``densessl.checkpoints`` and ``densessl.export``.
 """
 
-from densessl.audit import TrackingReport, check_tracking
+# Views
 from densessl.augment import (
     BatchAugment,
     MaskedView,
@@ -19,9 +20,7 @@ from densessl.augment import (
     simclr_photometric,
     simclr_views,
 )
-from densessl.backbone import FeatureMap
 from densessl.coords import DenseCoords, ViewCoords
-from densessl.ema import EMA
 from densessl.geometry import (
     cell_centers,
     cell_diagonal,
@@ -33,7 +32,25 @@ from densessl.geometry import (
     relative_coords,
     warp,
 )
+from densessl.tracking import TrackingReport, check_tracking
+from densessl.masks import cell_labels, cell_validity, pool_regions, sample_labels
+
+# Matching
+from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, feature_distance, gather_tokens, pairs_to_mask
+
+# Backbone and heads
+from densessl.backbone import FeatureMap
+from densessl.features import map_to_tokens, tokens_to_map
 from densessl.heads import MLP, ConvMLP
+
+# Propagation
+from densessl.propagation import PPM
+
+# Target
+from densessl.ema import EMA
+from densessl.queue import KeyQueue
+
+# Losses
 from densessl.losses import (
     InfoNCELoss,
     InstanceConsistencyLoss,
@@ -48,85 +65,82 @@ from densessl.losses import (
     pixcontrast_loss,
     pixpro_loss,
 )
-from densessl.matching import (
-    DistanceMatcher,
-    NearestMatcher,
-    Pairs,
-    feature_distance,
-    gather_tokens,
-    pairs_to_mask,
-)
+
+# Levels
 from densessl.multilevel import PerLevel, level_mean, level_sizes
+
+# Tools
 from densessl.optim import LARS, param_groups
-from densessl.propagation import PPM
-from densessl.queue import KeyQueue
-from densessl.regions import cell_labels, pool_regions, sample_labels
-from densessl.tokens import map_to_tokens, tokens_to_map
-from densessl.validity import cell_validity
-from densessl.viewpairs import mean_over_view_pairs
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EMA",
-    "LARS",
-    "MLP",
-    "PPM",
+    # Views
     "BatchAugment",
-    "ConvMLP",
-    "DenseCoords",
-    "DistanceMatcher",
-    "FeatureMap",
-    "InfoNCELoss",
-    "InstanceConsistencyLoss",
-    "InstanceContrastLoss",
-    "KeyQueue",
-    "MaskedInfoNCELoss",
     "MaskedView",
     "MultiView",
-    "NearestMatcher",
-    "Pairs",
-    "PerLevel",
-    "PixContrastLoss",
-    "PixProLoss",
-    "TrackingReport",
     "View",
-    "ViewCoords",
     "byol_photometric",
     "byol_views",
-    "cell_centers",
-    "cell_diagonal",
-    "cell_distance",
-    "cell_labels",
-    "cell_validity",
-    "check_tracking",
-    "coords_from_boxes",
-    "coords_from_kornia",
-    "feature_distance",
-    "gather_tokens",
-    "info_nce_loss",
-    "inside",
-    "instance_consistency_loss",
-    "instance_contrast_loss",
-    "level_mean",
-    "level_sizes",
-    "map_to_tokens",
-    "masked_info_nce_loss",
-    "mean_over_view_pairs",
     "mocov2_photometric",
     "mocov2_views",
     "multichannel_photometric",
     "multichannel_views",
-    "overlap_coords",
-    "pairs_to_mask",
-    "param_groups",
-    "pixcontrast_loss",
-    "pixpro_loss",
-    "pool_regions",
-    "relative_coords",
-    "sample_labels",
     "simclr_photometric",
     "simclr_views",
-    "tokens_to_map",
+    "DenseCoords",
+    "ViewCoords",
+    "cell_centers",
+    "cell_diagonal",
+    "cell_distance",
+    "coords_from_boxes",
+    "coords_from_kornia",
+    "inside",
+    "overlap_coords",
+    "relative_coords",
     "warp",
+    "TrackingReport",
+    "check_tracking",
+    "cell_labels",
+    "cell_validity",
+    "pool_regions",
+    "sample_labels",
+    # Matching
+    "DistanceMatcher",
+    "NearestMatcher",
+    "Pairs",
+    "feature_distance",
+    "gather_tokens",
+    "pairs_to_mask",
+    # Backbone and heads
+    "FeatureMap",
+    "map_to_tokens",
+    "tokens_to_map",
+    "MLP",
+    "ConvMLP",
+    # Propagation
+    "PPM",
+    # Target
+    "EMA",
+    "KeyQueue",
+    # Losses
+    "InfoNCELoss",
+    "InstanceConsistencyLoss",
+    "InstanceContrastLoss",
+    "MaskedInfoNCELoss",
+    "PixContrastLoss",
+    "PixProLoss",
+    "info_nce_loss",
+    "instance_consistency_loss",
+    "instance_contrast_loss",
+    "masked_info_nce_loss",
+    "pixcontrast_loss",
+    "pixpro_loss",
+    # Levels
+    "PerLevel",
+    "level_mean",
+    "level_sizes",
+    # Tools
+    "LARS",
+    "param_groups",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from densessl.tokens import tokens_to_map
+from densessl.features import tokens_to_map
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 

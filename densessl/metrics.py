@@ -11,9 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from densessl.losses._common import sum_keys, unit_tokens
+from densessl._checks import as_tokens, as_valid
+from densessl._normalize import normalized
+from densessl._sums import sum_keys, unit_tokens
 from densessl.propagation import propagation_weights
-from densessl.tokens import as_tokens, as_valid, normalized
 
 
 def _checked(mask: Tensor) -> Tensor:

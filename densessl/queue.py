@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from densessl.tokens import normalized
+from densessl._normalize import normalized
 
 
 class KeyQueue(nn.Module):

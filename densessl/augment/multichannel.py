@@ -146,7 +146,7 @@ def multichannel_photometric(mean: Sequence[float], std: Sequence[float]) -> tup
     """
     import kornia.augmentation as K
 
-    from densessl.augment.batchjitter import BatchChannelJitter
+    from densessl.augment._kornia import BatchChannelJitter
 
     _check_statistics(mean, std)
 

@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from densessl.augment._steps import is_pil
 from densessl.augment.batch import BatchAugment
-from densessl.augment.pipeline import is_pil
 from densessl.augment.views import MultiView
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from densessl.augment.pipeline import is_pil, nested, refuse_untrackable, steps, tracked_step
+from densessl.augment._steps import is_pil, nested, refuse_untrackable, steps, tracked_step
 from densessl.coords import DenseCoords, ViewCoords
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from densessl._normalize import normalized
 from densessl.evaluation._common import IGNORED, Features, Labelled, check_labelled, encoded, mean_iou
-from densessl.tokens import map_to_tokens, normalized
+from densessl.features import map_to_tokens
 
 
 def cluster_segmentation(

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from densessl._normalize import normalized
 from densessl.evaluation._common import Features
+from densessl.features import map_to_tokens
 from densessl.geometry import cell_centers, inside, warp
-from densessl.tokens import map_to_tokens, normalized
 
 
 def correspondence_accuracy(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densessl._normalize import normalized
 from densessl.evaluation._common import Features, Labelled, check_labelled, class_shares, encoded, mean_iou
-from densessl.tokens import map_to_tokens, normalized, tokens_to_map
+from densessl.features import map_to_tokens, tokens_to_map
 
 
 def nearest_neighbor_segmentation(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images
-from densessl.tokens import normalized
+from densessl._normalize import normalized
+from densessl.losses._reduce import NoMatch, Reduction, check_options, check_temperature, reduce_images
 
 
 def info_nce_loss(

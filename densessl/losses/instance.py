@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl.losses._common import check_temperature
+from densessl.losses._reduce import check_temperature
 
 
 def _check(query: Tensor, key: Tensor) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images
-from densessl.tokens import normalized
+from densessl._normalize import normalized
+from densessl.losses._reduce import NoMatch, Reduction, check_options, check_temperature, reduce_images
 
 
 def masked_info_nce_loss(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl.losses._common import NoMatch, Reduction, check_options, check_temperature, reduce_images, unit_tokens
-from densessl.losses._streaming import cell_losses
-from densessl.tokens import as_valid
+from densessl._checks import as_valid
+from densessl._sums import unit_tokens
+from densessl.losses._blockwise import cell_losses
+from densessl.losses._reduce import NoMatch, Reduction, check_options, check_temperature, reduce_images
 
 
 def pixcontrast_loss(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl.losses._common import NoMatch, Reduction, check_options, reduce_images, sum_keys, unit_tokens
+from densessl._sums import sum_keys, unit_tokens
+from densessl.losses._reduce import NoMatch, Reduction, check_options, reduce_images
 
 
 def pixpro_loss(

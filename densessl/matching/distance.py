@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from densessl._memory import check_fits
 from densessl.geometry import (
     UNITS,
     Size,
@@ -18,8 +19,7 @@ from densessl.geometry import (
     pair_distance,
     pixel_scale,
 )
-from densessl.limits import check_fits
-from densessl.matching.windows import Cells, Windows, find_windows, pairs_in_windows
+from densessl.matching._windows import Cells, Windows, find_windows, pairs_in_windows
 
 
 class DistanceMatcher(nn.Module):

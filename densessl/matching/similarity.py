@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densessl.tokens import as_tokens, normalized
+from densessl._checks import as_tokens
+from densessl._normalize import normalized
 
 Metric = Literal["cosine", "euclidean"]
 

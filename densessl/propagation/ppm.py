@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from densessl.limits import check_fits
-from densessl.propagation.tiles import power, propagate
-from densessl.tokens import as_tokens, as_valid, normalized, tokens_to_map
+from densessl._checks import as_tokens, as_valid
+from densessl._memory import check_fits
+from densessl._normalize import normalized
+from densessl.features import tokens_to_map
+from densessl.propagation._blockwise import power, propagate
 
 
 def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:

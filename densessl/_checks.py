@@ -1,0 +1,55 @@
+"""Checks of what enters the parts that take features as maps or as tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densessl.features import map_to_tokens
+
+
+def as_tokens(features: Tensor, name: str) -> Tensor:
+    """Features of either form as tokens, checked for the parts that take both.
+
+    Args:
+        features: floating point ``(B, C, h, w)`` or ``(B, N, C)``.
+        name: the argument's name, for the error.
+
+    Returns:
+        ``(B, N, C)``.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    if features.ndim not in (3, 4) or not features.is_floating_point():
+        raise ValueError(
+            f"{name}: expected floating point features (B, C, h, w) or (B, N, C), "
+            f"got {features.dtype} {tuple(features.shape)}"
+        )
+    return map_to_tokens(features) if features.ndim == 4 else features
+
+
+def as_valid(valid: Tensor, features: Tensor, name: str) -> Tensor:
+    """Which cells of a map are valid, in either form, checked against the map.
+
+    Args:
+        valid: bool ``(B, N)`` or, of a map, ``(B, h, w)``.
+        features: ``(B, C, h, w)`` or ``(B, N, C)``.
+        name: the argument's name, for the error.
+
+    Returns:
+        ``(B, N)``.
+
+    Raises:
+        ValueError: on another shape, dtype or device.
+    """
+    if features.ndim == 4:
+        batch, _, h, w = features.shape
+        shapes, expected = [(batch, h * w), (batch, h, w)], f"(B, N) = {(batch, h * w)} or (B, h, w) = {(batch, h, w)}"
+    else:
+        shapes, expected = [tuple(features.shape[:2])], f"(B, N) = {tuple(features.shape[:2])}"
+    if valid.dtype != torch.bool or tuple(valid.shape) not in shapes:
+        raise ValueError(f"{name}: expected bool {expected}, got {valid.dtype} {tuple(valid.shape)}")
+    if valid.device != features.device:
+        raise ValueError(f"{name}: expected a tensor on {features.device} as the features, got {valid.device}")
+    return valid.flatten(1)

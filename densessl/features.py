@@ -1,0 +1,42 @@
+"""Maps and tokens: the two forms in which features come, and the way between them."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor
+
+
+def map_to_tokens(features: Tensor) -> Tensor:
+    """A feature map as tokens.
+
+    Args:
+        features: ``(B, C, h, w)``.
+
+    Returns:
+        ``(B, h * w, C)``, row-major.
+
+    Raises:
+        ValueError: on another shape.
+    """
+    if features.ndim != 4:
+        raise ValueError(f"features: expected a map (B, C, h, w), got {tuple(features.shape)}")
+    return rearrange(features, "b c h w -> b (h w) c")
+
+
+def tokens_to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tokens as a feature map.
+
+    Args:
+        tokens: ``(B, N, C)``, row-major, N = h * w.
+        size: ``(h, w)``.
+
+    Returns:
+        ``(B, C, h, w)``.
+
+    Raises:
+        ValueError: on another shape, or a size that is not that of N cells.
+    """
+    h, w = size
+    if tokens.ndim != 3 or tokens.shape[1] != h * w:
+        raise ValueError(f"tokens: expected (B, h * w = {h} * {w}, C), got {tuple(tokens.shape)}")
+    return rearrange(tokens, "b (h w) c -> b c h w", h=h, w=w)

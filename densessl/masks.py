@@ -1,0 +1,157 @@
+"""A view's mask at the size of a feature map: valid cells, labels of cells, regions and their means.
+
+A label map holds a number per position, from 1 on; 0 is left for where there is nothing, as in the mask of a
+``MaskedView``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densessl._checks import as_tokens
+from densessl.geometry import Size
+
+_BITS = 32  # of a label, beside another number in one int64
+
+
+def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
+    """Which cells of a map show enough of what counts: for ``valid_q`` and ``valid_k`` of a matcher or a loss.
+
+    A cell's pixels are all that it touches: where the sizes do not divide, a pixel on the border of two cells belongs
+    to both. Half of them is the rule that the source image's own edges follow: there a cell counts if its centre lies
+    inside, and a straight edge through the centre leaves half. With all of them, single missing pixels, as of dead
+    sensors, would cost whole cells; and a cell's features depend on more pixels than its own in any case.
+
+    Args:
+        mask: ``(B, H, W)`` or ``(B, 1, H, W)`` of any dtype, of a batch of views, e.g. ``MaskedView.mask``; valid is
+            what is not 0.
+        size: ``(h, w)`` of the feature map.
+        min_share: least share of valid pixels, above 0, at most 1; 1: no pixel of the cell is missing.
+
+    Returns:
+        bool ``(B, N)``.
+
+    Raises:
+        ValueError: on another shape, size or share.
+    """
+    if mask.ndim not in (3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
+        raise ValueError(f"mask: expected (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width), both at least 1, got {tuple(size)}")
+    if not 0 < min_share <= 1:
+        raise ValueError(f"min_share: expected a share above 0, at most 1, got {min_share}")
+    valid = (mask if mask.ndim == 4 else mask[:, None]) != 0
+    return F.adaptive_avg_pool2d(valid.float(), (size[0], size[1])).flatten(1) >= min_share
+
+
+def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A label map at the size of a feature map: each cell takes the label that covers most of it.
+
+    Of two that cover as much, the smaller. Equal to averaging each label's one-hot map over the cells and taking the
+    largest share, as DetCon's published code does (the paper names the average only), without a map per label.
+
+    Args:
+        labels: integer ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a batch of
+            ``MaskedView``.
+        size: ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel belongs to the
+            cell that its upper left corner lies in.
+
+    Returns:
+        int64 ``(B, h, w)``.
+
+    Raises:
+        ValueError: on another shape, dtype or size.
+    """
+    h, w = size
+    if labels.ndim == 4 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    _check_labels(labels)
+    batch, height, width = labels.shape
+    if not (1 <= h <= height and 1 <= w <= width):
+        raise ValueError(f"size: expected (h, w) of 1 to {height} and 1 to {width}, the labels' size, got {size}")
+    row, column = (torch.arange(n, device=labels.device) * m // n for n, m in ((height, h), (width, w)))
+    cell = (row[:, None] * w + column).flatten()
+    # Pixels in order of cell and label: how often a label comes in a cell is the length of a run.
+    ordered = ((cell << _BITS) + labels.flatten(1).long()).sort(1).values
+    place = torch.arange(height * width, device=labels.device)
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    length = place + 1 - torch.where(starts, place, 0).cummax(1).values
+    # The longest run wins, and of equal ones that of the smaller label.
+    label = ordered & (1 << _BITS) - 1
+    score = (length << _BITS) + (1 << _BITS) - 1 - label
+    best = torch.zeros(batch, h * w, dtype=torch.int64, device=labels.device)
+    best.scatter_reduce_(1, ordered >> _BITS, score, "amax")
+    return ((1 << _BITS) - 1 - (best & (1 << _BITS) - 1)).view(batch, h, w)
+
+
+def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
+    """Labels drawn from those that an image has, each as likely as the others whatever its area, and more than once.
+
+    Args:
+        labels: integer ``(B, h, w)``, such as ``cell_labels`` gives.
+        draws: floating point ``(B, R)`` in 0..1 (1 excluded), ``torch.rand``: what is drawn is a function of it.
+
+    Returns:
+        int64 ``(B, R)``, labels from 1 on; 0 throughout for an image without any.
+
+    Raises:
+        ValueError: on another shape or dtype.
+    """
+    _check_labels(labels)
+    if draws.ndim != 2 or not draws.is_floating_point() or len(draws) != len(labels):
+        raise ValueError(
+            f"draws: expected floating point (B, R) with B = {len(labels)} as labels, "
+            f"got {draws.dtype} {tuple(draws.shape)}"
+        )
+    ordered = labels.flatten(1).long().sort(1).values
+    first = ordered > 0
+    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    present = torch.where(first, ordered, 1 << _BITS).sort(1).values  # each label once, then the rest
+    count = first.sum(1, keepdim=True)
+    drawn = present.gather(1, (draws * count).long())
+    return torch.where(count > 0, drawn, 0)
+
+
+def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the features over the cells of each region.
+
+    Args:
+        features: floating point ``(B, C, h, w)``, or ``(B, N, C)`` with N = h * w.
+        labels: integer ``(B, h, w)``, the label of each cell.
+        ids: integer ``(B, R)``, the labels of the regions to pool; one may come more than once.
+
+    Returns:
+        The means, float32 (float64 stays) ``(B, R, C)``, and bool ``(B, R)``: which regions there are. The others, and
+        those of label 0, have a mean of 0.
+
+    Raises:
+        ValueError: on other shapes or dtypes.
+    """
+    _check_labels(labels)
+    batch, h, w = labels.shape
+    tokens = as_tokens(features, "features")
+    if tokens.shape[:2] != (batch, h * w) or (features.ndim == 4 and features.shape[2:] != (h, w)):
+        raise ValueError(
+            f"features: expected (B, C, h, w) or (B, h * w, C) with B, h, w = {batch}, {h}, {w} as labels, "
+            f"got {tuple(features.shape)}"
+        )
+    if ids.ndim != 2 or not _is_integer(ids) or len(ids) != batch:
+        raise ValueError(f"ids: expected integer (B, R) with B = {batch} as labels, got {ids.dtype} {tuple(ids.shape)}")
+    member = (ids[:, :, None] == labels.flatten(1)[:, None]) & (ids > 0)[:, :, None]
+    area = member.sum(2)
+    with torch.autocast(features.device.type, enabled=False):
+        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        means = member.to(tokens.dtype) @ tokens / area.clamp(min=1)[:, :, None]
+    return means, area > 0
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.ndim != 3 or not _is_integer(labels):
+        raise ValueError(f"labels: expected integer (B, h, w), got {labels.dtype} {tuple(labels.shape)}")

@@ -1,0 +1,148 @@
+"""Imports point one way, and the heavy dependencies come in on use only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import densessl
+
+PACKAGE = Path(densessl.__file__).parent
+# module -> what of densessl it may import; a package imports its own modules
+ALLOWED = {
+    "geometry._points": set(),
+    "geometry.cells": {"geometry._points"},
+    "geometry.distance": {"geometry._points", "geometry.cells"},
+    "geometry.homography": {"geometry._points"},
+    "geometry.warping": {"geometry._points", "geometry.cells", "geometry.homography"},
+    "features": set(),
+    "_checks": {"features"},
+    "_normalize": set(),
+    "_sums": {"_checks", "_normalize"},
+    "_memory": set(),
+    "heads": set(),
+    "ema": set(),
+    "optim": set(),
+    "multilevel": set(),
+    "coords._functionals": set(),
+    "coords._kernels": {"geometry", "coords._functionals"},
+    "augment._steps": {"coords"},
+    "augment.views": {"augment._steps", "coords"},
+    "augment.batch": {"augment.views", "geometry"},
+    "augment.presets": {"augment.batch", "augment._steps", "augment.views"},
+    "augment._kornia": set(),
+    "augment.multichannel": {"augment.batch", "augment._kornia", "augment.presets", "augment.views"},
+    "tracking": {"augment", "augment._steps", "coords", "coords._functionals", "geometry"},
+    "masks": {"_checks", "geometry"},
+    "matching._windows": {"geometry"},
+    "matching.distance": {"geometry", "_memory", "matching._windows"},
+    "matching.pairs": set(),
+    "matching.nearest": {"matching.pairs"},
+    "matching.similarity": {"_checks", "_normalize"},
+    "backbone": {"features"},
+    "queue": {"_normalize"},
+    "propagation._triton": set(),
+    "propagation._blockwise": {"propagation._triton"},
+    "propagation.ppm": {"_checks", "_memory", "_normalize", "features", "propagation._blockwise"},
+    "losses._reduce": set(),
+    "losses._blockwise": set(),
+    "losses.pixpro": {"_sums", "losses._reduce"},
+    "losses.pixcontrast": {"_checks", "_sums", "losses._reduce", "losses._blockwise"},
+    "losses.instance": {"losses._reduce"},
+    "losses.info_nce": {"_normalize", "losses._reduce"},
+    "losses.masked_info_nce": {"_normalize", "losses._reduce"},
+    "metrics": {"_checks", "_normalize", "_sums", "propagation"},
+    "plots": {"features", "geometry"},
+    "checkpoints": set(),
+    "export": {"checkpoints"},
+    "evaluation._common": set(),
+    "evaluation.linear": {"evaluation._common"},
+    "evaluation.neighbors": {"_normalize", "evaluation._common", "features"},
+    "evaluation.clustering": {"_normalize", "evaluation._common", "features"},
+    "evaluation.correspondence": {"_normalize", "evaluation._common", "features", "geometry"},
+}
+for package in ("geometry", "coords", "augment", "matching", "propagation", "losses", "evaluation"):
+    ALLOWED[package] = {name for name in ALLOWED if name.startswith(f"{package}.")}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if name_of(path)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_direction(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "densessl":
+            imported.add(node.module.partition(".")[2])
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("densessl")}
+    assert imported <= ALLOWED[name_of(path)]
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_light():
+    run(
+        "import sys, densessl\n"
+        "heavy = {'kornia', 'lightly', 'matplotlib', 'timm', 'pytorch_lightning', 'densessl.propagation._triton'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+
+
+def test_everything_else_works_without_kornia_lightly_and_triton():
+    run(
+        """
+import sys
+sys.modules["kornia"] = sys.modules["lightly"] = sys.modules["triton"] = None  # importing them now raises
+import torch, torchvision
+from torch import nn
+from torch.utils.data import default_collate
+import densessl as d
+views = d.byol_views(64)
+batch = default_collate([views(torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)) for _ in range(2)])
+encoder = nn.Sequential(d.FeatureMap(torchvision.models.resnet18()), d.ConvMLP(512, 64, 32))
+target, ppm, match = d.EMA(encoder), d.PPM(nn.Conv2d(32, 32, 1)), d.DistanceMatcher(0.7)
+optimizer = d.LARS(d.param_groups(encoder, 1e-5), lr=0.1)
+z1, z2 = (encoder(v.image) for v in batch)
+t1, t2 = (target(v.image) for v in batch)
+mask = match(batch[0].coords, batch[1].coords, z1.shape[-2:])
+loss = d.PixProLoss()(ppm(z1), t2, mask) + d.PixContrastLoss()(z2, t1, mask.mT)
+loss = loss + d.InstanceConsistencyLoss()(z1.mean((2, 3)), t2.mean((2, 3)))
+loss.backward(); optimizer.step(); target.update(encoder)
+d.check_tracking(views, draws=1)
+for call in (d.byol_photometric, lambda: d.instance_contrast_loss(torch.ones(2, 3), torch.ones(2, 3))):
+    try:
+        call()
+    except ImportError:
+        pass
+    else:
+        raise AssertionError("kornia and lightly are needed exactly here")
+try:
+    d.PPM(algorithm="triton")(torch.ones(1, 3, 2))
+except ValueError as error:
+    assert str(error) == 'algorithm: "triton" needs the package triton, which is not installed', error
+else:
+    raise AssertionError("triton is needed here")
+"""
+    )
+
+
+def test_public_names():
+    assert sorted(densessl.__all__) == sorted(set(densessl.__all__))
+    for name in densessl.__all__:
+        assert getattr(densessl, name).__doc__, name
+
+
+def test_no_asserts_for_user_errors():
+    for path in MODULES:
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))), path

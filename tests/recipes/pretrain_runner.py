@@ -1,0 +1,101 @@
+"""A small pretraining run as a program of its own, to be killed, continued, or run as several processes.
+
+    python tests/pretrain_runner.py METHOD FOLDER OUT WORKERS EPOCHS STOP_AT SIGNAL [last]
+
+Stops itself with SIGNAL after step STOP_AT (0: never); ``last`` continues from OUT's last.ckpt. Writes OUT/end.pt
+(losses and parameters).
+"""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "pretrain"))
+warnings.simplefilter("ignore")
+
+from data import PhotoViews  # noqa: E402
+from densecl import DenseCL  # noqa: E402
+from engine import SaveOnSigterm  # noqa: E402
+from pixcontrast import PixContrast  # noqa: E402
+from pixpro import PixPro  # noqa: E402
+from pixpro_instance import PixProInstance  # noqa: E402
+from vicregl import VICRegL  # noqa: E402
+
+METHODS = {
+    "pixpro": PixPro,
+    "pixcontrast": PixContrast,
+    "pixpro_instance": PixProInstance,
+    "densecl": DenseCL,
+    "vicregl": VICRegL,
+}
+OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
+TINY = {"backbone": "resnet18", "layer": "layer2", "hidden_dim": 32, "dim": 16, "size": 32}
+
+
+def without_batch_statistics(module: nn.Module) -> None:
+    """Group norm for batch norm: one process on a batch equals two on its halves only without batch statistics."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            module._modules[name] = nn.GroupNorm(4, child.num_features)
+        else:
+            without_batch_statistics(child)
+
+
+class Stop(Callback):
+    def __init__(self, at: int, number: int) -> None:
+        self.at, self.number = at, number
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        loss = trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
+        self.losses.append(float(loss))
+
+
+def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:
+    torch.set_num_threads(1)
+    pl.seed_everything(0, verbose=False)
+    module = METHODS[method](**TINY, **OPTIONS.get(method, {}))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several or "groups" in resume:
+        without_batch_statistics(module)
+        if hasattr(module, "target"):
+            module.target.requires_grad_(False)  # the new norms of the target too
+    data = PhotoViews(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3)
+    losses = Losses()
+    trainer = pl.Trainer(
+        max_epochs=int(epochs),
+        accelerator="cpu",
+        devices=2 if several else 1,
+        strategy="ddp" if several else "auto",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            losses,
+            SaveOnSigterm(),
+            ModelCheckpoint(out, "last", every_n_train_steps=2, enable_version_counter=False),
+            *([Stop(int(stop_at), getattr(signal, number))] if int(stop_at) else []),
+        ],
+    )
+    trainer.fit(module, data, ckpt_path=str(Path(out) / "last.ckpt") if "last" in resume else None)
+    if trainer.is_global_zero:
+        torch.save({"losses": losses.losses, "state": module.state_dict()}, Path(out) / "end.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

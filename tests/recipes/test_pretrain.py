@@ -1,0 +1,664 @@
+"""The pretraining recipes: configurations, training, resuming, several processes, bad input."""
+
+import csv
+import logging
+import math
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.io import write_jpeg, write_png
+
+RECIPES = Path(__file__).parents[2] / "examples" / "pretrain"
+RUNNER = Path(__file__).parent / "pretrain_runner.py"
+sys.path.insert(0, str(RECIPES))
+
+from backbones import make_backbone  # noqa: E402
+from data import PhotoViews, QuarterTurn  # noqa: E402
+from densecl import DenseCL  # noqa: E402
+from detcon import DetCon  # noqa: E402
+from engine import RecipeCLI, StopWhenIll, backbone_of, health  # noqa: E402
+from loading import ResumableLoader  # noqa: E402
+from own_method import OwnMethod  # noqa: E402
+from pixcontrast import PixContrast  # noqa: E402
+from pixpro import PixPro  # noqa: E402
+from pixpro_instance import PixProInstance  # noqa: E402
+from reading import Photos, read_photo, seed_of  # noqa: E402
+from segments import Felzenszwalb, Grid  # noqa: E402
+from slotcon import SlotCon  # noqa: E402
+from vicregl import VICRegL  # noqa: E402
+from vit_posttrain import ViTPostTraining  # noqa: E402
+
+import densessl  # noqa: E402
+from densessl import MaskedView, View, check_tracking  # noqa: E402
+
+METHODS = {
+    "pixpro": PixPro,
+    "pixcontrast": PixContrast,
+    "pixpro_instance": PixProInstance,
+    "own_images": PixPro,
+    "densecl": DenseCL,
+    "vicregl": VICRegL,
+    "detcon": DetCon,
+    "slotcon": SlotCon,
+    "vit_posttrain": ViTPostTraining,
+    "own_method": OwnMethod,  # trained by its docs page, in test_docs.py
+}
+# Learning rates, as their papers or authors name them.
+RATES = {
+    DenseCL: ("lr_at_256", 0.03),
+    VICRegL: ("lr_at_256", 0.2),
+    DetCon: ("lr_at_256", 0.3),
+    SlotCon: ("lr_at_256", 1.0),
+    ViTPostTraining: ("lr_backbone", 1e-5),
+}
+# Of a view of 224 px; the others train a ResNet-50.
+MAPS = {ViTPostTraining: (384, 16, 16), OwnMethod: (128, 28, 28)}
+TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Forty photos of differing sizes, nested."""
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(40):
+        noise = torch.rand(1, 3, 5 + index % 3, 7, generator=torch.Generator().manual_seed(index)) * 255
+        pixels = torch.nn.functional.interpolate(noise, (48 + index % 5, 64), mode="bilinear")[0].byte()
+        path = root / f"class{index % 3}" / f"{index:03}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        write_jpeg(pixels, str(path))
+    return root
+
+
+def cli(method: type, *args: str):
+    return RecipeCLI(method, PhotoViews, args=list(args), run=False, save_config_callback=None)
+
+
+CONFIGS = sorted(path.name for path in RECIPES.glob("*.yaml") if "_fpn_" not in path.name)  # test_pixpro_fpn.py
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_configuration_is_instantiated(config, tmp_path):
+    method = next(METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if config.startswith(name))
+    made = cli(method, "--config", str(RECIPES / config), "--data.folder", "x", "--out", str(tmp_path),
+               "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
+               "--model.init=random")  # fmt: skip  # no download in the tests
+    assert backbone_of(made.model)(torch.zeros(1, 3, 224, 224)).shape == (1, *MAPS.get(method, (2048, 7, 7)))
+    name, rate = RATES.get(method, ("lr_at_1024", 4.0))
+    assert made.model.hparams[name] == rate
+    if hasattr(made.model, "target"):
+        assert not any(p.requires_grad for p in made.model.target.parameters())
+
+
+def fit(method: type, folder: Path, out: Path, *args: str):
+    made = cli(method, *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8",
+               "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu",
+               "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", *args)  # fmt: skip
+    made.trainer.fit(made.model, made.datamodule)
+    return made
+
+
+@pytest.mark.parametrize("photometric", ["device", "cpu"])
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        (PixPro, ["--model.pixel_distances=true", "--data.quarter_turns=true", "--data.vertical_flip=true"]),
+        (PixContrast, ["--trainer.accumulate_grad_batches=2"]),
+        (PixProInstance, ["--model.instance=consistency"]),
+        (PixProInstance, ["--model.instance=contrast"]),
+        (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
+        (VICRegL, ["--model.keep=16"]),  # all cells
+        (DetCon, ["--data.segments=grid", "--data.grid=3"]),
+        (SlotCon, ["--model.prototypes=12", "--data.scale=[0.4,1.0]"]),
+        (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
+    ],
+)
+def test_every_method_trains(method, extra, photometric, folder, tmp_path):
+    made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", f"--data.photometric={photometric}",
+               "--trainer.log_every_n_steps=1", *extra)  # fmt: skip
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    rate = {DenseCL: "lr-SGD", ViTPostTraining: "lr-AdamW/pg1"}.get(method, "lr-LARS/pg1")
+    momentum = [] if method is VICRegL else ["momentum"]
+    for name in ("loss", rate, "health/effective_rank", "speed/images_per_s", "speed/data_wait", *momentum):
+        assert name in rows[0].split(",")
+    steps = made.trainer.global_step
+    assert steps == (3 if "accumulate" in extra[0] else 5)
+    if method is not VICRegL:  # PixPro's schedule starts with an update that changes nothing
+        assert made.model.target.step == steps + (method is not DenseCL)
+    name, layer = made.model.hparams.backbone, made.model.hparams.layer
+    backbone, _ = make_backbone(name, layer, str(tmp_path / "encoder.safetensors"), 32)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
+
+
+def test_schedules_are_the_published_ones(folder, tmp_path):
+    made = fit(PixContrast, folder, tmp_path, "--trainer.max_epochs=4", "--model.warmup=0.25",
+               "--trainer.log_every_n_steps=1")  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["lr-LARS/pg1"]) for row in rows if row["lr-LARS/pg1"]]
+    moments = [float(row["momentum"]) for row in rows if row["momentum"]]
+    base, warm, steps = 4.0 * (8 / 1024) ** 0.5, 5, 20
+    expected = [base * (0.01 + 0.99 * s / warm) for s in range(warm)]
+    expected += [1e-6 + (base - 1e-6) * (1 + math.cos(math.pi * s / (steps - warm))) / 2 for s in range(steps - warm)]
+    assert rates == pytest.approx(expected, rel=1e-5)
+    # the momentum of the update that follows each step
+    assert moments == pytest.approx([1 - 0.01 * (math.cos(math.pi * s / 20) + 1) / 2 for s in range(1, 21)])
+    assert made.trainer.global_step == 20
+
+
+def test_densecls_schedule_is_the_published_one(folder, tmp_path):
+    fit(DenseCL, folder, tmp_path, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--model.queue=20",
+        "--data.batch_size=4", "--trainer.accumulate_grad_batches=2")  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
+    base = 0.03 * 8 / 256
+    assert rates[::2] == pytest.approx([base * (1 + math.cos(math.pi * s / 10)) / 2 for s in range(10)])
+
+
+def test_vicregls_rate_is_the_linear_rules(folder, tmp_path):
+    made = fit(VICRegL, folder, tmp_path, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--model.keep=4")
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = [float(row["lr-LARS/pg1"]) for row in csv.DictReader(file) if row["lr-LARS/pg1"]]
+    assert rates[1] == pytest.approx(0.2 * 8 / 256)  # after one step of warm-up
+    assert made.trainer.global_step == 5
+
+
+def test_a_short_loss_curve_is_pinned(folder, tmp_path):
+    """Changes of the recipe show here; loose, because the photos pass through a JPEG decoder."""
+    run(tmp_path, "pixpro", folder, "0", "1", "0", "SIGTERM")
+    losses = torch.load(tmp_path / "end.pt")["losses"]
+    assert losses == pytest.approx([-0.003, 0.024, -1.758, -2.340, -2.451], abs=0.05)
+
+
+def test_the_meters_take_maps_and_tokens():
+    query, key = torch.randn(2, 6, 3, 5), torch.randn(2, 6, 4, 2)
+    mask = torch.rand(2, 15, 8) < 0.3
+    of_tokens = health(densessl.map_to_tokens(query), densessl.map_to_tokens(key), mask)
+    assert of_tokens == health(query, key, mask)
+    assert of_tokens["health/std_times_sqrt_c"] == pytest.approx(0.96, abs=0.06)  # spread evenly
+
+
+# --- killed, continued, several processes -----------------------------------------------------------------------------
+
+
+def run(out: Path, method: str, folder: Path, *args: str, processes: int = 1) -> int:
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    command += [str(RUNNER), method, str(folder), str(out), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode in (0, -signal.SIGKILL, -signal.SIGTERM, 143), done.stderr[-3000:]
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder, tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("whole")
+    run(out, "pixpro", folder, "0", "3", "0", "SIGTERM")
+    return torch.load(out / "end.pt")
+
+
+@pytest.mark.parametrize(("stop_at", "number", "workers"), [("7", "SIGKILL", "2"), ("8", "SIGTERM", "1")])
+def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
+    stop_at, number, workers, folder, uninterrupted, tmp_path
+):
+    """SIGKILL after a checkpoint at step 6; SIGTERM leaves a checkpoint of its own; continued with other workers."""
+    code = run(tmp_path, "pixpro", folder, "0", "3", stop_at, number)
+    assert code == -signal.SIGKILL if number == "SIGKILL" else not (tmp_path / "end.pt").exists()
+    run(tmp_path, "pixpro", folder, workers, "3", "0", "SIGTERM", "last")
+    continued = torch.load(tmp_path / "end.pt")
+    assert len(continued["losses"]) == 15 - (6 if number == "SIGKILL" else 8)
+    assert continued["losses"] == uninterrupted["losses"][-len(continued["losses"]) :]
+    for key, value in uninterrupted["state"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, continued["state"][key]), key
+
+
+@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl"])
+def test_one_process_equals_two(method, folder, tmp_path):
+    """Group norm, no_match="zero", negatives gathered; DetCon and SlotCon, without processes: test_family.py."""
+    for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, method, folder, "0", "1", "0", "SIGTERM", *extra, processes=processes)
+    one, two = (torch.load(tmp_path / name / "end.pt") for name in ("one", "two"))
+    assert len(one["losses"]) == 5
+    assert one["losses"] == pytest.approx(two["losses"], abs=1e-4)
+    for key, value in one["state"].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, two["state"][key], atol=1e-4, rtol=0, msg=key)
+
+
+def test_two_processes_through_the_command_line(folder, tmp_path):
+    """All callbacks and loggers: one that asks the other processes on rank 0 alone would hang here."""
+    args = ["fit", "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8", "--data.workers=1", *TINY]
+    args += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_epochs=2", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(RECIPES / "pixcontrast.py"), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_preemption_of_the_whole_process_group_leaves_a_checkpoint(folder, tmp_path):
+    """Slurm signals the readers too."""
+    command = [sys.executable, str(RUNNER), "pixpro", str(folder), str(tmp_path), "2", "500", "0", "SIGTERM"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint = tmp_path / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, "ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    before = checkpoint.stat().st_mtime_ns
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    assert not (tmp_path / "end.pt").exists()
+    assert checkpoint.stat().st_mtime_ns > before
+    assert torch.load(checkpoint, weights_only=False)["global_step"] > 0
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def dataset(paths: list[Path], **options) -> Photos:
+    views = PhotoViews("unused", size=32, photometric="none").views
+    return Photos(paths, views, **{"seed": 0, "channels": 3, "redraws": 0, "size": 32, **options})
+
+
+def test_draws_are_functions_of_seed_epoch_index_and_view(folder):
+    photos = dataset(sorted(folder.rglob("*.jpg")))
+    torch.manual_seed(1)
+    first = photos[(2, 5)]
+    torch.manual_seed(2)
+    again = photos[(2, 5)]
+    assert torch.equal(first.view1.image, again.view1.image)
+    assert torch.equal(first.view2.coords, again.view2.coords)
+    assert not torch.equal(first.view1.coords, first.view2.coords)
+    assert not torch.equal(first.view1.coords, photos[(3, 5)].view1.coords)
+    assert not torch.equal(first.view1.coords, photos[(2, 6)].view1.coords)
+    assert len({seed_of(*numbers) for numbers in [(0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]}) == 4
+
+
+@pytest.mark.parametrize("preset", ["byol", "mocov2", "simclr"])
+def test_presets_are_the_librarys(preset):
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    data = PhotoViews("unused", size=32, photometric="cpu", preset=preset)
+    drawn = []
+    for views in (data.views, getattr(densessl, f"{preset}_views")(32, scale=(0.08, 1.0))):
+        torch.manual_seed(3)  # two views that are blurred, greyed and solarized differently by each preset
+        drawn.append([views(image) for _ in range(8)])
+    for ours, published in zip(*drawn, strict=True):
+        assert all(torch.equal(a.image, b.image) for a, b in zip(ours, published, strict=True))
+    on_device = PhotoViews("unused", preset=preset).on_device
+    assert repr(on_device) == repr(getattr(densessl, f"{preset}_photometric")())
+
+
+def test_every_photo_once_an_epoch_over_all_processes(folder):
+    photos = dataset(sorted(folder.rglob("*.jpg")))
+    loaders = [ResumableLoader(photos, batch_size=5, rank=r, world_size=2, seed=0, workers=0) for r in range(2)]
+    epochs = []
+    for _ in range(2):
+        keys = [key for loader in loaders for batch in loader._loader.batch_sampler for key in batch]
+        assert sorted(index for _, index in keys) == list(range(40))
+        epochs.append([index for _, index in keys])
+        for loader in loaders:
+            assert len(list(loader)) == 4 == len(loader)
+            loader.epoch, loader.batch = loader.epoch + 1, 0
+    assert epochs[0] != epochs[1]
+
+
+def test_unreadable_photos_are_named_counted_and_replaced(folder, tmp_path, caplog):
+    good = sorted(folder.rglob("*.jpg"))[:3]
+    cut, text = tmp_path / "cut.jpg", tmp_path / "text.jpg"
+    cut.write_bytes(good[0].read_bytes()[:200])
+    text.write_text("no photo")
+    photos = dataset([cut, text, *good])
+    with caplog.at_level(logging.WARNING):
+        sample = photos[(0, 0)]
+    assert sample.unreadable == 2
+    assert "cut.jpg" in caplog.text
+    assert "text.jpg" in caplog.text
+    assert dataset([*good])[(0, 0)].unreadable == 0
+    with pytest.raises(ValueError, match="none can be read"):
+        dataset([cut, text])[(0, 0)]
+
+
+def test_too_many_unreadable_photos_stop_the_run(folder, tmp_path):
+    rubbish = tmp_path / "photos"
+    rubbish.mkdir()
+    for index, path in enumerate(sorted(folder.rglob("*.jpg"))[:16]):
+        (rubbish / f"{index}.jpg").write_bytes(path.read_bytes() if index % 2 else b"rubbish")
+    with pytest.raises(RuntimeError, match=r"unreadable files met in .* images: more than data.max_unreadable = 0.01"):
+        fit(PixPro, rubbish, tmp_path / "out", "--trainer.max_epochs=1")
+    fit(PixPro, rubbish, tmp_path / "out", "--trainer.max_epochs=1", "--data.max_unreadable=0.9")
+
+
+def test_small_photos_are_enlarged_counted_and_named_once(folder, caplog):
+    photos = dataset(sorted(folder.rglob("*.jpg")), size=64)
+    with caplog.at_level(logging.WARNING):
+        assert photos[(0, 0)].enlarged
+        assert photos[(1, 0)].enlarged
+    assert caplog.text.count("smaller than the views") == 1
+
+
+def test_elongated_images_are_drawn_again_until_their_views_meet(tmp_path):
+    path = tmp_path / "long.png"
+    write_png(torch.randint(0, 256, (3, 64, 256), dtype=torch.uint8), str(path))
+
+    def share_of_meetings(redraws: int) -> float:
+        photos = dataset([path], redraws=redraws)
+        samples = [photos[(epoch, 0)] for epoch in range(60)]
+        return sum(photos.draw.share_cells(s.view1, s.view2) for s in samples) / 60
+
+    assert share_of_meetings(0) < 0.7 < 0.9 < share_of_meetings(20)
+
+
+def png(pixels: np.ndarray, bits: int) -> bytes:
+    """A PNG file of (H, W, C) integers; Pillow writes 16 bits in one channel only."""
+    height, width, channels = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = pixels.astype(">u1" if bits == 8 else ">u2")
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_depths_and_channels(channels, bits, tmp_path):
+    pixels = np.random.default_rng(channels).integers(0, 2**bits, (48, 64, channels))
+    path = tmp_path / "image.png"
+    path.write_bytes(png(pixels, bits))
+    image = read_photo(path, channels)
+    assert image.dtype == (torch.uint8 if bits == 8 else torch.float32)
+    scale = 255 if bits == 8 else 1
+    expected = torch.from_numpy(pixels).permute(2, 0, 1).float() / (2**bits - 1)
+    torch.testing.assert_close(image.float() / scale, expected)
+    sample = dataset([path], channels=channels)[(0, 0)]
+    assert sample.view1.image.shape == (channels, 32, 32)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("photometric", "preset"), [("none", "byol"), ("cpu", "multichannel"), ("device", "multichannel")]
+)
+def test_other_channel_counts_train(photometric, preset, bits, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(8):
+        pixels = np.random.default_rng(index).integers(0, 2**bits, (40, 44, 4))
+        (photos / f"{index}.png").write_bytes(png(pixels, bits))
+    made = fit(PixPro, photos, tmp_path / "out", "--trainer.max_epochs=1", "--data.channels=4",
+               f"--data.photometric={photometric}", f"--data.preset={preset}", "--data.mean=[0.5,0.5,0.5,0.5]",
+               "--data.std=[0.2,0.2,0.2,0.2]")  # fmt: skip
+    assert backbone_of(made.model).conv1.in_channels == 4
+    assert made.trainer.global_step == 1
+
+
+def test_quarter_turns_are_tracked():
+    assert check_tracking(QuarterTurn(), draws=8).max_error < 0.01
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ramps(tmp_path) -> Path:
+    """A photo whose first two channels are its columns, three apart, and its rows, five apart."""
+    row, column = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    path = tmp_path / "ramps.png"
+    write_png(torch.stack([1 + 3 * column, 1 + 5 * row, 0 * row]).byte(), str(path))
+    return path
+
+
+def column_and_row(image: torch.Tensor) -> torch.Tensor:
+    return 256 * image[0].long() + image[1]
+
+
+def test_a_mask_moves_with_its_view(ramps):
+    views = PhotoViews("unused", size=32, photometric="none", vertical_flip=True, quarter_turns=True).views
+    photos = Photos([ramps], views, seed=0, channels=3, redraws=1, size=32, mask_of=column_and_row)
+    without = Photos([ramps], views, seed=0, channels=3, redraws=1, size=32)
+    for epoch in range(12):
+        sample, same = photos[(epoch, 0)], without[(epoch, 0)]
+        for view, bare, again in zip(sample[:2], same[:2], photos[(epoch, 0)][:2], strict=True):
+            assert view.mask.dtype == torch.int64
+            column, row = view.mask // 256, view.mask % 256
+            assert (column - view.image[0].long()).abs().max() <= 6  # two columns of the photo
+            assert (row - view.image[1].long()).abs().max() <= 10
+            assert isinstance(view, MaskedView)
+            assert isinstance(bare, View)
+            assert torch.equal(view.image, bare.image)  # a mask changes no draw
+            assert torch.equal(view.coords, bare.coords)
+            assert torch.equal(view.mask, again.mask)
+
+
+class Watched(PixPro):
+    """Keeps its batches."""
+
+    def training_step(self, batch, batch_idx):
+        self.batches = [*getattr(self, "batches", []), batch]
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("photometric", ["device", "cpu", "none"])
+def test_masks_reach_the_method(photometric, folder, tmp_path):
+    made = fit(Watched, folder, tmp_path, "--trainer.max_steps=2", "--data.segments=grid", "--data.grid=3",
+               f"--data.photometric={photometric}")  # fmt: skip
+    for view in (view for batch in made.model.batches for view in batch[:2]):
+        assert view.mask.dtype == torch.uint8
+        assert view.mask.shape == (8, 32, 32)
+        assert view.image.is_contiguous(memory_format=torch.channels_last)
+        height, width = view.source_size.mT
+        x, y = densessl.cell_centers(view.coords, (32, 32)).unbind(2)
+        expected = 1 + 3 * (y * height[:, None] // (height[:, None] / 3)) + x * width[:, None] // (width[:, None] / 3)
+        # Up to the pixels on an edge, which are rounded to either side.
+        assert (view.mask.flatten(1) == expected).float().mean() > 0.9
+
+
+def test_a_grid_has_equal_rectangles():
+    ids = Grid(3)(torch.zeros(4, 9, 15))
+    assert ids.dtype == torch.uint8
+    assert torch.equal(ids, torch.arange(1, 10).view(3, 3).repeat_interleave(3, 0).repeat_interleave(5, 1))
+    assert Grid(15)(torch.zeros(3, 40, 50)).unique().tolist() == list(range(1, 226))
+    with pytest.raises(ValueError, match=r"data.grid: expected 1 to 15 rectangles .*got 16"):
+        Grid(16)
+
+
+@pytest.mark.parametrize("depth", [torch.uint8, torch.float32])
+def test_felzenszwalbs_segments_are_flat_areas(depth):
+    pytest.importorskip("skimage")
+    image = torch.full((3, 40, 60), 20)
+    image[:, 5:25, 7:40] = torch.tensor([200, 30, 90])[:, None, None]
+    image = image.byte() if depth == torch.uint8 else image.float() / 255
+    ids = Felzenszwalb(300)(image)
+    assert ids.dtype == torch.int64
+    assert ids.unique().tolist() == [1, 2]
+    inner = ids == ids[15, 20]
+    assert inner[7:23, 9:38].all()  # up to its edge, since the image is smoothed first
+    assert not inner[27:].any()
+    assert Felzenszwalb(1000)(image).unique().tolist() == [1]  # 660 pixels are too few for one
+    with pytest.raises(ValueError, match="expected at least 1, got 0"):
+        Felzenszwalb(0)
+
+
+def test_segments_name_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    with pytest.raises(ImportError, match=r"pip install 'densessl\[segments\]'"):
+        PhotoViews("unused", segments="felzenszwalb")
+
+
+def test_a_tiff_names_the_extra_that_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0")
+    with pytest.raises(ImportError, match=r"does not read TIFF; .*densessl\[tiff\]"):
+        read_photo(path, 3)
+
+
+# --- backbones and bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "shape"),
+    [
+        ("resnet18", "layer3", 64, (256, 4, 4)),
+        ("convnext_tiny", "features", 64, (768, 2, 2)),
+        ("vit_tiny_patch16_224", "norm", 64, (192, 4, 4)),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", "norm", 70, (384, 5, 5)),
+        ("pvt_v2_b0", "stages.1", 64, (64, 8, 8)),  # patches of 7 px overlap
+        ("xcit_nano_12_p16_224", "norm", 64, (128, 4, 4)),  # says the patch's side as one number
+    ],
+)
+def test_backbones_by_name(name, layer, size, shape):
+    backbone, width = make_backbone(name, layer, "random", size)
+    assert width == shape[0]
+    assert backbone(torch.zeros(2, 3, size, size)).shape == (2, *shape)
+
+
+def test_continuing_from_a_checkpoint(folder, tmp_path):
+    made = fit(PixPro, folder, tmp_path, "--trainer.max_epochs=1", "--save_every_n_steps=5")
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    backbone, _ = make_backbone("resnet18", "layer2", str(checkpoint), 32)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(checkpoint.read_bytes()[:5000])
+    wrong = ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no file"))
+    for path, message in wrong:
+        with pytest.raises(ValueError, match=rf"model.init: .*{message}"):
+            make_backbone("resnet50", "layer2", str(path), 64)
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [(PixProInstance, []), (DenseCL, ["--model.queue=20"]), (VICRegL, ["--model.keep=4"])],
+)
+def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, tmp_path):
+    made = fit(method, folder, tmp_path, "--trainer.max_steps=1", "--save_every_n_steps=1", *extra)
+    backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "checkpoints" / "last.ckpt"), 32)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.folder=/no/such/folder"], "data.folder: expected a folder"),
+        (["--data.batch_size=64"], r"data.batch_size: .*at most the 40 images .*got 64"),
+        (["--data.batch_size=0"], "data.batch_size: .*got 0"),
+        (["--model.lr_at_1024=0"], "model.lr_at_1024: expected a positive learning rate, got 0"),
+        (["--model.backbone=resnet19"], r"model.backbone: .*resnet18.*got 'resnet19'"),
+        (["--model.layer=layer4", "--data.size=16"], "16x16 pixels to a 1x1 map"),
+        (["--model.init=/no/such/file.safetensors"], "model.init: .*file.safetensors"),
+        (["--data.channels=4"], "data.mean, data.std: expected 4 numbers"),
+        (
+            ["--data.channels=4", "--data.mean=[0,0,0,0]", "--data.std=[1,1,1,1]"],
+            r"data.channels: expected 3 for the colour jitter of data.preset=byol, got 4; set .* to multichannel",
+        ),
+        (["--data.nodata=.nan"], "data.nodata: expected a finite number, got nan"),
+        (["--trainer.max_epochs=-1"], "trainer: expected a budget"),
+    ],
+)
+def test_bad_input_stops_before_training(args, message, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(PixPro, folder, tmp_path, *(["--trainer.max_epochs=1"] if "max_epochs" not in args[0] else []), *args)
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "message"),
+    [
+        (DenseCL, ["--model.lr_at_256=0"], "model.lr_at_256: expected a positive learning rate, got 0"),
+        (VICRegL, [], "model.keep: expected at most the 16 cells of the map of 32 px views, got 20"),
+        (VICRegL, ["--model.keep=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
+        (DenseCL, ["--model.queue=20", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
+        (SlotCon, ["--model.prototypes=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
+        (VICRegL, ["--model.keep=0"], "keep: expected at least 1 or None, got 0"),
+        (
+            VICRegL,
+            ["--model.keep=4", "--model.lr_at_256=-1"],
+            "model.lr_at_256: expected a positive learning rate, got -1",
+        ),
+        (DenseCL, ["--model.queue=0"], "length: expected at least 1, got 0"),
+        (DenseCL, ["--model.temperature=0"], "temperature: expected a positive number, got 0"),
+    ],
+)
+def test_bad_input_of_other_methods(method, args, message, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(method, folder, tmp_path, "--trainer.max_epochs=1", *args)
+
+
+def test_a_folder_without_images(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"data.folder: expected images .* found none"):
+        fit(PixPro, tmp_path, tmp_path / "out", "--trainer.max_epochs=1")
+
+
+class Reading:
+    """A trainer as StopWhenIll sees it."""
+
+    log_every_n_steps = 1
+
+    def __init__(self, step: int, std: float) -> None:
+        self.global_step = step
+        self.callback_metrics = {"health/std_times_sqrt_c": torch.tensor(std)}
+
+
+def test_a_collapsed_run_and_one_without_a_loss_stop():
+    def read(stop: StopWhenIll, step: int, std: float, loss: float = -3.9) -> None:
+        stop.on_train_batch_end(Reading(step, std), None, {"loss": torch.tensor(loss)}, None, 0)
+
+    stop = StopWhenIll(patience=3)
+    for step, std in enumerate((0.9, 0.1, 0.1, 0.9, 0.1, 0.1)):
+        read(stop, step, std)  # a dip that passes
+    with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3 for the last 3 .*collapsed"):
+        read(stop, 6, 0.1)
+    with pytest.raises(RuntimeError, match="loss is nan at step 7"):
+        read(stop, 7, 0.9, torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        (PixPro, []),
+        (DenseCL, ["--model.queue=20"]),
+        (VICRegL, ["--model.keep=4"]),
+        (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
+    ],
+)
+def test_compiled_encoders_train_and_keep_their_names(method, extra, folder, tmp_path, monkeypatch):
+    """With the eager backend: what is tested is the wiring; the compiler's work is its own."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="eager"))
+    made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", "--model.compile=true", *extra)
+    assert all("_orig_mod" not in key for key in made.model.state_dict())
+    assert made.trainer.global_step == 5
+    if method is not VICRegL:
+        assert made.model.target.step >= 5
