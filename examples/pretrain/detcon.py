@@ -1,24 +1,21 @@
 """DetCon on a folder of images, in the form built on BYOL (DetCon-B).
 
-    python examples/pretrain/detcon.py fit --config examples/pretrain/detcon_r50_300ep.yaml --data.folder FOLDER
+    python examples/pretrain/detcon.py fit --data.folder FOLDER \\
+        --config examples/pretrain/configs/detcon_r50_300ep.yaml
 
 Each image is divided into segments before the views are cut, ``data.segments``; the views' coords are not used.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from backbones import make_backbone
-from engine import health, is_logged, run, start_target
-from lightly.utils.dist import gather
-from linear_rule import lars_by_linear_rule
-from reading import Batch, seed_of
+from lightly.utils.dist import gather, rank, world_size
 from torch import Tensor, nn
 
-from densessl import EMA, MLP, MaskedInfoNCELoss, cell_labels, pool_regions, sample_labels
+from densessl import EMA, MLP, MaskedInfoNCELoss, MaskedView, cell_labels, pool_regions, sample_labels
+from examples.pretrain.common.step import Step, pair_metrics
 
 
 class Regions(NamedTuple):
@@ -44,71 +41,48 @@ class Encoder(nn.Module):
         return Regions(self.projector(means.flatten(0, 1)).unflatten(0, ids.shape), ids)
 
 
-class DetCon(pl.LightningModule):
+class DetCon(nn.Module):
     """Contrastive detection (Henaff et al., ICCV 2021): regions of the same segment against all others of the batch.
 
     Args:
-        backbone: name of a torchvision or timm model.
-        layer: to cut it after.
-        init: ``"random"``, ``"imagenet"``, or a file to go on from.
-        hidden_dim: of the projection and the prediction head.
-        dim: of the projections.
-        regions: to draw in each view.
-        temperature: of the softmax.
-        lr_at_256: learning rate at 256 images a step; others follow by the linear rule.
-        weight_decay: of weights of more than one dimension.
-        warmup: share of the steps.
-        momentum: of the target encoder at the start.
-        compile: torch.compile the encoders.
-        size: side of the views; linked to ``data.size``.
-        channels: of the images; linked to ``data.channels``.
+        backbone: Images ``(B, C, H, W)`` to a feature map.
+        width: Number of channels of that map.
+        hidden_dim: Width of the hidden layers of the heads.
+        dim: Number of channels of the projections.
+        regions: Number of regions to draw in each view.
+        temperature: Temperature of the softmax.
+
+    Raises:
+        ValueError: If ``regions`` is less than 1.
     """
 
     def __init__(
         self,
-        backbone: str = "resnet50",
-        layer: str = "layer4",
-        init: str = "random",
+        backbone: nn.Module,
+        width: int,
         hidden_dim: int = 4096,
         dim: int = 256,
         regions: int = 16,
         temperature: float = 0.1,
-        lr_at_256: float = 0.3,
-        weight_decay: float = 1e-6,
-        warmup: float = 0.01,
-        momentum: float = 0.99,
-        compile: bool = False,
-        size: int = 224,
-        channels: int = 3,
     ) -> None:
         super().__init__()
         if regions < 1:
-            raise ValueError(f"model.regions: expected at least 1, got {regions}")
-        self.save_hyperparameters()
-        features, width = make_backbone(backbone, layer, init, size, channels)
-        self.encoder = Encoder(features, width, hidden_dim, dim)
+            raise ValueError(f"method.regions: expected at least 1, got {regions}")
+        self.encoder, self.regions = Encoder(backbone, width, hidden_dim, dim), regions
         self.predictor = MLP(dim, hidden_dim, dim)
         self.target = EMA(self.encoder)
         # Not lightly's DetConBLoss: 1.5.14 does not have it, and in 1.6.0 regions that are not there are negatives.
         self.loss = MaskedInfoNCELoss(temperature, reduction="none")
-        if compile:
-            self.encoder.compile()
-            self.target.module.compile()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        views = [(v.image, v.mask, self.draws(i, len(v.mask))) for i, v in enumerate((batch.view1, batch.view2))]
+    def forward(self, view1: MaskedView, view2: MaskedView) -> Step:
+        views = [(view.image, view.mask, self.draws(view.mask)) for view in (view1, view2)]
         z1, z2 = (self.encoder(*view) for view in views)
         t1, t2 = (self.target(*view) for view in views)
         q1, q2 = self.predicted(z1), self.predicted(z2)
-        k1, k2 = (t if self.trainer.world_size == 1 else Regions(*(torch.cat(gather(x)) for x in t)) for t in (t1, t2))
+        k1, k2 = (t if world_size() == 1 else Regions(*(torch.cat(gather(x)) for x in t)) for t in (t1, t2))
         loss = self.region_loss(q1, k1, k2) + self.region_loss(q2, k2, k1)
-
-        self.log("loss", loss, prog_bar=True)
-        if is_logged(self.trainer):
-            same = (z1.ids[:, :, None] == t2.ids[:, None]) & (z1.ids > 0)[:, :, None]
-            self.log_dict(health(z1.vectors.detach(), t2.vectors, same, z1.ids > 0, t2.ids > 0))
-            self.log("momentum", self.target.momentum(self.target.step))
-        return loss
+        same = (z1.ids[:, :, None] == t2.ids[:, None]) & (z1.ids > 0)[:, :, None]
+        return Step(loss, {}, lambda: pair_metrics(z1.vectors, t2.vectors, same, z1.ids > 0, t2.ids > 0))
 
     def predicted(self, regions: Regions) -> Regions:
         """With the prediction head behind them."""
@@ -118,7 +92,7 @@ class DetCon(pl.LightningModule):
     def region_loss(self, query: Regions, own: Regions, other: Regions) -> Tensor:
         """One direction: regions of a view against the target's of the other and of its own view, of all processes."""
         images = torch.arange(len(own.ids), device=own.ids.device)[:, None] << 32
-        first = self.global_rank * len(query.ids)
+        first = rank() * len(query.ids)
         region = (images[first : first + len(query.ids)] + query.ids).flatten()[:, None]
         # Regions are the same where image and segment are. The same one in the own view is no negative either.
         same_own, same_other = (region == (images + keys.ids).flatten() for keys in (own, other))
@@ -131,27 +105,28 @@ class DetCon(pl.LightningModule):
         copies = (query.ids[:, :, None] == query.ids[:, None]).sum(2)
         return (per_region / copies.flatten()).mean()
 
-    def draws(self, view: int, images: int) -> Tensor:
-        """What decides on the regions of this process's images: a function of seed, batch, image and view."""
-        batch = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        generator = torch.Generator().manual_seed(seed_of(self.trainer.datamodule.seed, batch, view))
-        drawn = torch.rand(self.trainer.world_size * images, self.hparams.regions, generator=generator)
-        return drawn[self.global_rank * images :][:images].to(self.device)
+    def draws(self, mask: Tensor) -> Tensor:
+        """What decides on the regions of this process's images, from the generator of the CPU.
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.target.update(self.encoder)
+        All processes draw for all images, so that one process and several choose the same regions.
+        """
+        drawn = torch.rand(world_size() * len(mask), self.regions)
+        return drawn[rank() * len(mask) :][: len(mask)].to(mask.device)
 
-    def on_fit_start(self) -> None:
-        if self.trainer.datamodule.segments == "none":  # there may be a mask all the same, of data.nodata
-            raise ValueError("data.segments: expected 'felzenszwalb' or 'grid', got 'none'")
-        start_target(self.target, self.encoder, self.trainer, self.hparams.momentum)
 
-    def configure_optimizers(self) -> Any:
-        h = self.hparams
-        trained = nn.ModuleList([self.encoder, self.predictor])
-        return lars_by_linear_rule(trained, self.trainer, h.lr_at_256, h.weight_decay, h.warmup)
+def check(options) -> None:
+    """Regions come from segments; a mask of ``data.nodata`` alone is none."""
+    if options.data.segments == "none":
+        raise ValueError("data.segments: expected 'felzenszwalb' or 'grid', got 'none'")
+
+
+def recipe():
+    from examples.pretrain.common.cli import Recipe
+    from examples.pretrain.common.optimizers import LinearLARS
+
+    defaults = {"optimizer.lr_at_256": 0.3, "optimizer.weight_decay": 1e-6, "optimizer.warmup": 0.01}
+    return Recipe(DetCon, LinearLARS, defaults=defaults, check=check)
 
 
 if __name__ == "__main__":
-    run(DetCon)
+    recipe().run()

@@ -1,4 +1,4 @@
-"""Segments of an image without labels, to group its pixels by: a grid, or Felzenszwalb's.
+"""Masks of an image: segments without labels to group its pixels by, and where it has data.
 
 Each is a function of the image alone, ``(C, H, W)``, and returns a map ``(H, W)`` of segment ids from 1 on: 0 is left
 for where there is nothing, as in the mask of a ``MaskedView``.
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from examples.pretrain.common.data.views import MaskOf
 
 
 class Grid:
@@ -66,3 +68,29 @@ def _felzenszwalb() -> Any:
             "'densessl[segments]'"
         ) from error
     return felzenszwalb
+
+
+class NoData:
+    """A mask of where an image has data: what segments it has there, 1 without segments, and 0 elsewhere.
+
+    Args:
+        value: of all channels of a pixel without data, as decoded: 0 to 255, and 0 to 1 from 16 bits.
+        segments: other mask to restrict.
+
+    Raises:
+        ValueError: if the value is no finite number.
+    """
+
+    def __init__(self, value: float, segments: MaskOf | None = None) -> None:
+        if not abs(value) < float("inf"):
+            raise ValueError(f"data.nodata: expected a finite number, got {value}")
+        self.value, self.segments = value, segments
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """``(H, W)``."""
+        most, whole = (255, True) if image.dtype == torch.uint8 else (1, False)
+        if self.value > most or (whole and (self.value < 0 or self.value % 1)):
+            kind = "a whole number in 0..255, as these pixels" if whole else "at most 1: 16 bits are divided by 65,535"
+            raise ValueError(f"data.nodata: expected {kind}, got {self.value}")
+        has_data = (image != self.value).any(0)
+        return has_data.byte() if self.segments is None else self.segments(image) * has_data

@@ -6,7 +6,6 @@ import logging
 from typing import Literal
 
 import torch
-from backbones import make_model
 from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -15,6 +14,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from densessl import level_sizes
 from densessl.checkpoints import load_backbone, load_parts
+from examples.pretrain.common.backbones import make_model
 
 log = logging.getLogger(__name__)
 
@@ -65,24 +65,31 @@ class FCOSTrunk(nn.Module):
         return {name: torch.cat([tower["conv"](x) for tower in self.head.values()], 1) for name, x in maps.items()}
 
 
-def make_trunk(backbone: str, init: str, top: Top, towers: bool, size: int, channels: int) -> FCOSTrunk:
-    """A trunk with the weights that the recipe starts from.
+def make_trunk(
+    name: str = "resnet50",
+    top: Top = "p6",
+    towers: bool = True,
+    init: str = "random",
+    size: int = 224,
+    channels: int = 3,
+) -> tuple[FCOSTrunk, int]:
+    """A trunk with the weights that the recipe starts from, and the channels of its maps.
 
     Args:
-        backbone: name of a torchvision ResNet.
-        init: ``"random"``, ``"imagenet"`` (the backbone alone), or a file to go on from, whose FPN and towers are taken
-            too where it has them.
-        top: as of FCOSTrunk.
-        towers: as of FCOSTrunk.
-        size: side of the views, for a first pass that shows the maps' sizes.
-        channels: of the images.
+        name: Name of a torchvision ResNet.
+        top: The last level of the pyramid; the first is P3.
+        towers: Pretrain the convolutions of FCOS's head too; False: backbone and FPN.
+        init: Where the weights come from: ``random``; ``imagenet``, for the backbone alone; or a file, whose FPN and
+            towers are taken too where it has them.
+        size: Side of the views in pixels, for a first pass that shows the maps' sizes.
+        channels: Number of channels of the images.
 
     Raises:
         ValueError: on another model, a file that does not fit, or a level of a single cell.
     """
-    network = make_model(backbone, init == "imagenet", size, channels)
+    network = make_model(name, init == "imagenet", size, channels)
     if not isinstance(network, ResNet):
-        raise ValueError(f"model.backbone: expected the name of a torchvision ResNet, got {backbone!r}")
+        raise ValueError(f"backbone.name: expected the name of a torchvision ResNet, got {name!r}")
     trunk = FCOSTrunk(network, top, towers)
     if init not in ("random", "imagenet"):
         load_trunk(trunk, init)
@@ -90,9 +97,9 @@ def make_trunk(backbone: str, init: str, top: Top, towers: bool, size: int, chan
         with torch.no_grad():
             sizes = level_sizes(trunk.eval()(torch.zeros(1, channels, size, size)))
     except ValueError as error:
-        raise ValueError(f"model.top, data.size: {top} of {size} px views: {error}") from error
-    log.info("%s: %d px views give %s cells", backbone, size, ", ".join(f"{n} {h}x{w}" for n, (h, w) in sizes.items()))
-    return trunk.train()
+        raise ValueError(f"backbone.top, data.size: {top} of {size} px views: {error}") from error
+    log.info("%s: %d px views give %s cells", name, size, ", ".join(f"{n} {h}x{w}" for n, (h, w) in sizes.items()))
+    return trunk.train(), trunk.width
 
 
 def load_trunk(trunk: FCOSTrunk, path: str) -> None:
@@ -105,7 +112,7 @@ def load_trunk(trunk: FCOSTrunk, path: str) -> None:
         read = load_backbone(trunk.backbone.body, path)
         parts = load_parts(trunk, path)
     except ValueError as error:
-        raise ValueError(f"model.init: {error}") from error
+        raise ValueError(f"backbone.init: {error}") from error
     log.info("%s: loaded %d entries of the backbone, %d of FPN and towers", path, len(read.weights), len(parts.parts))
     for name, why in (parts.dropped | read.dropped).items():
         log.info("%s: left out %s: %s", path, name, why)

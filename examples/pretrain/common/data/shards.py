@@ -16,10 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from loading import kill_readers, outlive_sigterm
-from reading import SUFFIXES, Batch, DrawViews, decode_photo, seed_of
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+
+from examples.pretrain.common.data.decode import SUFFIXES, decode_photo
+from examples.pretrain.common.data.loader import kill_readers, outlive_sigterm
+from examples.pretrain.common.data.seeds import seed_of
+from examples.pretrain.common.data.views import Batch, DrawViews
 
 log = logging.getLogger(__name__)
 BUFFER = 256  # files of one shard in memory, to mix their order

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from reading import Photos, seed_of
 from torch.utils.data import DataLoader
+
+from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.seeds import seed_of
 
 
 def outlive_sigterm(worker: int) -> None:

@@ -15,17 +15,19 @@ from densessl.checkpoints import load_backbone
 log = logging.getLogger(__name__)
 
 
-def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3) -> tuple[FeatureMap, int]:
+def make_backbone(
+    name: str = "resnet50", layer: str = "layer4", init: str = "random", size: int = 224, channels: int = 3
+) -> tuple[FeatureMap, int]:
     """A backbone and the channels of its map.
 
     Args:
-        name: of a torchvision or timm model, ViTs included.
-        layer: to cut after; see FeatureMap.
-        init: ``"random"``, ``"imagenet"`` (downloads what torchvision or timm has under the name; supervised, unless
-            the name says otherwise), or a file that ``densessl.checkpoints.read_backbone`` reads: a checkpoint of a
-            run, encoder.safetensors, PixPro's own.
-        size: side of the views, for a first pass that shows the map's size.
-        channels: of the images; other than 3, the first convolution is made anew.
+        name: Name of a torchvision or timm model, ViTs included. A tag of timm's chooses its weights.
+        layer: Name of the layer after which the model is cut; its output is the feature map.
+        init: Where the weights come from: ``random``; ``imagenet``, which downloads what torchvision or timm has under
+            the name (supervised, unless the name says otherwise); or a file: a checkpoint of a run,
+            encoder.safetensors, PixPro's own.
+        size: Side of the views in pixels, for a first pass that shows the map's size.
+        channels: Number of channels of the images. Other than 3, the first convolution is made anew.
 
     Raises:
         ValueError: on an unknown model, a file that does not fit, a map of a single cell, or a ViT whose patches do not
@@ -36,7 +38,7 @@ def make_backbone(name: str, layer: str, init: str, size: int, channels: int = 3
         try:
             read = load_backbone(backbone, init)
         except ValueError as error:
-            raise ValueError(f"model.init: {error}") from error
+            raise ValueError(f"backbone.init: {error}") from error
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
@@ -67,7 +69,7 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
         return model
     known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
     close = ", ".join(difflib.get_close_matches(name, known)) or "none close"
-    raise ValueError(f"model.backbone: expected the name of a torchvision or timm model ({close}), got {name!r}")
+    raise ValueError(f"backbone.name: expected the name of a torchvision or timm model ({close}), got {name!r}")
 
 
 def _with_channels(model: nn.Module, channels: int) -> nn.Module:

@@ -1,0 +1,133 @@
+"""Callbacks of the recipes: guards, throughput, checkpoints, the encoder's file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from safetensors.torch import save_file
+
+from examples.pretrain.common.data.views import Batch
+from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.training import is_logged
+
+
+class StopOnCollapse(Callback):
+    """Stops a run whose loss is no number, whose features have collapsed, or whose files cannot be read.
+
+    Args:
+        collapsed_below: Readings of ``health/std_times_sqrt_c`` below this count as collapsed.
+        patience: Number of optimiser steps without a healthy reading after which the run stops. Healthy runs dip as
+            well, the quickstart's for 80 steps.
+    """
+
+    def __init__(self, collapsed_below: float = 0.3, patience: int = 1000) -> None:
+        self.collapsed_below, self.patience = collapsed_below, patience
+        self.healthy_at = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step % trainer.log_every_n_steps:
+            return  # reading a value back stalls the GPU
+        loss = float(outputs["loss"])
+        if not abs(loss) < float("inf"):
+            raise RuntimeError(
+                f"loss is {loss} at step {trainer.global_step}: stopped. Lower the learning rate, optimizer.lr_*."
+            )
+        std = trainer.callback_metrics.get("health/std_times_sqrt_c")
+        if std is None or float(std) >= self.collapsed_below:
+            self.healthy_at = trainer.global_step
+        if trainer.global_step - self.healthy_at >= self.patience:
+            raise RuntimeError(
+                f"health/std_times_sqrt_c is {float(std):.3f}, below {self.collapsed_below} for the last "
+                f"{trainer.global_step - self.healthy_at} steps: the features have collapsed. See the docs, Questions."
+            )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        # Before the batch goes on: a run on rubbish should not train first.
+        data = trainer.datamodule
+        if is_logged(trainer):
+            module.log_dict({"data/unreadable": float(data.unreadable), "data/enlarged": data.enlarged / data.seen})
+        if data.unreadable > max(1, data.max_unreadable * data.seen):
+            raise RuntimeError(
+                f"{data.unreadable} unreadable files met in {data.seen} images: more than data.max_unreadable = "
+                f"{data.max_unreadable}. Their names are in the log."
+            )
+
+
+class Throughput(Callback):
+    """Logs images/s and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.end = self.waited = self.since = 0.0
+        self.images = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.end = self.since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.end
+        self.images += len(batch.unreadable) * trainer.world_size
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.end = time.perf_counter()
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            elapsed = self.end - self.since
+            module.log("speed/images_per_s", self.images / elapsed, prog_bar=True)
+            module.log("speed/data_wait", self.waited / elapsed)
+            self.since, self.images, self.waited = self.end, 0, 0.0
+
+
+class Encoders(Callback):
+    """Writes the online encoder's backbone as ``encoder.safetensors`` beside the checkpoints, after every epoch."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._write(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._write(trainer, module)
+
+    def _write(self, trainer: pl.Trainer, module: Any) -> None:
+        folder = trainer.log_dir  # asked of every process: the answer is broadcast
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            weights = {key: value.cpu().contiguous() for key, value in backbone_of(module.method).state_dict().items()}
+            part = Path(folder) / "encoder.safetensors.part"
+            save_file(weights, part)
+            part.replace(part.with_suffix(""))  # never half a file under the final name
+
+
+class SaveOnSigterm(Callback):
+    """A preempted run leaves last.ckpt behind: ``fit --ckpt_path last`` goes on from there."""
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.checkpoint_callback is not None:
+            trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+
+
+@rank_zero_only
+def keep_earlier_rows(path: Path) -> None:
+    """A continued run starts a metrics.csv of its own; Lightning would delete the one that is there."""
+    if path.exists():
+        number = 1 + sum(1 for _ in path.parent.glob("metrics-*.csv"))
+        path.rename(path.with_name(f"metrics-{number}.csv"))
+
+
+def standard_callbacks(out: str, every_n_epochs: int, every_n_steps: int) -> list[Callback]:
+    """Guards, throughput, checkpoints (``last.ckpt`` and every n epochs), encoder export, preemption."""
+    folder = Path(out) / "checkpoints"
+    return [
+        StopOnCollapse(),
+        Throughput(),
+        Encoders(),
+        SaveOnSigterm(),
+        LearningRateMonitor("step"),
+        ModelCheckpoint(
+            folder, "epoch={epoch}", every_n_epochs=every_n_epochs, save_top_k=-1, auto_insert_metric_name=False
+        ),
+        ModelCheckpoint(folder, "last", every_n_train_steps=every_n_steps, enable_version_counter=False),
+    ]

@@ -1,0 +1,162 @@
+"""The command line's ``data`` options, turned into the parts of a data module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from densessl import (
+    MultiView,
+    View,
+    byol_photometric,
+    byol_views,
+    mocov2_photometric,
+    mocov2_views,
+    multichannel_photometric,
+    multichannel_views,
+    simclr_photometric,
+    simclr_views,
+)
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.segments import Felzenszwalb, Grid, NoData
+from examples.pretrain.common.data.sources import source_of
+from examples.pretrain.common.data.views import DrawViews, MaskOf
+
+# The two halves of each pipeline: per image on the CPU, per batch on the device.
+PRESETS = {
+    "byol": (byol_views, byol_photometric),
+    "mocov2": (mocov2_views, mocov2_photometric),
+    "simclr": (simclr_views, simclr_photometric),
+    "multichannel": (multichannel_views, multichannel_photometric),  # ours; any number of channels
+}
+
+
+class QuarterTurn(v2.Transform):
+    """Turns by 0, 90, 180 or 270 degrees: for images without an up, as aerial and microscopic ones."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"angle": 90.0 * int(torch.randint(4, ()))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(F.rotate, inpt, params["angle"], expand=True)
+
+
+class Normalized:
+    """Only normalises a batch of views on its device; stands in for a photometric step.
+
+    Args:
+        mean: One number per channel, for images in 0..1.
+        std: One number per channel.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, view: View, *, seed: int) -> View:
+        x: Tensor = view.image.float() / 255 if view.image.dtype == torch.uint8 else view.image
+        return view._replace(image=(x - self.mean.to(x.device)) / self.std.to(x.device))
+
+
+def only_normalized(mean: Sequence[float], std: Sequence[float]) -> tuple[Normalized, Normalized]:
+    """For two views whose colours stay."""
+    return Normalized(mean, std), Normalized(mean, std)
+
+
+def nothing(mean: Sequence[float], std: Sequence[float]) -> None:
+    """For views that come normalised from the workers."""
+
+
+def photo_views(
+    folder: str,
+    size: int = 224,
+    batch_size: int = 1024,
+    workers: int = 8,
+    scale: tuple[float, float] = (0.08, 1.0),
+    preset: Literal["byol", "mocov2", "simclr", "multichannel"] = "byol",
+    photometric: Literal["device", "cpu", "none"] = "device",
+    vertical_flip: bool = False,
+    quarter_turns: bool = False,
+    channels: int = 3,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    redraws: int = 0,
+    max_unreadable: float = 0.01,
+    images: int | None = None,
+    segments: Literal["none", "grid", "felzenszwalb"] = "none",
+    grid: int = 5,
+    segment_scale: int = 1000,
+    nodata: float | None = None,
+    seed: int = 0,
+) -> PhotoViews:
+    """Two views of every photo of a folder, or of tar shards.
+
+    Args:
+        folder: Folder of photos, sub-folders included; or tar shards: ``shards/{000..099}.tar``, a URL, or ``pipe:``
+            and a command that writes one.
+        size: Side of the views in pixels.
+        batch_size: Images of a step over all processes, before gradient accumulation.
+        workers: Number of reading processes per GPU.
+        scale: Smallest and largest share of the image's area that a crop covers.
+        preset: Whose colours and blur: ``byol`` as PixPro, ``mocov2`` as DenseCL, ``simclr``; ``multichannel`` is ours,
+            for images other than colour.
+        photometric: Where colours and blur are changed: ``device``, on the GPU through kornia; ``cpu``, in the workers;
+            ``none``, nowhere.
+        vertical_flip: Also flip views upside down.
+        quarter_turns: Also turn views by multiples of 90 degrees.
+        channels: Number of channels of the images. The published photometric steps take 3 (colour), those of
+            ``multichannel`` any number.
+        mean: Mean of each channel, for images in 0..1.
+        std: Standard deviation of each channel.
+        redraws: How often to draw views again that share no cell; for elongated images, where that is common.
+        max_unreadable: Share of unreadable files, 0..1, above which the run stops.
+        images: Number of images in all shards; a folder is counted.
+        segments: What each image is divided into, for methods that compare regions. The views then come with a mask of
+            segment ids.
+        grid: Number of rectangles along each side of the grid.
+        segment_scale: Scale of Felzenszwalb's segments and least number of pixels of one, in the image as it is read.
+        nodata: Value of pixels without data, in all channels: 0 to 255, and 0 to 1 from 16 bits. Cells of which less
+            than half is data then neither match nor count.
+        seed: Seed of everything that is drawn.
+
+    Raises:
+        ValueError: If options contradict each other.
+    """
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"data.mean, data.std: expected {channels} numbers, as data.channels, got {mean}, {std}")
+    if photometric != "none" and channels != 3 and preset != "multichannel":
+        raise ValueError(
+            f"data.channels: expected 3 for the colour jitter of data.preset={preset}, got {channels}; set "
+            "data.preset to multichannel, or data.photometric to none"
+        )
+    whole, on_device = PRESETS[preset]
+    turns = [*([v2.RandomVerticalFlip()] if vertical_flip else []), *([QuarterTurn()] if quarter_turns else [])]
+    views = with_turns(whole(size, photometric == "cpu", scale=scale, mean=mean, std=std), turns)
+    draw = DrawViews(
+        views, seed=seed, redraws=redraws, size=size, mask_of=_mask_of(segments, grid, segment_scale, nodata)
+    )
+    return PhotoViews(
+        source_of(folder, images),
+        draw,
+        {"device": on_device, "none": only_normalized, "cpu": nothing}[photometric](mean, std),
+        batch_size=batch_size,
+        workers=workers,
+        channels=channels,
+        max_unreadable=max_unreadable,
+    )
+
+
+def with_turns(published: MultiView, turns: Sequence[Any]) -> MultiView:
+    """The pipelines with further steps after crop and flip, where there are few pixels to move."""
+    return MultiView(*(v2.Compose([*p.transforms[:2], *turns, *p.transforms[2:]]) for p in published.transforms))
+
+
+def _mask_of(segments: str, grid: int, segment_scale: int, nodata: float | None) -> MaskOf | None:
+    makers = {"none": lambda: None, "grid": lambda: Grid(grid), "felzenszwalb": lambda: Felzenszwalb(segment_scale)}
+    mask_of = makers[segments]()
+    return mask_of if nodata is None else NoData(nodata, mask_of)

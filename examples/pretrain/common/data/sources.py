@@ -1,0 +1,83 @@
+"""Where images come from: a folder of photos, or tar shards. Each makes the loader of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from examples.pretrain.common.data.decode import find_photos
+from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.loader import ResumableLoader
+from examples.pretrain.common.data.views import DrawViews
+
+
+class FolderSource:
+    """Photos of a folder, sub-folders included.
+
+    Args:
+        folder: Path of the folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._found: list[Path] | None = None
+
+    def count(self, processes: int, workers: int) -> int:
+        """Number of images, of which every process needs one.
+
+        Raises:
+            ValueError: If there are fewer, or the folder is missing.
+        """
+        found = len(self._paths())
+        if found < processes:
+            raise ValueError(
+                f"data.folder: expected an image for each of {processes} processes, found {found} in {self.folder}"
+            )
+        return found
+
+    def loader(self, draw: DrawViews, channels: int, **process: Any) -> ResumableLoader:
+        """The loader of one process; ``process`` names its batch_size, rank, world_size and workers."""
+        return ResumableLoader(Photos(self._paths(), draw, channels=channels), seed=draw.seed, **process)
+
+    def _paths(self) -> list[Path]:
+        if self._found is None:
+            self._found = find_photos(self.folder)  # once, because a large set takes minutes to list
+        return self._found
+
+
+class ShardSource:
+    """Photos in tar shards; see shards.py.
+
+    Args:
+        pattern: ``shards/{000..099}.tar``, a URL, or ``pipe:`` and a command that writes one.
+        images: Number of images in all shards.
+    """
+
+    def __init__(self, pattern: str, images: int | None) -> None:
+        self.folder, self.images = pattern, images
+        self._found: list[str] = []
+
+    def count(self, processes: int, workers: int) -> int:
+        """Number of images.
+
+        Raises:
+            ValueError: If it is not known, a shard is missing, or there are too few shards for all that read.
+        """
+        from examples.pretrain.common.data.shards import find_shards
+
+        self._found = find_shards(self.folder, self.images, processes, workers)
+        return self.images
+
+    def loader(self, draw: DrawViews, channels: int, **process: Any) -> Any:
+        """The loader of one process; ``process`` names its batch_size, rank, world_size and workers."""
+        from examples.pretrain.common.data.shards import ShardLoader, find_shards
+
+        shards = find_shards(self.folder, self.images, process["world_size"], process["workers"])
+        return ShardLoader(shards, draw, images=self.images, channels=channels, **process)
+
+
+def source_of(folder: str, images: int | None) -> FolderSource | ShardSource:
+    """The source that ``data.folder`` means."""
+    from examples.pretrain.common.data.shards import is_shards
+
+    return ShardSource(folder, images) if is_shards(folder) else FolderSource(folder)

@@ -1,0 +1,92 @@
+"""From a decoded image to two views.
+
+Every draw is a function of (seed, epoch, sample index, view): the number of workers and processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from densessl import DistanceMatcher, MaskedView, MultiView, View
+from examples.pretrain.common.data.seeds import seed_of
+from examples.pretrain.common.step import valid_cells
+
+log = logging.getLogger(__name__)
+
+# A decoded image (C, H, W) to a map (H, W), uint8 or int64, that moves with the views: what lies where, 0 for nothing.
+MaskOf = Callable[[Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """Two batches of views, and what happened while they were read.
+
+    Attributes:
+        view1: of B images; with a mask where the loader makes one.
+        view2: of the same images.
+        unreadable: int64 ``(B,)``, files that could not be read before one could.
+        enlarged: bool ``(B,)``, images smaller than the views.
+    """
+
+    view1: View | MaskedView
+    view2: View | MaskedView
+    unreadable: Tensor
+    enlarged: Tensor
+
+
+class DrawViews:
+    """Two views of an image, drawn from the seed and the numbers that stand for the image in its epoch.
+
+    Args:
+        views: two pipelines.
+        seed: of all draws.
+        redraws: how often to draw again where the two views share no cell, or none with data; for elongated images,
+            where that is common.
+        size: side of the views, to know which images are smaller.
+        mask_of: gives each image a mask, and so ``MaskedView``; a function of the image alone.
+    """
+
+    def __init__(self, views: MultiView, *, seed: int, redraws: int, size: int, mask_of: MaskOf | None = None) -> None:
+        self.views = [MultiView(transform) for transform in views.transforms]
+        self.seed, self.redraws, self.size, self.mask_of = seed, redraws, size, mask_of
+        self._overlap = DistanceMatcher(0.7)
+        self._named: set[str] = set()
+
+    def __call__(self, image: Tensor, name: str, *numbers: int, unreadable: int = 0) -> Batch:
+        height, width = image.shape[-2:]
+        enlarged = min(height, width) < self.size
+        if enlarged:
+            self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
+        mask = None if self.mask_of is None else self.mask_of(image)
+        for attempt in range(self.redraws + 1):
+            views = [self._draw(image, mask, view, *numbers, view, attempt) for view in range(2)]
+            if attempt == self.redraws or self.share_cells(*views):
+                break
+        return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
+
+    def _draw(self, image: Tensor, mask: Tensor | None, view: int, *numbers: int) -> View | MaskedView:
+        # Not fork_rng: it asks after GPUs, which takes as long as a crop.
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed(seed_of(self.seed, *numbers))
+        try:
+            return self.views[view](image, mask)[0]
+        finally:
+            generator.set_state(before)
+
+    def share_cells(self, view1: View | MaskedView, view2: View | MaskedView) -> bool:
+        """Whether any cell of one view matches one of the other."""
+        size = (7, 7)
+        one, other = (type(view)(*(part[None] for part in view)) for view in (view1, view2))
+        valid = {"valid_q": valid_cells(one, size), "valid_k": valid_cells(other, size)}
+        return bool(self._overlap(one.coords, other.coords, size, **valid).any())
+
+    def name_once(self, name: str, what: str) -> None:
+        """Logs what befell an image, the first time."""
+        if name not in self._named:
+            self._named.add(name)
+            log.warning("%s: %s", name, what)
