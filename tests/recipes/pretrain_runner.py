@@ -17,26 +17,21 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "pretrain"))
-warnings.simplefilter("ignore")
-
-from data import PhotoViews  # noqa: E402
-from densecl import DenseCL  # noqa: E402
-from engine import SaveOnSigterm  # noqa: E402
-from pixcontrast import PixContrast  # noqa: E402
-from pixpro import PixPro  # noqa: E402
-from pixpro_instance import PixProInstance  # noqa: E402
-from vicregl import VICRegL  # noqa: E402
+from examples.pretrain import densecl, pixcontrast, pixpro, pixpro_instance, vicregl
+from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.callbacks import SaveOnSigterm
+from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.training import Pretraining
 
 METHODS = {
-    "pixpro": PixPro,
-    "pixcontrast": PixContrast,
-    "pixpro_instance": PixProInstance,
-    "densecl": DenseCL,
-    "vicregl": VICRegL,
+    "pixpro": pixpro,
+    "pixcontrast": pixcontrast,
+    "pixpro_instance": pixpro_instance,
+    "densecl": densecl,
+    "vicregl": vicregl,
 }
 OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
-TINY = {"backbone": "resnet18", "layer": "layer2", "hidden_dim": 32, "dim": 16, "size": 32}
+TINY = {"hidden_dim": 32, "dim": 16}
 
 
 def without_batch_statistics(module: nn.Module) -> None:
@@ -67,15 +62,20 @@ class Losses(Callback):
 
 
 def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
-    module = METHODS[method](**TINY, **OPTIONS.get(method, {}))
+    recipe = METHODS[method].recipe()
+    made = recipe.method(*make_backbone("resnet18", "layer2", "random", 32), **TINY, **OPTIONS.get(method, {}))
+    rate = {name: value for name, value in recipe.defaults.items() if name.startswith("optimizer.")}
+    optimizer = recipe.optimizer(**{name.removeprefix("optimizer."): value for name, value in rate.items()})
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several or "groups" in resume:
-        without_batch_statistics(module)
-        if hasattr(module, "target"):
-            module.target.requires_grad_(False)  # the new norms of the target too
-    data = PhotoViews(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3)
+        without_batch_statistics(made)
+        if hasattr(made, "target"):
+            made.target.requires_grad_(False)  # the new norms of the target too
+    module = Pretraining(made, optimizer, recipe.momentum or (0.0, 0.0))
+    data = photo_views(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3)
     losses = Losses()
     trainer = pl.Trainer(
         max_epochs=int(epochs),
@@ -94,7 +94,7 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
     )
     trainer.fit(module, data, ckpt_path=str(Path(out) / "last.ckpt") if "last" in resume else None)
     if trainer.is_global_zero:
-        torch.save({"losses": losses.losses, "state": module.state_dict()}, Path(out) / "end.pt")
+        torch.save({"losses": losses.losses, "state": made.state_dict()}, Path(out) / "end.pt")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,12 @@ from PIL import Image
 
 for _extra in ("matplotlib", "safetensors", "tqdm", "lightly", "kornia"):
     pytest.importorskip(_extra)
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import compose_your_own  # noqa: E402
-import photos  # noqa: E402
-import quickstart  # noqa: E402
-import report  # noqa: E402
-import scenes  # noqa: E402
+import compose_your_own
+import photos
+import quickstart
+import report
+import scenes
 
 TINY = [
     *("--steps", "3", "--batch-size", "4", "--size", "32", "--seeds", "1"),

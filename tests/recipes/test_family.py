@@ -4,26 +4,19 @@ DenseCL's and VICRegL's loops are written from the papers' equations, DetCon's a
 """
 
 import re
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from making import cli, small
 from reference import Box, box_cells, cosine, nearest, tokens
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "pretrain"))
-
-from data import PhotoViews
-from densecl import DenseCL, Outputs
-from detcon import DetCon, Regions
-from reading import Batch
-from slotcon import SlotCon
-from slots import Grouped, used
-from vicregl import VICRegL
-
 from densessl import MaskedView, View, coords_from_boxes
+from examples.pretrain.common.slots import Grouped, used
+from examples.pretrain.densecl import DenseCL, Outputs
+from examples.pretrain.detcon import DetCon, Regions
+from examples.pretrain.slotcon import SlotCon
+from examples.pretrain.vicregl import VICRegL
 
 B, C, WIDTH = 3, 6, 5
 SIZE_1, SIZE_2 = (3, 5), (4, 2)
@@ -57,7 +50,7 @@ def densecl_loop(query: Outputs, key: Outputs, cells: Tensor, images: Tensor, te
 
 
 def test_densecl_equals_the_loop():
-    recipe = DenseCL(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, queue=7, size=32).double()
+    recipe = small(DenseCL, layer="layer1", hidden_dim=8, dim=C, queue=7).double()
     (f, g), (r, t) = maps(WIDTH, C)
     query = Outputs(f, r.requires_grad_(), torch.randn(B, C, dtype=torch.float64, requires_grad=True))
     key = Outputs(g, t, torch.randn(B, C, dtype=torch.float64))
@@ -71,16 +64,13 @@ def test_densecl_equals_the_loop():
 
 
 def test_densecl_steps_weigh_the_two_losses_and_fill_the_queues(monkeypatch):
-    recipe = DenseCL(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, queue=5, dense_weight=0.3, size=32)
-    logged = {}
-    monkeypatch.setattr(recipe, "log_dict", lambda values, **options: logged.update(values))
-    recipe.trainer = Trainer()
+    recipe = small(DenseCL, layer="layer2", hidden_dim=8, dim=C, queue=5, dense_weight=0.3)
     image = torch.randn(2, 3, 32, 48)
     coords, size = torch.eye(3).expand(2, 3, 3), torch.tensor([[32, 48]] * 2)
     views = View(image, coords, size), View(image.flip(3), coords, size)
     before = recipe.cell_queue.keys, recipe.image_queue.keys
-    loss = recipe.training_step(Batch(*views, torch.zeros(2), torch.zeros(2)), 0)
-    torch.testing.assert_close(loss, 0.3 * logged["loss/dense"] + 0.7 * logged["loss/instance"])
+    loss, terms, _ = recipe(*views)
+    torch.testing.assert_close(loss, 0.3 * terms["dense"] + 0.7 * terms["instance"])
     key = recipe.target(views[1].image)  # in train mode batch norm sees the same batch again
     for queue, old, new in zip(
         (recipe.cell_queue, recipe.image_queue), before, (key.cells.mean((2, 3)), key.image), strict=True
@@ -93,18 +83,10 @@ def test_densecl_steps_weigh_the_two_losses_and_fill_the_queues(monkeypatch):
     assert all(p.grad is None for p in recipe.target.parameters())
 
 
-class Trainer:
-    """One process whose step is not logged."""
-
-    world_size, global_rank, global_step, log_every_n_steps = 1, 0, 0, 50
-    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=4))
-    datamodule = SimpleNamespace(seed=3, segments="grid")
-
-
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_densecl_names_a_bad_weight(weight):
-    with pytest.raises(ValueError, match=rf"model.dense_weight: expected a number in 0..1, got {weight}"):
-        DenseCL(dense_weight=weight)
+    with pytest.raises(ValueError, match=rf"method.dense_weight: expected a number in 0..1, got {weight}"):
+        small(DenseCL, dense_weight=weight)
 
 
 # --- VICRegL ----------------------------------------------------------------------------------------------------------
@@ -166,7 +148,7 @@ def boxed_views(dtype: torch.dtype = torch.float64) -> list[View]:
 
 
 def test_vicregl_cells_equal_the_loop():
-    recipe = VICRegL(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, keep=KEEP, size=32)
+    recipe = small(VICRegL, layer="layer1", hidden_dim=8, dim=C, keep=KEEP)
     ((z1, z2),) = maps(C)
     z1.requires_grad_()
     z2.requires_grad_()
@@ -191,22 +173,20 @@ class Fixed(torch.nn.Module):
 
 
 def test_vicregl_equals_the_loop(monkeypatch):
-    recipe = VICRegL(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, keep=KEEP, alpha=0.6, size=32)
-    recipe.trainer = Trainer()
-    monkeypatch.setattr(recipe, "log_dict", lambda values, **options: None)
+    recipe = small(VICRegL, layer="layer1", hidden_dim=8, dim=C, keep=KEEP, alpha=0.6)
     ((z1, z2),) = maps(C)
     w1, w2 = torch.randn(2, B, 8, dtype=torch.float64)
     recipe.encoder = Fixed((z1, w1), (z2, w2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = recipe.training_step(Batch(*boxed_views(), torch.zeros(B), torch.zeros(B)), 0)
+        loss = recipe(*boxed_views()).loss
     expected = 0.6 * vicreg(w1, w2) + 0.4 * local_loop(z1, z2)[0]
     torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])
 def test_vicregl_names_a_bad_alpha(alpha):
-    with pytest.raises(ValueError, match=rf"model.alpha: expected a number in 0..1, got {alpha}"):
-        VICRegL(alpha=alpha)
+    with pytest.raises(ValueError, match=rf"method.alpha: expected a number in 0..1, got {alpha}"):
+        small(VICRegL, alpha=alpha)
 
 
 # --- DetCon -----------------------------------------------------------------------------------------------------------
@@ -246,8 +226,8 @@ def detcon_loop(query: Regions, own: Regions, other: Regions, temperature: float
     return total / (images * regions)
 
 
-def test_detcon_equals_the_loop():
-    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, temperature=0.3, size=32)
+def test_detcon_equals_the_loop(monkeypatch):
+    recipe = small(DetCon, layer="layer1", hidden_dim=8, dim=C, temperature=0.3)
     query, own, other = (drawn_regions(ids) for ids in (DRAWN_1, DRAWN_1, DRAWN_2))
     for a, b in ((own, other), (other, own)):
         got, expected = recipe.region_loss(query, a, b), detcon_loop(query, a, b, 0.3)
@@ -256,18 +236,17 @@ def test_detcon_equals_the_loop():
         for mine, wanted in zip(*both, strict=True):
             assert mine.any()
             torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-12)
-        recipe.trainer = Trainer()
-        halves = []
+            halves = []
         for rank in range(2):  # two processes, each with half of the queries and all keys
-            recipe.trainer.global_rank = rank
+            monkeypatch.setattr("examples.pretrain.detcon.rank", lambda rank=rank: rank)
             halves.append(recipe.region_loss(Regions(*(x[3 * rank :][:3] for x in query)), a, b))
         torch.testing.assert_close(sum(halves) / 2, expected, rtol=1e-9, atol=1e-12)
-        recipe.trainer.global_rank = 0
+        monkeypatch.undo()
 
 
 def test_detcon_equals_lightlys_loss_where_every_region_is_there():
     lightly = pytest.importorskip("lightly.loss.detcon_loss")
-    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, size=32)
+    recipe = small(DetCon, layer="layer1", hidden_dim=8, dim=C)
     ids = [torch.where(drawn == 0, 6, drawn) for drawn in (DRAWN_1, DRAWN_2)]
     (q1, q2), (t1, t2) = ([drawn_regions(x) for x in ids] for _ in range(2))
     theirs = lightly.DetConBLoss(0.1, gather_distributed=False)
@@ -278,20 +257,18 @@ def test_detcon_equals_lightlys_loss_where_every_region_is_there():
 
 def test_detcon_steps_pool_each_views_own_segments(monkeypatch):
     """The loop on what encoder, predictor and target give; a second and a third image with nothing in a view each."""
-    recipe = DetCon(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, regions=7, size=32)
-    logged = {}
-    monkeypatch.setattr(recipe, "log", lambda name, value, **options: logged.update({name: value}))
-    monkeypatch.setattr(recipe, "log_dict", lambda values: logged.update(values))
-    recipe.trainer = Trainer()
-    recipe.trainer.log_every_n_steps, recipe.target.momentum = 1, lambda step: 0.99
+    recipe = small(DetCon, layer="layer2", hidden_dim=8, dim=C, regions=7)
     masks = [torch.zeros(3, 32, 48, dtype=torch.uint8), torch.zeros(3, 32, 48, dtype=torch.uint8)]
     masks[0][::2, :16], masks[0][::2, 16:, 24:] = 1, 2
     masks[1][:2, :, :24], masks[1][:2, 8:] = 2, 3
     coords, size = torch.eye(3).expand(3, 3, 3), torch.tensor([[32, 48]] * 3)
     views = [MaskedView(torch.randn(3, 3, 32, 48), coords, size, mask) for mask in masks]
-    loss = recipe.training_step(Batch(*views, torch.zeros(3), torch.zeros(3)), 0)
+    torch.manual_seed(5)
+    loss, _, metrics = recipe(*views)
+    logged = metrics()
     # In train mode batch norm sees the same batch again.
-    inputs = [(view.image, view.mask, recipe.draws(i, 3)) for i, view in enumerate(views)]
+    torch.manual_seed(5)
+    inputs = [(view.image, view.mask, recipe.draws(view.mask)) for view in views]
     z1, z2, t1, t2 = (module(*x) for module in (recipe.encoder, recipe.target) for x in inputs)
     assert [set(row.tolist()) for row in z1.ids] == [{1, 2}, {0}, {1, 2}]
     assert [set(row.tolist()) for row in z2.ids] == [{2, 3}, {2, 3}, {0}]
@@ -314,63 +291,61 @@ def test_detcon_steps_pool_each_views_own_segments(monkeypatch):
 
 def test_detcon_processes_are_one_process(monkeypatch):
     """Batch norm apart: each draws the regions of its images, and takes them against those of all."""
-    recipe = DetCon(backbone="resnet18", layer="layer2", hidden_dim=8, dim=C, regions=5, size=32).double().eval()
-    monkeypatch.setattr(recipe, "log", lambda *args, **options: None)
-    recipe.trainer = Trainer()
+    recipe = small(DetCon, layer="layer2", hidden_dim=8, dim=C, regions=5).double().eval()
     coords, size = torch.eye(3).expand(4, 3, 3), torch.tensor([[32, 48]] * 4)
     masks = [torch.randint(4, (4, 4, 6)).repeat_interleave(8, 1).repeat_interleave(8, 2) for _ in range(2)]
     views = [MaskedView(torch.randn(4, 3, 32, 48, dtype=torch.float64), coords, size, mask) for mask in masks]
-    whole = [recipe.target(view.image, view.mask, recipe.draws(i, 4)) for i, view in enumerate(views)]
+    torch.manual_seed(5)
+    whole = [recipe.target(view.image, view.mask, recipe.draws(view.mask)) for view in views]
 
     def loss(views: list[MaskedView]) -> Tensor:
-        return recipe.training_step(Batch(*views, torch.zeros(1), torch.zeros(1)), 0)
+        torch.manual_seed(5)
+        return recipe(*views).loss
 
     def gather(x: Tensor) -> list[Tensor]:
         """As a process finds it whose own part is this one."""
         found = [list(part.chunk(2)) for regions in whole for part in regions if part.dtype == x.dtype]
-        return next(parts for parts in found if torch.allclose(parts[recipe.trainer.global_rank], x))
+        return next(parts for parts in found if torch.allclose(parts[at[0]], x))
 
     expected = loss(views)
     assert expected > 0
-    monkeypatch.setattr("detcon.gather", gather)
-    recipe.trainer.world_size, got = 2, []
+    at, got = [0], []
+    for name, value in (("gather", gather), ("world_size", lambda: 2), ("rank", lambda: at[0])):
+        monkeypatch.setattr(f"examples.pretrain.detcon.{name}", value)
     for rank in range(2):
-        recipe.trainer.global_rank = rank
+        at[0] = rank
         got.append(loss([MaskedView(*(part.chunk(2)[rank] for part in view)) for view in views]))
     torch.testing.assert_close(sum(got) / 2, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_detcons_draws_are_functions_of_seed_batch_image_and_view():
-    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, regions=5, size=32)
-    recipe.trainer = Trainer()
-    whole = recipe.draws(0, 6)
-    assert torch.equal(recipe.draws(0, 6), whole)
-    assert not torch.equal(recipe.draws(1, 6), whole)
-    recipe.trainer.world_size, recipe.trainer.global_rank = 3, 2
-    assert torch.equal(recipe.draws(0, 2), whole[4:])
-    recipe.trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=5))
-    assert not torch.equal(recipe.draws(0, 2), whole[4:])
+def test_detcons_draws_are_the_same_in_one_process_and_in_several(monkeypatch):
+    recipe, mask = small(DetCon, layer="layer1", hidden_dim=8, dim=C, regions=5), torch.zeros(6, 4, 4)
+    torch.manual_seed(3)
+    whole, other = recipe.draws(mask), recipe.draws(mask)
+    assert not torch.equal(whole, other)  # of the other view
+    monkeypatch.setattr("examples.pretrain.detcon.world_size", lambda: 3)
+    monkeypatch.setattr("examples.pretrain.detcon.rank", lambda: 2)
+    torch.manual_seed(3)
+    assert torch.equal(recipe.draws(mask[:2]), whole[4:])
 
 
 def test_detcon_asks_for_segments():
-    recipe = DetCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, size=32)
-    recipe.trainer = Trainer()
-    recipe.trainer.datamodule = PhotoViews("unread", nodata=0)  # a mask, but one segment an image
-    assert recipe.trainer.datamodule.mask_of is not None
     with pytest.raises(ValueError, match=r"data.segments: expected 'felzenszwalb' or 'grid', got 'none'"):
-        recipe.on_fit_start()
+        cli(
+            DetCon, "--data.folder=unread", "--data.nodata=0", "--data.segments=none"
+        )  # a mask, but one segment an image
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"regions": 0}, "model.regions: expected at least 1, got 0"),
+        ({"regions": 0}, "method.regions: expected at least 1, got 0"),
         ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
     ],
 )
 def test_detcon_names_a_bad_number(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        DetCon(**{"backbone": "resnet18", "hidden_dim": 8, "dim": C, **change})
+        small(DetCon, **{"hidden_dim": 8, "dim": C, **change})
 
 
 # --- SlotCon ----------------------------------------------------------------------------------------------------------
@@ -421,8 +396,7 @@ def grouped(size: tuple[int, int]) -> Grouped:
 
 
 def tiny_slotcon() -> SlotCon:
-    recipe = SlotCon(backbone="resnet18", layer="layer1", hidden_dim=8, dim=C, prototypes=K, size=32).double()
-    recipe.trainer = Trainer()
+    recipe = small(SlotCon, layer="layer1", hidden_dim=8, dim=C, prototypes=K).double()
     return recipe
 
 
@@ -512,14 +486,14 @@ def test_slotcon_processes_weighted_by_their_slots_are_one_process(monkeypatch):
 
     def gather(x: Tensor) -> list[Tensor]:
         parts = list(every[x.dtype].chunk(2))
-        assert torch.equal(parts[recipe.trainer.global_rank], x)
+        assert torch.equal(parts[at[0]], x)
         return parts
 
-    monkeypatch.setattr("slotcon.gather", gather)
-    recipe.trainer.world_size = 2
-    got, slots = 0, 0
+    at, got, slots = [0], 0, 0
+    for name, value in (("gather", gather), ("world_size", lambda: 2), ("rank", lambda: at[0])):
+        monkeypatch.setattr(f"examples.pretrain.slotcon.{name}", value)
     for rank in range(2):
-        recipe.trainer.global_rank = rank
+        at[0] = rank
         mine, yours = (Grouped(*(part.chunk(2)[rank] for part in x)) for x in (q, k))
         number = int((used(mine.scores) & used(yours.scores)).sum())
         got, slots = got + number * recipe.slot_loss(mine, yours), slots + number
@@ -529,16 +503,16 @@ def test_slotcon_processes_weighted_by_their_slots_are_one_process(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prototypes": 0}, "model.prototypes: expected at least 1, got 0"),
-        ({"group_weight": 2.0}, r"model.group_weight: expected a number in 0..1, got 2.0"),
-        ({"student_temperature": -0.1}, "model.student_temperature: expected a positive number, got -0.1"),
-        ({"teacher_temperature": 0.0}, "model.teacher_temperature: expected a positive number, got 0.0"),
+        ({"prototypes": 0}, "method.prototypes: expected at least 1, got 0"),
+        ({"group_weight": 2.0}, r"method.group_weight: expected a number in 0..1, got 2.0"),
+        ({"student_temperature": -0.1}, "method.student_temperature: expected a positive number, got -0.1"),
+        ({"teacher_temperature": 0.0}, "method.teacher_temperature: expected a positive number, got 0.0"),
         ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
     ],
 )
 def test_slotcon_names_a_bad_number(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        SlotCon(**{"backbone": "resnet18", "hidden_dim": 8, "dim": C, "prototypes": K, **change})
+        small(SlotCon, **{"hidden_dim": 8, "dim": C, "prototypes": K, **change})
 
 
 def test_slotcon_pools_cells_by_their_likeness_to_prototypes():
@@ -554,14 +528,12 @@ def test_slotcon_pools_cells_by_their_likeness_to_prototypes():
 
 def test_slotcon_steps_weigh_the_two_losses_and_move_the_center(monkeypatch):
     recipe = tiny_slotcon().float()
-    recipe.hparams.group_weight, recipe.target.momentum = 0.3, lambda step: 0.99
-    logged = {}
-    monkeypatch.setattr(recipe, "log_dict", lambda values, **options: logged.update(values))
+    recipe.group_weight = 0.3
     image = torch.randn(B, 3, 32, 48)
     coords = [view.coords for view in boxed_views(torch.float32)]
     views = [View(x, at, torch.tensor([[32, 48]] * B)) for x, at in zip((image, image.flip(3)), coords, strict=True)]
-    loss = recipe.training_step(Batch(*views, torch.zeros(B), torch.zeros(B)), 0)
-    torch.testing.assert_close(loss, 0.3 * logged["loss/grouping"] + 0.7 * logged["loss/slots"])
+    loss, terms, _ = recipe(*views)
+    torch.testing.assert_close(loss, 0.3 * terms["grouping"] + 0.7 * terms["slots"])
     scores = torch.cat([recipe.target(view.image).scores for view in views])
     torch.testing.assert_close(recipe.center.value[0, :, 0, 0], 0.1 * scores.mean((0, 2, 3)), atol=1e-6, rtol=1e-4)
     loss.backward()

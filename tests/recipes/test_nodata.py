@@ -3,25 +3,23 @@
 import csv
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from making import TINY, cli, drawing, small
 from pytorch_lightning.callbacks import Callback
-from test_pretrain import TINY, cli  # first: it puts the recipes on the path
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import write_png
 
-from data import PhotoViews  # isort: skip
-from pixcontrast import PixContrast  # isort: skip
-from pixpro import PixPro  # isort: skip
-from pixpro_fpn import PixProFPN  # isort: skip
-from pixpro_instance import PixProInstance  # isort: skip
-from reading import NoData, Photos  # isort: skip
-from segments import Grid  # isort: skip
-
 from densessl import MaskedView, PixContrastLoss, PixProLoss, cell_validity
+from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.data.segments import Grid, NoData
+from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixpro import PixPro
+from examples.pretrain.pixpro_fpn import PixProFPN
+from examples.pretrain.pixpro_instance import PixProInstance
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +54,8 @@ class Seen(Callback):
         (PixPro, []),
         (PixPro, ["--data.segments=grid"]),
         (PixContrast, []),
-        (PixProInstance, ["--model.instance=consistency"]),
-        (PixProInstance, ["--model.instance=contrast"]),
+        (PixProInstance, ["--method.instance=consistency"]),
+        (PixProInstance, ["--method.instance=contrast"]),
     ],
 )
 def test_cells_without_data_neither_match_nor_count(method, extra, photometric, bordered, tmp_path):
@@ -66,9 +64,9 @@ def test_cells_without_data_neither_match_nor_count(method, extra, photometric, 
                "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.nodata=0",
                "--data.scale=[0.5,1.0]", f"--data.photometric={photometric}", "--trainer.log_every_n_steps=1",
                *extra)  # fmt: skip
-    seen = Seen(made.model)
+    seen = Seen(made.method)
     made.trainer.callbacks.append(seen)
-    made.trainer.fit(made.model, made.datamodule)
+    made.fit()
     (batch,), (mask,) = seen.batches, seen.masks
     for view, cells in ((batch.view1, mask.any(2)), (batch.view2, mask.any(1))):
         data = F.avg_pool2d((view.mask != 0).float()[:, None], 8).flatten(1) >= 0.5
@@ -81,7 +79,7 @@ def test_cells_without_data_neither_match_nor_count(method, extra, photometric, 
         row = next(row for row in csv.DictReader(file) if row["health/images_without_match"])
     assert float(row["health/images_without_match"]) == unmatched.float().mean()
     assert math.isfinite(float(row["loss"]))
-    assert all(p.isfinite().all() for p in made.model.parameters())  # images without data leave no 0 / 0 behind
+    assert all(p.isfinite().all() for p in made.method.parameters())  # images without data leave no 0 / 0 behind
     assert len(seen.asked) == 2
     for query, key, of_mask, *valid in seen.asked:
         if method is PixContrast:
@@ -92,15 +90,15 @@ def test_cells_without_data_neither_match_nor_count(method, extra, photometric, 
 
 
 def test_at_every_level_of_a_pyramid(bordered, tmp_path):
-    made = cli(PixProFPN, "--model.backbone=resnet18", "--model.top=p5", "--model.hidden_dim=32", "--model.dim=16",
+    made = cli(PixProFPN, "--backbone.name=resnet18", "--backbone.top=p5", "--method.hidden_dim=32", "--method.dim=16",
                "--data.folder", str(bordered), "--data.size=64", "--data.batch_size=8", "--data.workers=0", "--out",
                str(tmp_path), "--trainer.accelerator=cpu", "--trainer.max_steps=1", "--data.scale=[0.5,1.0]",
                "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.nodata=0",
                "--trainer.log_every_n_steps=1")  # fmt: skip
-    seen, asked = Seen(made.model), []
-    made.model.ppm.register_forward_hook(lambda module, args, out: asked.append(args[1]))
+    seen, asked = Seen(made.method), []
+    made.method.ppm.register_forward_hook(lambda module, args, out: asked.append(args[1]))
     made.trainer.callbacks.append(seen)
-    made.trainer.fit(made.model, made.datamodule)
+    made.fit()
     (batch,), (masks,) = seen.batches, seen.masks
     assert list(masks) == ["p3", "p4", "p5"]
     for level, stride in (("p3", 8), ("p4", 16), ("p5", 32)):
@@ -133,32 +131,26 @@ class Maps(torch.nn.Module):
 
 
 @pytest.mark.parametrize("method", [PixPro, PixContrast, PixProInstance])
-def test_what_cells_without_data_hold_changes_no_loss(method, bordered, monkeypatch):
+def test_what_cells_without_data_hold_changes_no_loss(method, bordered):
     """Beyond the backbone, which sees over their edges: in the maps, whatever stands in their place."""
-    data = PhotoViews(str(bordered), size=32, photometric="none", nodata=0, scale=(0.9, 1.0))
     paths = sorted(bordered.glob("*.png"))
-    photos = Photos(paths, data.views, seed=0, channels=3, redraws=0, size=32, mask_of=data.mask_of)
+    photos = Photos(paths, drawing(mask_of=NoData(0), scale=(0.9, 1.0)), channels=3)
     batch = torch.utils.data.default_collate([photos[(0, index)] for index in range(8)])
-    model = method(backbone="resnet18", layer="layer2", hidden_dim=32, dim=16, size=32)
-    for name in ("log", "log_dict"):
-        monkeypatch.setattr(model, name, lambda *args, **kwargs: None)
-    model._trainer = SimpleNamespace(global_step=0, log_every_n_steps=2)
+    model = small(method, hidden_dim=32, dim=16)
     if method is PixProInstance:
         model.predictor = torch.nn.Identity()  # its batch norm sees all cells
     values = []
     for junk in (torch.zeros(8, 16, 4, 4), 1000 * torch.randn(8, 16, 4, 4)):
         model.encoder = model.target = Maps([batch.view1, batch.view2], junk, 2 if method is PixProInstance else 1)
-        values.append(model.training_step(batch, 0))
+        values.append(model(batch.view1, batch.view2).loss)
     assert values[0] != 0
     torch.testing.assert_close(values[0], values[1])
 
 
 def test_views_of_the_border_alone_are_drawn_again(bordered):
-    data = PhotoViews(str(bordered), size=32, photometric="none", nodata=0, scale=(0.1, 0.2))
-    options = {"seed": 0, "channels": 3, "size": 32, "mask_of": data.mask_of}
-
     def with_data(redraws: int) -> float:
-        photos = Photos(sorted(bordered.glob("*.png"))[2:3], data.views, redraws=redraws, **options)
+        draw = drawing(redraws=redraws, mask_of=NoData(0), scale=(0.1, 0.2))
+        photos = Photos(sorted(bordered.glob("*.png"))[2:3], draw, channels=3)
         samples = [photos[(epoch, 0)] for epoch in range(40)]
         return sum(bool(s.view1.mask.any() and s.view2.mask.any()) for s in samples) / 40
 
@@ -192,5 +184,5 @@ def test_segments_and_pixels_without_data_together():
         assert torch.equal(mask != 0, here)
         expected = torch.ones(10, 12).byte() if segments is None else Grid(2)(image)
         assert torch.equal(mask[here], expected[here].to(dtype))
-    assert PhotoViews("unused").mask_of is None
-    assert isinstance(PhotoViews("unused", nodata=0, segments="grid").mask_of.segments, Grid)
+    assert photo_views("unused").draw.mask_of is None
+    assert isinstance(photo_views("unused", nodata=0, segments="grid").draw.mask_of.segments, Grid)

@@ -16,31 +16,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from making import TINY, cli, drawing
 from torchvision.io import write_jpeg, write_png
 
-RECIPES = Path(__file__).parents[2] / "examples" / "pretrain"
+import densessl
+from densessl import MaskedView, View, check_tracking
+from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.callbacks import StopOnCollapse
+from examples.pretrain.common.data.decode import read_photo
+from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.loader import ResumableLoader
+from examples.pretrain.common.data.options import QuarterTurn, photo_views
+from examples.pretrain.common.data.seeds import seed_of
+from examples.pretrain.common.data.segments import Felzenszwalb, Grid
+from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.step import pair_metrics
+from examples.pretrain.densecl import DenseCL
+from examples.pretrain.detcon import DetCon
+from examples.pretrain.own_method import OwnMethod
+from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixpro import PixPro
+from examples.pretrain.pixpro_instance import PixProInstance
+from examples.pretrain.slotcon import SlotCon
+from examples.pretrain.vicregl import VICRegL
+from examples.pretrain.vit_posttrain import ViTPostTraining
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "examples" / "pretrain"
+CONFIGS_FOLDER = RECIPES / "configs"
 RUNNER = Path(__file__).parent / "pretrain_runner.py"
-sys.path.insert(0, str(RECIPES))
-
-from backbones import make_backbone  # noqa: E402
-from data import PhotoViews, QuarterTurn  # noqa: E402
-from densecl import DenseCL  # noqa: E402
-from detcon import DetCon  # noqa: E402
-from engine import RecipeCLI, StopWhenIll, backbone_of, health  # noqa: E402
-from loading import ResumableLoader  # noqa: E402
-from own_method import OwnMethod  # noqa: E402
-from pixcontrast import PixContrast  # noqa: E402
-from pixpro import PixPro  # noqa: E402
-from pixpro_instance import PixProInstance  # noqa: E402
-from reading import Photos, read_photo, seed_of  # noqa: E402
-from segments import Felzenszwalb, Grid  # noqa: E402
-from slotcon import SlotCon  # noqa: E402
-from vicregl import VICRegL  # noqa: E402
-from vit_posttrain import ViTPostTraining  # noqa: E402
-
-import densessl  # noqa: E402
-from densessl import MaskedView, View, check_tracking  # noqa: E402
-
 METHODS = {
     "pixpro": PixPro,
     "pixcontrast": PixContrast,
@@ -63,7 +67,6 @@ RATES = {
 }
 # Of a view of 224 px; the others train a ResNet-50.
 MAPS = {ViTPostTraining: (384, 16, 16), OwnMethod: (128, 28, 28)}
-TINY = ["--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16"]
 
 
 @pytest.fixture(scope="module")
@@ -79,31 +82,27 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def cli(method: type, *args: str):
-    return RecipeCLI(method, PhotoViews, args=list(args), run=False, save_config_callback=None)
-
-
-CONFIGS = sorted(path.name for path in RECIPES.glob("*.yaml") if "_fpn_" not in path.name)  # test_pixpro_fpn.py
+CONFIGS = sorted(path.name for path in CONFIGS_FOLDER.glob("*.yaml") if "_fpn_" not in path.name)  # test_pixpro_fpn.py
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_configuration_is_instantiated(config, tmp_path):
     method = next(METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if config.startswith(name))
-    made = cli(method, "--config", str(RECIPES / config), "--data.folder", "x", "--out", str(tmp_path),
+    made = cli(method, "--config", str(CONFIGS_FOLDER / config), "--data.folder", "x", "--out", str(tmp_path),
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
-               "--model.init=random")  # fmt: skip  # no download in the tests
-    assert backbone_of(made.model)(torch.zeros(1, 3, 224, 224)).shape == (1, *MAPS.get(method, (2048, 7, 7)))
+               "--backbone.init=random")  # fmt: skip  # no download in the tests
+    assert backbone_of(made.method)(torch.zeros(1, 3, 224, 224)).shape == (1, *MAPS.get(method, (2048, 7, 7)))
     name, rate = RATES.get(method, ("lr_at_1024", 4.0))
-    assert made.model.hparams[name] == rate
-    if hasattr(made.model, "target"):
-        assert not any(p.requires_grad for p in made.model.target.parameters())
+    assert getattr(made.module.optimizer, name) == rate
+    if hasattr(made.method, "target"):
+        assert not any(p.requires_grad for p in made.method.target.parameters())
 
 
 def fit(method: type, folder: Path, out: Path, *args: str):
     made = cli(method, *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8",
                "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu",
                "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", *args)  # fmt: skip
-    made.trainer.fit(made.model, made.datamodule)
+    made.fit()
     return made
 
 
@@ -111,15 +110,15 @@ def fit(method: type, folder: Path, out: Path, *args: str):
 @pytest.mark.parametrize(
     ("method", "extra"),
     [
-        (PixPro, ["--model.pixel_distances=true", "--data.quarter_turns=true", "--data.vertical_flip=true"]),
+        (PixPro, ["--method.pixel_distances=true", "--data.quarter_turns=true", "--data.vertical_flip=true"]),
         (PixContrast, ["--trainer.accumulate_grad_batches=2"]),
-        (PixProInstance, ["--model.instance=consistency"]),
-        (PixProInstance, ["--model.instance=contrast"]),
-        (DenseCL, ["--data.preset=mocov2", "--model.queue=20"]),
-        (VICRegL, ["--model.keep=16"]),  # all cells
+        (PixProInstance, ["--method.instance=consistency"]),
+        (PixProInstance, ["--method.instance=contrast"]),
+        (DenseCL, ["--data.preset=mocov2", "--method.queue=20"]),
+        (VICRegL, ["--method.keep=16"]),  # all cells
         (DetCon, ["--data.segments=grid", "--data.grid=3"]),
-        (SlotCon, ["--model.prototypes=12", "--data.scale=[0.4,1.0]"]),
-        (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
+        (SlotCon, ["--method.prototypes=12", "--data.scale=[0.4,1.0]"]),
+        (ViTPostTraining, ["--backbone.name=test_vit", "--backbone.layer=norm", "--backbone.init=random"]),
     ],
 )
 def test_every_method_trains(method, extra, photometric, folder, tmp_path):
@@ -132,16 +131,16 @@ def test_every_method_trains(method, extra, photometric, folder, tmp_path):
         assert name in rows[0].split(",")
     steps = made.trainer.global_step
     assert steps == (3 if "accumulate" in extra[0] else 5)
-    if method is not VICRegL:  # PixPro's schedule starts with an update that changes nothing
-        assert made.model.target.step == steps + (method is not DenseCL)
-    name, layer = made.model.hparams.backbone, made.model.hparams.layer
+    if method is not VICRegL:
+        assert made.method.target.step == steps + 1  # the first update changes nothing
+    name, layer = made.config.backbone.name, made.config.backbone.layer
     backbone, _ = make_backbone(name, layer, str(tmp_path / "encoder.safetensors"), 32)
     for key, value in backbone.state_dict().items():
-        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
+        assert torch.equal(value, backbone_of(made.method).state_dict()[key])
 
 
 def test_schedules_are_the_published_ones(folder, tmp_path):
-    made = fit(PixContrast, folder, tmp_path, "--trainer.max_epochs=4", "--model.warmup=0.25",
+    made = fit(PixContrast, folder, tmp_path, "--trainer.max_epochs=4", "--optimizer.warmup=0.25",
                "--trainer.log_every_n_steps=1")  # fmt: skip
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -157,7 +156,7 @@ def test_schedules_are_the_published_ones(folder, tmp_path):
 
 
 def test_densecls_schedule_is_the_published_one(folder, tmp_path):
-    fit(DenseCL, folder, tmp_path, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--model.queue=20",
+    fit(DenseCL, folder, tmp_path, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--method.queue=20",
         "--data.batch_size=4", "--trainer.accumulate_grad_batches=2")  # fmt: skip
     with (tmp_path / "metrics.csv").open() as file:
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
@@ -166,7 +165,7 @@ def test_densecls_schedule_is_the_published_one(folder, tmp_path):
 
 
 def test_vicregls_rate_is_the_linear_rules(folder, tmp_path):
-    made = fit(VICRegL, folder, tmp_path, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--model.keep=4")
+    made = fit(VICRegL, folder, tmp_path, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--method.keep=4")
     with (tmp_path / "metrics.csv").open() as file:
         rates = [float(row["lr-LARS/pg1"]) for row in csv.DictReader(file) if row["lr-LARS/pg1"]]
     assert rates[1] == pytest.approx(0.2 * 8 / 256)  # after one step of warm-up
@@ -180,11 +179,11 @@ def test_a_short_loss_curve_is_pinned(folder, tmp_path):
     assert losses == pytest.approx([-0.003, 0.024, -1.758, -2.340, -2.451], abs=0.05)
 
 
-def test_the_meters_take_maps_and_tokens():
+def test_the_metrics_take_maps_and_tokens():
     query, key = torch.randn(2, 6, 3, 5), torch.randn(2, 6, 4, 2)
     mask = torch.rand(2, 15, 8) < 0.3
-    of_tokens = health(densessl.map_to_tokens(query), densessl.map_to_tokens(key), mask)
-    assert of_tokens == health(query, key, mask)
+    of_tokens = pair_metrics(densessl.map_to_tokens(query), densessl.map_to_tokens(key), mask)
+    assert of_tokens == pair_metrics(query, key, mask)
     assert of_tokens["health/std_times_sqrt_c"] == pytest.approx(0.96, abs=0.06)  # spread evenly
 
 
@@ -199,7 +198,7 @@ def run(out: Path, method: str, folder: Path, *args: str, processes: int = 1) ->
             port = free.getsockname()[1]
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     command += [str(RUNNER), method, str(folder), str(out), *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode in (0, -signal.SIGKILL, -signal.SIGTERM, 143), done.stderr[-3000:]
     return done.returncode
@@ -247,7 +246,7 @@ def test_two_processes_through_the_command_line(folder, tmp_path):
     args = ["fit", "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8", "--data.workers=1", *TINY]
     args += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_epochs=2", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(RECIPES / "pixcontrast.py"), *args],
         capture_output=True,
@@ -263,7 +262,7 @@ def test_two_processes_through_the_command_line(folder, tmp_path):
 def test_a_preemption_of_the_whole_process_group_leaves_a_checkpoint(folder, tmp_path):
     """Slurm signals the readers too."""
     command = [sys.executable, str(RUNNER), "pixpro", str(folder), str(tmp_path), "2", "500", "0", "SIGTERM"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -284,9 +283,8 @@ def test_a_preemption_of_the_whole_process_group_leaves_a_checkpoint(folder, tmp
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def dataset(paths: list[Path], **options) -> Photos:
-    views = PhotoViews("unused", size=32, photometric="none").views
-    return Photos(paths, views, **{"seed": 0, "channels": 3, "redraws": 0, "size": 32, **options})
+def dataset(paths: list[Path], channels: int = 3, **options) -> Photos:
+    return Photos(paths, drawing(**options), channels=channels)
 
 
 def test_draws_are_functions_of_seed_epoch_index_and_view(folder):
@@ -306,14 +304,17 @@ def test_draws_are_functions_of_seed_epoch_index_and_view(folder):
 @pytest.mark.parametrize("preset", ["byol", "mocov2", "simclr"])
 def test_presets_are_the_librarys(preset):
     image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
-    data = PhotoViews("unused", size=32, photometric="cpu", preset=preset)
-    drawn = []
-    for views in (data.views, getattr(densessl, f"{preset}_views")(32, scale=(0.08, 1.0))):
+    data, drawn = photo_views("unused", size=32, photometric="cpu", preset=preset), []
+
+    def ours(image):
+        return [view for views in data.draw.views for view in views(image)]
+
+    for views in (ours, getattr(densessl, f"{preset}_views")(32, scale=(0.08, 1.0))):
         torch.manual_seed(3)  # two views that are blurred, greyed and solarized differently by each preset
         drawn.append([views(image) for _ in range(8)])
     for ours, published in zip(*drawn, strict=True):
         assert all(torch.equal(a.image, b.image) for a, b in zip(ours, published, strict=True))
-    on_device = PhotoViews("unused", preset=preset).on_device
+    on_device = photo_views("unused", preset=preset).on_device
     assert repr(on_device) == repr(getattr(densessl, f"{preset}_photometric")())
 
 
@@ -418,7 +419,7 @@ def test_other_channel_counts_train(photometric, preset, bits, tmp_path):
     made = fit(PixPro, photos, tmp_path / "out", "--trainer.max_epochs=1", "--data.channels=4",
                f"--data.photometric={photometric}", f"--data.preset={preset}", "--data.mean=[0.5,0.5,0.5,0.5]",
                "--data.std=[0.2,0.2,0.2,0.2]")  # fmt: skip
-    assert backbone_of(made.model).conv1.in_channels == 4
+    assert backbone_of(made.method).conv1.in_channels == 4
     assert made.trainer.global_step == 1
 
 
@@ -443,9 +444,8 @@ def column_and_row(image: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_mask_moves_with_its_view(ramps):
-    views = PhotoViews("unused", size=32, photometric="none", vertical_flip=True, quarter_turns=True).views
-    photos = Photos([ramps], views, seed=0, channels=3, redraws=1, size=32, mask_of=column_and_row)
-    without = Photos([ramps], views, seed=0, channels=3, redraws=1, size=32)
+    turned = {"redraws": 1, "vertical_flip": True, "quarter_turns": True}
+    photos, without = dataset([ramps], mask_of=column_and_row, **turned), dataset([ramps], **turned)
     for epoch in range(12):
         sample, same = photos[(epoch, 0)], without[(epoch, 0)]
         for view, bare, again in zip(sample[:2], same[:2], photos[(epoch, 0)][:2], strict=True):
@@ -463,16 +463,16 @@ def test_a_mask_moves_with_its_view(ramps):
 class Watched(PixPro):
     """Keeps its batches."""
 
-    def training_step(self, batch, batch_idx):
-        self.batches = [*getattr(self, "batches", []), batch]
-        return super().training_step(batch, batch_idx)
+    def forward(self, *views):
+        self.batches = [*getattr(self, "batches", []), views]
+        return super().forward(*views)
 
 
 @pytest.mark.parametrize("photometric", ["device", "cpu", "none"])
 def test_masks_reach_the_method(photometric, folder, tmp_path):
     made = fit(Watched, folder, tmp_path, "--trainer.max_steps=2", "--data.segments=grid", "--data.grid=3",
                f"--data.photometric={photometric}")  # fmt: skip
-    for view in (view for batch in made.model.batches for view in batch[:2]):
+    for view in (view for views in made.method.batches for view in views):
         assert view.mask.dtype == torch.uint8
         assert view.mask.shape == (8, 32, 32)
         assert view.image.is_contiguous(memory_format=torch.channels_last)
@@ -512,7 +512,7 @@ def test_felzenszwalbs_segments_are_flat_areas(depth):
 def test_segments_name_their_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(ImportError, match=r"pip install 'densessl\[segments\]'"):
-        PhotoViews("unused", segments="felzenszwalb")
+        photo_views("unused", segments="felzenszwalb")
 
 
 def test_a_tiff_names_the_extra_that_reads_it(tmp_path, monkeypatch):
@@ -548,24 +548,24 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     backbone, _ = make_backbone("resnet18", "layer2", str(checkpoint), 32)
     for key, value in backbone.state_dict().items():
-        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
+        assert torch.equal(value, backbone_of(made.method).state_dict()[key])
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:5000])
     wrong = ((damaged, "damaged.ckpt"), (checkpoint, "last.ckpt does not fit"), (tmp_path / "no", "no file"))
     for path, message in wrong:
-        with pytest.raises(ValueError, match=rf"model.init: .*{message}"):
+        with pytest.raises(ValueError, match=rf"backbone.init: .*{message}"):
             make_backbone("resnet50", "layer2", str(path), 64)
 
 
 @pytest.mark.parametrize(
     ("method", "extra"),
-    [(PixProInstance, []), (DenseCL, ["--model.queue=20"]), (VICRegL, ["--model.keep=4"])],
+    [(PixProInstance, []), (DenseCL, ["--method.queue=20"]), (VICRegL, ["--method.keep=4"])],
 )
 def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, tmp_path):
     made = fit(method, folder, tmp_path, "--trainer.max_steps=1", "--save_every_n_steps=1", *extra)
     backbone, _ = make_backbone("resnet18", "layer2", str(tmp_path / "checkpoints" / "last.ckpt"), 32)
     for key, value in backbone.state_dict().items():
-        assert torch.equal(value, backbone_of(made.model).state_dict()[key])
+        assert torch.equal(value, backbone_of(made.method).state_dict()[key])
 
 
 @pytest.mark.parametrize(
@@ -574,10 +574,10 @@ def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, 
         (["--data.folder=/no/such/folder"], "data.folder: expected a folder"),
         (["--data.batch_size=64"], r"data.batch_size: .*at most the 40 images .*got 64"),
         (["--data.batch_size=0"], "data.batch_size: .*got 0"),
-        (["--model.lr_at_1024=0"], "model.lr_at_1024: expected a positive learning rate, got 0"),
-        (["--model.backbone=resnet19"], r"model.backbone: .*resnet18.*got 'resnet19'"),
-        (["--model.layer=layer4", "--data.size=16"], "16x16 pixels to a 1x1 map"),
-        (["--model.init=/no/such/file.safetensors"], "model.init: .*file.safetensors"),
+        (["--optimizer.lr_at_1024=0"], "optimizer.lr_at_1024: expected a positive learning rate, got 0"),
+        (["--backbone.name=resnet19"], r"backbone.name: .*resnet18.*got 'resnet19'"),
+        (["--backbone.layer=layer4", "--data.size=16"], "16x16 pixels to a 1x1 map"),
+        (["--backbone.init=/no/such/file.safetensors"], "backbone.init: .*file.safetensors"),
         (["--data.channels=4"], "data.mean, data.std: expected 4 numbers"),
         (
             ["--data.channels=4", "--data.mean=[0,0,0,0]", "--data.std=[1,1,1,1]"],
@@ -595,24 +595,28 @@ def test_bad_input_stops_before_training(args, message, folder, tmp_path):
 @pytest.mark.parametrize(
     ("method", "args", "message"),
     [
-        (DenseCL, ["--model.lr_at_256=0"], "model.lr_at_256: expected a positive learning rate, got 0"),
-        (VICRegL, [], "model.keep: expected at most the 16 cells of the map of 32 px views, got 20"),
-        (VICRegL, ["--model.keep=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
-        (DenseCL, ["--model.queue=20", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
-        (SlotCon, ["--model.prototypes=4", "--data.nodata=0"], "data.nodata: expected none for this method, got 0.0"),
-        (VICRegL, ["--model.keep=0"], "keep: expected at least 1 or None, got 0"),
+        (DenseCL, ["--optimizer.lr_at_256=0"], "optimizer.lr_at_256: expected a positive learning rate, got 0"),
+        (VICRegL, [], "keep: expected at most the number of query cells, 16, got 20"),
+        (VICRegL, ["--method.keep=0"], "keep: expected at least 1 or None, got 0"),
         (
             VICRegL,
-            ["--model.keep=4", "--model.lr_at_256=-1"],
-            "model.lr_at_256: expected a positive learning rate, got -1",
+            ["--method.keep=4", "--optimizer.lr_at_256=-1"],
+            "optimizer.lr_at_256: expected a positive learning rate, got -1",
         ),
-        (DenseCL, ["--model.queue=0"], "length: expected at least 1, got 0"),
-        (DenseCL, ["--model.temperature=0"], "temperature: expected a positive number, got 0"),
+        (DenseCL, ["--method.queue=0"], "length: expected at least 1, got 0"),
+        (DenseCL, ["--method.temperature=0"], "temperature: expected a positive number, got 0"),
     ],
 )
 def test_bad_input_of_other_methods(method, args, message, folder, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(method, folder, tmp_path, "--trainer.max_epochs=1", *args)
+
+
+@pytest.mark.parametrize("method", [VICRegL, DenseCL, SlotCon, OwnMethod])
+def test_methods_that_hand_no_validity_on_have_no_option_for_it(method, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit(method, folder, tmp_path, "--trainer.max_epochs=1", "--data.nodata=0")
+    assert "data.nodata" in capsys.readouterr().err
 
 
 def test_a_folder_without_images(tmp_path):
@@ -622,7 +626,7 @@ def test_a_folder_without_images(tmp_path):
 
 
 class Reading:
-    """A trainer as StopWhenIll sees it."""
+    """A trainer as StopOnCollapse sees it."""
 
     log_every_n_steps = 1
 
@@ -632,10 +636,10 @@ class Reading:
 
 
 def test_a_collapsed_run_and_one_without_a_loss_stop():
-    def read(stop: StopWhenIll, step: int, std: float, loss: float = -3.9) -> None:
+    def read(stop: StopOnCollapse, step: int, std: float, loss: float = -3.9) -> None:
         stop.on_train_batch_end(Reading(step, std), None, {"loss": torch.tensor(loss)}, None, 0)
 
-    stop = StopWhenIll(patience=3)
+    stop = StopOnCollapse(patience=3)
     for step, std in enumerate((0.9, 0.1, 0.1, 0.9, 0.1, 0.1)):
         read(stop, step, std)  # a dip that passes
     with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3 for the last 3 .*collapsed"):
@@ -648,17 +652,17 @@ def test_a_collapsed_run_and_one_without_a_loss_stop():
     ("method", "extra"),
     [
         (PixPro, []),
-        (DenseCL, ["--model.queue=20"]),
-        (VICRegL, ["--model.keep=4"]),
-        (ViTPostTraining, ["--model.backbone=test_vit", "--model.layer=norm", "--model.init=random"]),
+        (DenseCL, ["--method.queue=20"]),
+        (VICRegL, ["--method.keep=4"]),
+        (ViTPostTraining, ["--backbone.name=test_vit", "--backbone.layer=norm", "--backbone.init=random"]),
     ],
 )
 def test_compiled_encoders_train_and_keep_their_names(method, extra, folder, tmp_path, monkeypatch):
     """With the eager backend: what is tested is the wiring; the compiler's work is its own."""
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="eager"))
-    made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", "--model.compile=true", *extra)
-    assert all("_orig_mod" not in key for key in made.model.state_dict())
+    made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", "--compile=true", *extra)
+    assert all("_orig_mod" not in key for key in made.method.state_dict())
     assert made.trainer.global_step == 5
     if method is not VICRegL:
-        assert made.model.target.step >= 5
+        assert made.method.target.step >= 5

@@ -12,14 +12,11 @@ import torch
 from torchvision.io import encode_jpeg
 
 pytest.importorskip("webdataset")
-RECIPES = Path(__file__).parents[2] / "examples" / "pretrain"
-sys.path.insert(0, str(RECIPES))
 
-from data import PhotoViews  # noqa: E402
-from engine import RecipeCLI  # noqa: E402
-from pixpro import PixPro  # noqa: E402
-from reading import DrawViews  # noqa: E402
-from shards import ShardLoader, find_shards, is_shards  # noqa: E402
+from making import TINY, cli, drawing
+
+from examples.pretrain.common.data.shards import ShardLoader, find_shards, is_shards
+from examples.pretrain.pixpro import PixPro
 
 SHARDS, EACH = 4, 10
 
@@ -56,11 +53,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def loader(folder: Path, mask_of=None, **options) -> ShardLoader:
-    data = PhotoViews("unused", size=32, photometric="none")
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     given = {"images": 40, "channels": 3, "batch_size": 5, "rank": 0, "world_size": 1, "workers": 0, **options}
-    draw = DrawViews(data.views, seed=0, redraws=0, size=32, mask_of=mask_of)
-    return ShardLoader(shards, draw, **given)
+    return ShardLoader(shards, drawing(mask_of=mask_of), **given)
 
 
 def photos_in(batches) -> list[int]:
@@ -180,12 +175,11 @@ def test_shards_without_a_readable_photo(tmp_path):
 
 
 def fit(source: str, out: Path, *args: str):
-    made = RecipeCLI(PixPro, PhotoViews, run=False, save_config_callback=None, args=[
-        "--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16",
-        "--data.folder", source, "--data.size=32", "--data.batch_size=8", "--data.workers=0", "--out", str(out),
-        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-        "--trainer.max_epochs=1", *args])  # fmt: skip
-    made.trainer.fit(made.model, made.datamodule)
+    made = cli(
+        PixPro, *TINY, "--data.folder", source, "--data.size=32", "--data.batch_size=8", "--data.workers=0", "--out",
+        str(out), "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false", "--trainer.max_epochs=1", *args)  # fmt: skip
+    made.fit()
     return made
 
 
@@ -204,11 +198,7 @@ def test_a_checkpoint_holds_the_finished_shards(folder, tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
     assert (state["epoch"], state["batch"], sum(state["finished"])) == (0, 4, 2)
-    made = RecipeCLI(PixPro, PhotoViews, run=False, save_config_callback=None, args=[
-        "--model.backbone=resnet18", "--model.layer=layer2", "--model.hidden_dim=32", "--model.dim=16",
-        "--data.folder", source, "--data.size=32", *size, "--data.workers=0", "--out", str(tmp_path / "again"),
-        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"])  # fmt: skip
-    made.trainer.fit(made.model, made.datamodule, ckpt_path=path)
+    made = fit(source, tmp_path / "again", *size, f"--ckpt_path={path}")
     assert made.trainer.global_step == 8
     end = made.trainer.fit_loop._combined_loader.flattened[0].state_dict()
     assert end == {"epoch": 0, "batch": 8, "finished": [True] * 4}
