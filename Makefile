@@ -19,7 +19,7 @@ help:
 	@echo "make clean        remove .venv, site, dist, build and caches"
 
 quickstart: .venv/installed
-	$(BIN)/python examples/quickstart.py $(ARGS)
+	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
@@ -35,8 +35,8 @@ docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/bench.py $(ARGS)
-	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/performance/bench.py $(ARGS)
+	$(BIN)/python benchmarks/performance/page.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

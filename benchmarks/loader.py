@@ -7,7 +7,6 @@ the photometric steps, per batch, on the GPU where there is one.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,10 +20,9 @@ from torch.utils.data import default_collate
 from torchvision.io import write_jpeg
 
 from densessl import byol_photometric
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pretrain"))
-from data import PhotoViews
-from reading import Photos, find_photos
+from examples.pretrain.common.data.decode import find_photos
+from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.options import photo_views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -95,8 +93,7 @@ def main() -> None:
             first(image), second(image)
 
         def ours(photometric: str) -> Callable[[int], object]:
-            views = PhotoViews("unused", photometric=photometric).views
-            photos = Photos(paths, views, seed=0, channels=3, redraws=0, size=224)
+            photos = Photos(paths, photo_views("unused", photometric=photometric).draw, channels=3)
             return lambda index: photos[(index // len(paths), index % len(paths))]
 
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1024

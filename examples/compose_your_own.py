@@ -5,7 +5,6 @@ those that lie near it (within two cell diagonals). Runs in seconds: python exam
 """
 
 import torch
-from scenes import draw_scene
 from torch import nn
 from torch.utils.data import default_collate
 from torchvision.models import resnet18
@@ -24,6 +23,7 @@ from densessl import (
     param_groups,
     pixcontrast_loss,
 )
+from examples.quickstart.scenes import draw_scene
 
 
 def main(steps: int = 5) -> list[float]:

@@ -1,23 +1,16 @@
 """The benchmark runs and its page can be made; its plain forms compute the same as ours."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.performance import bench, meter, page, plain, work
+from densessl import PPM, DistanceMatcher, pixcontrast_loss, pixpro_loss
+
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import bench  # noqa: E402
-import meter  # noqa: E402
-import page  # noqa: E402
-import plain  # noqa: E402
-import work  # noqa: E402
-
-from densessl import PPM, DistanceMatcher, pixcontrast_loss, pixpro_loss  # noqa: E402
 
 
 def test_quick_run_fills_the_page(tmp_path, monkeypatch):

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from densessl.propagation import _triton as kernels  # noqa: E402
+GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
+ASTSource = pytest.importorskip("triton.compiler").ASTSource
+kernels = pytest.importorskip("densessl.propagation._triton")
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"

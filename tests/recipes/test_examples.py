@@ -9,14 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-for _extra in ("matplotlib", "safetensors", "tqdm", "lightly", "kornia"):
-    pytest.importorskip(_extra)
-
-import compose_your_own
-import photos
-import quickstart
-import report
-import scenes
+from examples import compose_your_own
+from examples.quickstart import photos, quickstart, report, scenes
 
 TINY = [
     *("--steps", "3", "--batch-size", "4", "--size", "32", "--seeds", "1"),

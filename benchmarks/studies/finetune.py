@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TRANSFER = Path(__file__).parents[1] / "examples" / "transfer"
+TRANSFER = Path(__file__).parents[2] / "examples" / "transfer"
 
 
 def fcn_miou(weights: Path, camvid: Path, backbone: str, out: Path, options: Sequence[str] = ()) -> float:

@@ -1,6 +1,6 @@
 """A normal run of PixPro and a collapsed one: loss and feature standard deviation, step by step.
 
-    python benchmarks/collapse.py --out runs/collapse
+    python benchmarks/studies/collapse.py --out runs/collapse
 
 The quickstart's scenes, encoder and views; the PixPro term alone, under LARS. The second run differs in one thing: it
 lacks the pixel propagation module. Writes collapse.csv and collapse.png.
@@ -9,54 +9,44 @@ lacks the pixel propagation module. Writes collapse.csv and collapse.png.
 import argparse
 import csv
 import platform
-import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from quickstart import PROJECTED, Encoder, History, draw_views, make_backbone, seed_step, strong_colours
-from report import COLLAPSED_BELOW
-from scenes import draw_scene
-
-from densessl import EMA, LARS, PPM, DistanceMatcher, PixProLoss, byol_views, param_groups
-from densessl.metrics import feature_std
+from examples.pretrain.common.optimizers import SquareRootLARS
+from examples.pretrain.pixpro import PixPro
+from examples.quickstart.loop import train as train_method
+from examples.quickstart.quickstart import CHANNELS, PROJECTED, History, drawing, make_backbone
+from examples.quickstart.report import COLLAPSED_BELOW
+from examples.quickstart.scenes import draw_scene
 
 RUNS = {"with PPM": True, "without PPM": False}
 
 
-def train(propagate: bool, images: Sequence[Tensor], steps: int, batch_size: int, seed: int) -> History:
-    """One run: loss and feature standard deviation times sqrt(C) of each step."""
-    torch.manual_seed(seed)
-    encoder = Encoder(make_backbone()).train()
-    ppm = PPM(nn.Conv2d(PROJECTED, PROJECTED, 1)) if propagate else nn.Identity()
-    target = EMA(encoder, partial(cosine_schedule, max_steps=steps + 1, start_value=0.99, end_value=1.0)).train()
-    optimizer = LARS(param_groups(nn.ModuleList([encoder, ppm]), weight_decay=1e-5), lr=1.0)
-    schedule = CosineWarmupScheduler(optimizer, warmup_epochs=max(1, steps // 20), max_epochs=steps + 1)
-    crop, recolour = byol_views(64, photometric=False, scale=(0.4, 1.0)), strong_colours()
-    match, pixpro = DistanceMatcher(0.7), PixProLoss()
+class NoPropagation(nn.Module):
+    """Stands in for the pixel propagation module and changes nothing."""
 
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        return features
+
+
+def train(propagate: bool, images: Sequence[Tensor], args: argparse.Namespace) -> History:
+    """One run: loss and feature standard deviation times sqrt(C) of each step."""
+    torch.manual_seed(args.seed)
+    method = PixPro(make_backbone(), CHANNELS, hidden_dim=512, dim=PROJECTED, pixel_distances=True)
+    if not propagate:
+        method.ppm = NoPropagation()
     history = History([], [])
-    for step in range(steps):
-        seed_step(seed, step)
-        view1, view2 = (recolour(v) for v in draw_views(crop, images, batch_size, torch.device("cpu")))
-        z1, z2 = encoder(view1.image)[0], encoder(view2.image)[0]
-        target.update(encoder)
-        t1, t2 = target(view1.image)[0], target(view2.image)[0]
-        mask = match(view1.coords, view2.coords, z1.shape[-2:], source_size=view1.source_size)
-        loss = 2 * (pixpro(ppm(z1), t2, mask) + pixpro(ppm(z2), t1, mask.mT))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        history.loss.append(loss.item())
-        history.std.append(feature_std(z1).item() * PROJECTED**0.5)
+
+    def after(step: int, result) -> None:
+        history.loss.append(result.loss.item())
+        history.std.append(result.metrics()["health/std_times_sqrt_c"].item())
+
+    draw = drawing(images, args, args.seed, torch.device("cpu"))
+    train_method(method, SquareRootLARS(1.0)(method, 1024, args.steps), draw, args.steps, after)
     return history
 
 
@@ -94,6 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="per run (%(default)s)")
     parser.add_argument("--images", type=int, default=500, help="scenes to train on (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="(%(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="side of the views (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="(%(default)s)")
     args = parser.parse_args()
@@ -107,7 +98,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, propagate in RUNS.items():
         start = time.perf_counter()
-        loss, std = histories[name] = train(propagate, images, args.steps, args.batch_size, args.seed)
+        loss, std = histories[name] = train(propagate, images, args)
         numbers = [f"{values[0]:.2f} | {min(values):.2f} | {values[-1]:.2f}" for values in (loss, std)]
         print(f"| {name} | {' | '.join(numbers)} | {time.perf_counter() - start:.0f} |", flush=True)
     write_csv(args.out / "collapse.csv", histories)

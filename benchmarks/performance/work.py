@@ -2,12 +2,12 @@
 
 import math
 
-import plain
 import torch
 import torchvision
-from meter import Work, seconds
 from torch import Tensor, nn
 
+from benchmarks.performance import plain
+from benchmarks.performance.meter import Work, seconds
 from densessl import (
     EMA,
     LARS,

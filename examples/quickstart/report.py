@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         seed: of initial weights and all draws.
-        untrained: mIoU of the linear probe on the frozen features before training.
+        untrained: mIoU of the linear probe on the frozen features before training, batch norm's statistics filled.
         trained: the same after it.
         std: standard deviation of the frozen unit features, times sqrt(C).
         projected_std: the same of the projections, over the last tenth of the steps.

@@ -1,11 +1,11 @@
 """Every figure of the page Performance: ours against a plain reference, both in one run, in time and peak memory.
 
-    python benchmarks/bench.py                                   (make bench; writes docs/assets/performance.json)
-    python benchmarks/bench.py --device cuda --out runs/gpu.json
-    python benchmarks/bench.py --quick --out runs/quick.json     (tiny sizes: does it run)
+    python benchmarks/performance/bench.py      (make bench; writes docs/assets/performance.json)
+    python benchmarks/performance/bench.py --device cuda --out runs/gpu.json
+    python benchmarks/performance/bench.py --quick --out runs/quick.json     (tiny sizes: does it run)
 
 Times are the least of several runs, taken in turns. Memory is the allocator's peak beyond the inputs, gradients counted
-in. Afterwards ``python benchmarks/page.py`` writes tables and plots of the page from the file.
+in. Afterwards ``python benchmarks/performance/page.py`` writes tables and plots of the page from the file.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 import torchvision
-import work
-from meter import Work, least, peak
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.performance import work
+from benchmarks.performance.meter import Work, least, peak
+
+ROOT = Path(__file__).parents[2]
 
 
 def compared(name: str, works: list[Work], device: str, runs: int, faster: float, less: float | None = None) -> dict:

@@ -1,8 +1,8 @@
 """Trains a small backbone on dense features and shows what it learned, in a few minutes on two CPU cores.
 
-    python examples/quickstart.py                                  # on generated scenes, no download
-    python examples/quickstart.py --data FOLDER                    # on any folder of photos
-    python examples/quickstart.py --data FOLDER --probe-data DIR   # and probed on a labelled set in CamVid's layout
+    python examples/quickstart/quickstart.py  # on generated scenes, no download
+    python examples/quickstart/quickstart.py --data FOLDER  # on any folder of photos
+    python examples/quickstart/quickstart.py --data FOLDER --probe-data DIR  # probed on labels in CamVid's layout
 
 Afterwards ``runs/quickstart`` holds report.md, figures, and the backbone, which torchvision's own ResNet loads.
 """
@@ -11,47 +11,36 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import kornia.augmentation as K
-import numpy as np
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
-from photos import CAMVID_CLASSES, read_camvid, read_photos
-from report import Outcome, health, write_figures, write_report
 from safetensors.torch import save_file
-from scenes import CLASSES, draw_scene
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
-from densessl import (
-    EMA,
-    LARS,
-    MLP,
-    PPM,
-    BatchAugment,
-    ConvMLP,
-    DistanceMatcher,
-    FeatureMap,
-    InstanceContrastLoss,
-    MultiView,
-    PixContrastLoss,
-    PixProLoss,
-    View,
-    byol_views,
-    param_groups,
-)
-from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from densessl import FeatureMap, MultiView, View, byol_views
 from densessl.evaluation import linear_segmentation
-from densessl.metrics import feature_std
+from examples.pretrain.common.optimizers import SquareRootLARS
+from examples.pretrain.common.step import Step
+from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixpro import PixPro
+from examples.pretrain.pixpro_instance import PixProInstance
+from examples.quickstart.loop import fill_statistics, frozen_features, seed_step, strong_colours, train
+from examples.quickstart.photos import CAMVID_CLASSES, read_camvid, read_photos
+from examples.quickstart.report import Outcome, health, write_figures, write_report
+from examples.quickstart.scenes import CLASSES, draw_scene
 
 Labelled = list[tuple[Tensor, Tensor]]  # images uint8 (3, H, W) with labels int64 (H, W)
-METHODS = ("pixpro", "pixcontrast", "pixpro+instance")
+METHODS = {
+    "pixpro": PixPro,
+    "pixcontrast": PixContrast,
+    "pixpro+instance": partial(PixProInstance, instance="contrast"),
+}
 CHANNELS, PROJECTED = 128, 128
 LOAD = """\
 from safetensors.torch import load_file
@@ -67,33 +56,6 @@ def make_backbone() -> FeatureMap:
     return backbone.to(memory_format=torch.channels_last)  # the faster layout, on CPUs and GPUs
 
 
-class Encoder(nn.Module):
-    """The backbone with its projection heads: what the momentum encoder is a copy of."""
-
-    def __init__(self, backbone: FeatureMap) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.per_cell = ConvMLP(CHANNELS, 512, PROJECTED)
-        self.per_image = MLP(CHANNELS, 512, PROJECTED)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(image.contiguous(memory_format=torch.channels_last))
-        return self.per_cell(features), self.per_image(features.mean((2, 3)))
-
-
-def strong_colours() -> BatchAugment:
-    """Colour changes beyond the published ones, on the device: on a small set, colour is a shortcut."""
-    return BatchAugment(
-        K.AugmentationSequential(
-            K.ColorJitter(0.4, 0.4, 0.4, 0.2, p=0.8),
-            K.RandomChannelShuffle(p=0.5),
-            K.RandomInvert(p=0.3),
-            K.RandomGrayscale(p=0.2),
-            K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
-        )
-    )
-
-
 class History(NamedTuple):
     """One value a step: the loss, and the standard deviation of the projected unit features times sqrt(C)."""
 
@@ -101,88 +63,59 @@ class History(NamedTuple):
     std: list[float]
 
 
-def pretrain(
-    backbone: FeatureMap, images: Sequence[Tensor], method: str, args: argparse.Namespace, seed: int
-) -> History:
+def pretrain(backbone: FeatureMap, images: Sequence[Tensor], name: str, args: argparse.Namespace, seed: int) -> History:
     """The method, from views to weights; changes ``backbone`` in place."""
     device = next(backbone.parameters()).device
-    crop, recolour = byol_views(args.size, photometric=False, scale=(0.4, 1.0)), strong_colours()
-
-    encoder = Encoder(backbone).to(device).train()
-    ppm = PPM(nn.Conv2d(PROJECTED, PROJECTED, 1)).to(device)
-    momentum = partial(cosine_schedule, max_steps=args.steps + 1, start_value=0.99, end_value=1.0)
-    target = EMA(encoder, momentum).train()
-
-    match, pixpro, pixcontrast, instance = DistanceMatcher(0.7), PixProLoss(), PixContrastLoss(), InstanceContrastLoss()
+    method = METHODS[name](backbone, CHANNELS, hidden_dim=512, dim=PROJECTED, pixel_distances=True).to(device)
     # As published. In short trials AdamW made PixPro alone collapse on some data; LARS did not.
-    optimizer = LARS(param_groups(nn.ModuleList([encoder, ppm]), weight_decay=1e-5), lr=args.lr)
-    schedule = CosineWarmupScheduler(optimizer, warmup_epochs=max(1, args.steps // 20), max_epochs=args.steps + 1)
-
+    scheduled = SquareRootLARS(args.lr)(method, 1024, args.steps)  # 1,024: --lr is the rate as it is
     losses, deviations = [], []
     start = time.perf_counter()
-    bar = tqdm(range(args.steps), desc=f"{method}, seed {seed}", unit="step")
-    for step in bar:
-        seed_step(seed, step)  # every draw of a step is a function of (seed, step)
-        view1, view2 = draw_views(crop, images, args.batch_size, device)
-        view1, view2 = recolour(view1), recolour(view2)
+    bar = tqdm(total=args.steps, desc=f"{name}, seed {seed}", unit="step")
 
-        (z1, whole1), (z2, whole2) = encoder(view1.image), encoder(view2.image)
-        target.update(encoder)
-        (t1, target1), (t2, target2) = target(view1.image), target(view2.image)
-
-        mask = match(view1.coords, view2.coords, z1.shape[-2:], source_size=view1.source_size)
-        if method == "pixcontrast":
-            loss = pixcontrast(z1, t2, mask) + pixcontrast(z2, t1, mask.mT)
-        else:
-            loss = 2 * (pixpro(ppm(z1), t2, mask) + pixpro(ppm(z2), t1, mask.mT))
-        if method == "pixpro+instance":
-            loss = loss + instance(whole1, target2) + instance(whole2, target1)
-
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-
-        losses.append(loss.detach())
-        deviations.append(feature_std(z1) * PROJECTED**0.5)
+    def after(step: int, result: Step) -> None:
+        metrics = result.metrics()
+        losses.append(result.loss.detach())
+        deviations.append(metrics["health/std_times_sqrt_c"])
+        bar.update()
         if step % 10 == 9 or step + 1 == args.steps:  # reading values back stalls a GPU
             if not losses[-1].isfinite():
                 raise SystemExit(f"The loss is {float(losses[-1])} at step {step + 1}: stopped. Try a lower --lr.")
             bar.set_postfix(
                 {
                     "loss": f"{float(losses[-1]):.3f}",
-                    "lr": f"{schedule.get_last_lr()[0]:.2g}",
-                    "matched": f"{float(mask.any(2).float().mean()):.0%}",
+                    "lr": f"{scheduled.schedule.get_last_lr()[0]:.2g}",
+                    "matched": f"{1 - float(metrics['health/images_without_match']):.0%}",
                     "std": f"{float(deviations[-1]):.2f}/sqrt(C)",
                     "img/s": f"{(step + 1) * args.batch_size / (time.perf_counter() - start):.0f}",
                 }
             )
+
+    train(method, scheduled, drawing(images, args, seed, device), args.steps, after)
+    bar.close()
     return History(torch.stack(losses).tolist(), torch.stack(deviations).tolist())
 
 
-def seed_step(*numbers: int) -> None:
-    """Seeds torch's generators with a function of these numbers alone."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+def drawing(images: Sequence[Tensor], args: argparse.Namespace, seed: int, device: torch.device):
+    """Gives the views of a step; every draw is a function of (seed, step)."""
+    crop, recolour = byol_views(args.size, photometric=False, scale=(0.4, 1.0)), strong_colours()
+
+    def draw(step: int) -> list[View]:
+        seed_step(seed, step)
+        return [recolour(view) for view in draw_views(crop, images, args.batch_size, device)]
+
+    return draw
 
 
-def draw_views(crop: MultiView, images: Sequence[Tensor], batch_size: int, device: torch.device) -> tuple[View, View]:
+def draw_views(crop: MultiView, images: Sequence[Tensor], batch_size: int, device: torch.device) -> Iterator[View]:
     """Two crops each of a batch of images: different ones as long as there are enough."""
     if len(images) >= batch_size:
         chosen = torch.randperm(len(images))[:batch_size]
     else:
         chosen = torch.randint(len(images), (batch_size,))
     view1, view2 = default_collate([crop(images[int(i)]) for i in chosen])
-    return View(*(part.to(device) for part in view1)), View(*(part.to(device) for part in view2))
-
-
-def frozen_features(backbone: FeatureMap, images: Tensor) -> Tensor:
-    """Whole images, uint8 (B, 3, H, W), to feature maps, without gradients."""
-    device = next(backbone.parameters()).device
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    x = ((images.to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-    backbone.eval()
-    with torch.no_grad():
-        return backbone(x)
+    for view in (view1, view2):
+        yield View(view.image.to(device, memory_format=torch.channels_last), *(part.to(device) for part in view[1:]))
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -190,7 +123,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="photos to train on, sub-folders included (generated scenes)")
     parser.add_argument("--probe-data", metavar="FOLDER", help="labelled set in CamVid's layout (generated scenes)")
-    parser.add_argument("--method", choices=METHODS, default="pixpro+instance")
+    parser.add_argument("--method", choices=tuple(METHODS), default="pixpro+instance")
     parser.add_argument("--steps", type=int, default=500, help="per seed (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step (%(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side of the views in pixels (%(default)s)")
@@ -254,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
         torch.manual_seed(seed)
         backbone = make_backbone().to(device)
         features = partial(frozen_features, backbone)
+        fill_statistics(backbone, drawing(images, args, seed, device))
         untrained = linear_segmentation(features, fit, test, classes)
         history = pretrain(backbone, images, args.method, args, seed)
         trained = linear_segmentation(features, fit, test, classes)

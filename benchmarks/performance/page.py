@@ -1,6 +1,6 @@
 """Tables and plots of the page Performance, from the file that bench.py wrote.
 
-python benchmarks/page.py                                    (docs/assets/performance.json -> docs/performance.md)
+python benchmarks/performance/page.py      (docs/assets/performance.json -> docs/performance.md)
 """
 
 import argparse
@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,1 @@
+"""Measurements: speed and memory of the parts, and studies of the methods."""

@@ -1,0 +1,1 @@
+"""Methods compared on photos and on drawn scenes."""

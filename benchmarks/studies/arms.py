@@ -1,0 +1,98 @@
+"""What is compared: a method, its optimiser and the momentum of its target, under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from densessl import EMA, MLP, InstanceConsistencyLoss, InstanceContrastLoss, View
+from examples.pretrain.common.optimizers import BackboneAdamW, LinearSGD, SquareRootLARS
+from examples.pretrain.common.step import Step, pair_metrics
+from examples.pretrain.densecl import DenseCL
+from examples.pretrain.detcon import DetCon
+from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixpro import PixPro
+from examples.pretrain.pixpro_instance import PixProInstance
+from examples.pretrain.slotcon import SlotCon
+from examples.pretrain.vicregl import VICRegL
+from examples.pretrain.vit_posttrain import ViTPostTraining
+
+
+class InstanceEncoder(nn.Module):
+    """A backbone and a projection of its map's mean."""
+
+    def __init__(self, backbone: nn.Module, width: int, hidden_dim: int, dim: int) -> None:
+        super().__init__()
+        self.backbone, self.projector = backbone, MLP(width, hidden_dim, dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.projector(self.backbone(image).mean((2, 3)))
+
+
+class Instance(nn.Module):
+    """Pretraining of whole images: what the pixel-level methods are compared with.
+
+    Args:
+        backbone: Images to a feature map.
+        width: Number of channels of that map.
+        loss: Of query and key vectors ``(B, C)``.
+        predicted: Whether a prediction head lies between projection and loss.
+        hidden_dim: Width of the heads' hidden layer.
+        dim: Number of channels of the projections.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, width: int, loss: nn.Module, predicted: bool, hidden_dim: int = 512, dim: int = 128
+    ) -> None:
+        super().__init__()
+        self.encoder = InstanceEncoder(backbone, width, hidden_dim, dim)
+        self.predictor = MLP(dim, hidden_dim, dim) if predicted else nn.Identity()
+        self.target, self.loss = EMA(self.encoder), loss
+
+    def forward(self, view1: View, view2: View) -> Step:
+        z1, z2 = self.encoder(view1.image), self.encoder(view2.image)
+        t1, t2 = self.target(view1.image), self.target(view2.image)
+        loss = self.loss(self.predictor(z1), t2) + self.loss(self.predictor(z2), t1)
+        same = torch.ones(1, 1, 1, dtype=torch.bool, device=z1.device).expand(len(z1), 1, 1)
+        return Step(loss, {}, lambda: pair_metrics(z1[:, None], t2[:, None], same))
+
+
+class Arm(NamedTuple):
+    """One thing to compare.
+
+    Attributes:
+        title: What tables call it.
+        make: Backbone and width to a method; None: no training, batch norm's statistics are filled.
+        optimizer: Learning rate to optimiser settings.
+        momentum: Momentum of the target encoder at the start and at the end.
+    """
+
+    title: str
+    make: Callable[..., nn.Module] | None
+    optimizer: Callable[[float], Callable] = SquareRootLARS
+    momentum: tuple[float, float] = (0.99, 1.0)
+
+
+HEADS = {"hidden_dim": 512, "dim": 128}
+CONTRAST = partial(Instance, loss=InstanceContrastLoss(), predicted=False)
+CONSISTENCY = partial(Instance, loss=InstanceConsistencyLoss(), predicted=True)
+
+ARMS = {
+    "rate-0": Arm("learning rate 0", None),
+    "byol": Arm("instance, BYOL form", CONSISTENCY),
+    "infonce": Arm("instance, InfoNCE form", CONTRAST),
+    "pixcontrast": Arm("PixContrast", partial(PixContrast, **HEADS)),
+    "pixpro": Arm("PixPro", partial(PixPro, **HEADS)),
+    "pixpro+infonce": Arm("PixPro + InfoNCE", partial(PixProInstance, instance="contrast", **HEADS)),
+    "pixpro+byol": Arm("PixPro + BYOL form", partial(PixProInstance, instance="consistency", **HEADS)),
+    "densecl": Arm("DenseCL", partial(DenseCL, queue=2048, **HEADS)),
+    "densecl-sgd": Arm("DenseCL, its SGD", partial(DenseCL, queue=2048, **HEADS), LinearSGD, (0.99, 0.99)),
+    "vicregl": Arm("VICRegL", partial(VICRegL, keep=20, **HEADS)),
+    "detcon": Arm("DetCon", partial(DetCon, **HEADS)),
+    "slotcon": Arm("SlotCon", partial(SlotCon, prototypes=64, **HEADS)),
+    "vit": Arm("post-training of a ViT", partial(ViTPostTraining, **HEADS), partial(BackboneAdamW, lr_head=1e-3)),
+}

@@ -1,0 +1,265 @@
+"""Methods compared at equal cost: pixel-level, instance-level, and none; on photos or on drawn scenes.
+
+    python benchmarks/studies/compare.py --photos FOLDER,FOLDER --labelled camvid=FOLDER,nuclei=FOLDER --stage tune
+    python benchmarks/studies/compare.py --photos ... --labelled ... --stage final --seeds 5
+    python benchmarks/studies/compare.py --stage final --lr 1 --steps 400      # on scenes that it draws itself
+    python benchmarks/studies/compare.py --report
+
+A labelled FOLDER holds ``images/SPLIT/*`` and ``labels/SPLIT/*.png`` for train, val and test. ``tune`` runs every
+learning rate on seed 100 and scores on val; ``final`` takes the rate with the best mean over the val sets (or ``--lr``)
+and scores on test. Every arm sees the same photos, views and steps. A row that is there is not made again, so that a
+run can be stopped and continued, and several processes can share the work (``--only``). The protocol: docs/study.md.
+The ViT starts at random here: no pretrained one fits the views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import kornia.augmentation as K
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.transforms.v2.functional import center_crop, resize
+from tqdm import tqdm
+
+from benchmarks.studies.arms import ARMS, Arm
+from benchmarks.studies.rows import add_row, has_row, read_rows
+from densessl import FeatureMap, MaskedView, View
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from examples.pretrain.common.backbones import map_shape
+from examples.pretrain.common.data.segments import Grid
+from examples.pretrain.common.optimizers import LinearSGD
+from examples.quickstart.loop import draw_seed, fill_statistics, frozen_features, strong_colours, train
+from examples.quickstart.photos import read_camvid, read_photos
+from examples.quickstart.scenes import CLASSES, draw_scene
+
+SIDE = 128  # of the photos that are held in memory
+SCORES = ("linear", "neighbors", "pck", "pck_colour")
+TUNE_SEED = 100
+CLASS_COUNTS = {"camvid": 11, "nuclei": 2, "scenes": len(CLASSES)}
+COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
+Labelled = list[tuple[Tensor, Tensor]]
+
+
+def make_backbone() -> FeatureMap:
+    """torchvision's ResNet with one block a stage, cut at stride 8: 64 px views give 8x8 cells."""
+    return FeatureMap(ResNet(BasicBlock, [1, 1, 1, 1]), "layer2").to(memory_format=torch.channels_last)
+
+
+def read_images(args: argparse.Namespace) -> Tensor:
+    """Square photos, or drawn scenes, uint8 ``(N, 3, SIDE, SIDE)``."""
+    if not args.photos:
+        return torch.stack([resize(draw_scene(0, i)[0], [SIDE, SIDE]) for i in tqdm(range(args.images), desc="scenes")])
+    found = [photo for folder in args.photos.split(",") for photo in read_photos(folder, args.images, side=SIDE)]
+    return torch.stack([center_crop(photo, [SIDE, SIDE]) for photo in found])
+
+
+def read_labelled(args: argparse.Namespace, split: str) -> dict[str, tuple[Labelled, Labelled]]:
+    """Images to fit and to score a probe on, for each labelled set."""
+    if not args.labelled:
+        seed = {"val": 3, "test": 2}[split]  # of the generator: scenes other than those trained on
+        return {"scenes": tuple([draw_scene(s, i) for i in range(args.probe_images)] for s in (1, seed))}
+    sets = dict(pair.split("=", 1) for pair in args.labelled.split(","))
+    return {name: (read_camvid(folder, "train"), read_camvid(folder, split)) for name, folder in sets.items()}
+
+
+def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
+    """Gives the views of a step: crop, flip and colours, all functions of (seed, step)."""
+    size = (args.size, args.size)
+    augment = strong_colours(K.RandomResizedCrop(size, scale=(0.2, 1.0)), K.RandomHorizontalFlip(0.5))
+    coords = torch.eye(3, device=photos.device).expand(args.batch_size, 3, 3)  # the whole of each square photo
+    source_size = torch.full((args.batch_size, 2), SIDE, device=photos.device)
+    grid = Grid(5)(photos[0].cpu()).to(photos.device).expand(args.batch_size, SIDE, SIDE)
+
+    def draw(step: int, masked: bool = False) -> tuple[View, View]:
+        torch.manual_seed(draw_seed(seed, step))  # also for what a method draws
+        chosen = torch.randperm(len(photos))[: args.batch_size].to(photos.device)
+        whole = View(photos[chosen], coords, source_size)
+        if masked:
+            whole = MaskedView(*whole, grid)
+        views = [augment(whole, seed=draw_seed(seed, step, view)) for view in (1, 2)]
+        return tuple(v._replace(image=v.image.contiguous(memory_format=torch.channels_last)) for v in views)
+
+    return draw
+
+
+def scores(backbone: nn.Module, sets: dict[str, tuple[Labelled, Labelled]], args: argparse.Namespace):
+    """A dict of scores for each labelled set; the same homographies for all arms and seeds."""
+    features = partial(frozen_features, backbone)
+    colours = strong_colours()
+    for name, (fit, test) in sets.items():
+        classes, photos = CLASS_COUNTS[name], [image for image, _ in test]
+
+        def recoloured(batch: Tensor) -> Tensor:
+            coords, size = torch.eye(3).expand(len(batch), 3, 3), torch.tensor([batch.shape[-2:]] * len(batch))
+            changed = colours(View(batch, coords, size), seed=7).image  # normalised, and taken back here
+            mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+            return ((changed * std + mean) * 255).round().clamp(0, 255).byte()
+
+        yield (
+            name,
+            {
+                "linear": linear_segmentation(features, fit, test, classes, steps=args.probe_steps),
+                "neighbors": nearest_neighbor_segmentation(
+                    features, fit, test, classes, cells=10_000, temperature=0.02
+                ),
+                "pck": correspondence_accuracy(features, photos, distances=(1.0,))[1.0],
+                "pck_colour": correspondence_accuracy(features, photos, distances=(1.0,), photometric=recoloured)[1.0],
+            },
+        )
+
+
+def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: str, args: argparse.Namespace) -> None:
+    """Trains one arm, and writes a row for each snapshot and labelled set."""
+    arm: Arm = ARMS[name]
+    torch.manual_seed(seed)
+    backbone, draw, start = make_backbone().to(photos.device), drawing(photos, args, seed), time.perf_counter()
+    facts = {"device": f"{photos.device} {platform.machine()}", "torch": torch.__version__, "commit": commit()}
+    seen: list[tuple[float, float]] = []
+
+    def snapshot(step: int) -> None:
+        seconds, modes = time.perf_counter() - start, [(m, m.training) for m in backbone.modules()]
+        loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True)) if seen else ("", "")
+        for of_set, values in scores(backbone, sets, args):
+            row = {"arm": name, "lr": lr, "seed": seed, "step": step, "split": split, "set": of_set, "loss": loss}
+            add_row(args.out / "rows.csv", COLUMNS, row | values | {"std": std, "seconds": round(seconds)} | facts)
+        for module, training in modes:
+            module.training = training
+        weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
+        save_file(weights, args.out / f"{name}-lr{lr:g}-seed{seed}-{step}.safetensors")
+
+    if arm.make is None:
+        fill_statistics(backbone, draw, min(args.steps, 100))
+        snapshot(0)
+        return
+    method = arm.make(backbone, map_shape(backbone, args.size, 3)[0]).to(photos.device)
+    images = 256 if arm.optimizer is LinearSGD else 1024  # at which the rate is --lr as it is
+    scheduled = arm.optimizer(lr)(method, images, args.steps)
+    bar = tqdm(total=args.steps, desc=f"{name}, lr {lr:g}, seed {seed}", mininterval=10)
+
+    def after(step: int, result) -> None:
+        bar.update()
+        if step % 10 == 9 or step + 1 in args.snapshots:
+            seen.append((float(result.loss), float(result.metrics()["health/std_times_sqrt_c"])))
+        if step + 1 in args.snapshots:
+            snapshot(step + 1)
+
+    masked = name == "detcon"
+    train(method, scheduled, partial(draw, masked=masked), args.steps, after, arm.momentum)
+    bar.close()
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def chosen_lr(rows: Sequence[dict[str, str]], arm: str, steps: int) -> float:
+    """The learning rate with the best mean of the linear scores on the val sets, at the full length.
+
+    Raises:
+        ValueError: If no rate was tried.
+    """
+    tried = [r for r in rows if r["arm"] == arm and r["split"] == "val" and r["step"] in (str(steps), "0")]
+    rates = sorted({float(row["lr"]) for row in tried})
+    if not rates:
+        raise ValueError(f"--stage: expected rows of --stage tune for {arm} first, or --lr")
+    return max(rates, key=lambda lr: statistics.mean(float(r["linear"]) for r in tried if float(r["lr"]) == lr))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the rows that are missing."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    split = "val" if args.stage == "tune" else "test"
+    photos, sets = read_images(args).to(args.device), read_labelled(args, split)
+    path = args.out / "rows.csv"
+    for seed in [TUNE_SEED] if args.stage == "tune" else range(args.seeds):
+        for name in args.only:
+            trained = ARMS[name].make is not None
+            if args.stage == "tune":
+                rates = args.lrs if trained else [0.0]
+            else:
+                rates = [0.0 if not trained else args.lr or chosen_lr(read_rows(path), name, args.steps)]
+            for lr in rates:
+                step = args.steps if trained else 0
+                if not has_row(path, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=list(sets)[-1]):
+                    run_arm(name, lr, seed, photos, sets, split, args)
+
+
+def report(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown: mean and standard deviation over seeds of every score, per labelled set, arm and step."""
+    rows = [row for row in rows if row["split"] == "test"]
+    lines = [
+        "| set | method | steps | lr | seeds | linear | neighbours | PCK | PCK, colours | std |",
+        "|---" * 10 + "|",
+    ]
+    order = list(ARMS)
+    keys = sorted({(row["set"], int(row["step"]), order.index(row["arm"])) for row in rows})
+    for of_set, step, number in keys:
+        arm = order[number]
+        own = [r for r in rows if (r["set"], int(r["step"]), r["arm"]) == (of_set, step, arm)]
+        cells = [of_set, ARMS[arm].title, str(step), f"{float(own[0]['lr']):g}", str(len(own))]
+        for score in SCORES:
+            values = [float(row[score]) for row in own]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
+        stds = [float(row["std"]) for row in own if row["std"]]
+        lines.append("| " + " | ".join([*cells, f"{statistics.mean(stds):.2f}" if stds else ""]) + " |")
+    return "\n".join(lines)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", default="", help="Folders of photos with commas between (drawn scenes).")
+    parser.add_argument("--labelled", default="", help="NAME=FOLDER with commas between (drawn scenes).")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="Folder of rows and encoders.")
+    parser.add_argument("--stage", choices=("tune", "final"), default="final", help="What to run (%(default)s).")
+    parser.add_argument("--only", default="", help="Arms with commas between (all for which there is a rate).")
+    parser.add_argument("--lrs", default="0.25,0.5,1,2", help="Learning rates of --stage tune (%(default)s).")
+    parser.add_argument("--lr", type=float, help="Learning rate of --stage final (what tuning chose).")
+    parser.add_argument("--steps", type=int, default=2500, help="Steps of a run (%(default)s).")
+    parser.add_argument("--snapshots", default="", help="Steps at which to score (the last one).")
+    parser.add_argument("--batch-size", type=int, default=64, help="Images of a step (%(default)s).")
+    parser.add_argument("--size", type=int, default=64, help="Side of the views in pixels (%(default)s).")
+    parser.add_argument("--seeds", type=int, default=5, help="Runs of each arm (%(default)s).")
+    parser.add_argument("--images", type=int, default=10_000, help="Most photos per folder, or scenes (%(default)s).")
+    parser.add_argument("--probe-images", type=int, default=200, help="Scenes to fit and to test on (%(default)s).")
+    parser.add_argument("--probe-steps", type=int, default=1000, help="Steps of the linear probe (%(default)s).")
+    parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
+    args = parser.parse_args(argv)
+    args.only = args.only.split(",") if args.only else [name for name in ARMS if name != "vit"]
+    if unknown := set(args.only) - set(ARMS):
+        parser.error(f"--only: expected some of {', '.join(ARMS)}, got {', '.join(sorted(unknown))}")
+    for name in ("steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    args.lrs = [float(lr) for lr in args.lrs.split(",")]
+    args.snapshots = {*(int(step) for step in args.snapshots.split(",") if step), args.steps}
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Makes the rows that are missing; returns the table."""
+    args = arguments(argv)
+    if not args.report:
+        run(args)
+    text = report(read_rows(args.out / "rows.csv"))
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The comparison of methods on tiny runs: rows are made once, and become a table."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_jpeg, write_png
+
+from benchmarks.performance import step
+from benchmarks.studies import collapse, compare
+from benchmarks.studies.arms import ARMS
+from benchmarks.studies.rows import read_rows
+
+TINY = [
+    *("--steps=2", "--batch-size=4", "--size=40", "--images=8", "--probe-images=4", "--probe-steps=2", "--seeds=1"),
+]
+METHODS = [name for name in ARMS if name != "vit"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_arm_makes_its_row_once_on_scenes(tmp_path, capsys, monkeypatch):
+    command = [*TINY, "--lr=0.5", "--out", str(tmp_path)]
+    text = compare.main(command)
+    rows = read_rows(tmp_path / "rows.csv")
+    assert [row["arm"] for row in rows] == METHODS
+    assert {row["step"] for row in rows} == {"0", "2"}
+    assert all(0 <= float(row[score]) <= 1 for row in rows for score in compare.SCORES)
+    assert all(float(row["std"]) > 0 for row in rows if row["arm"] != "rate-0")
+    for row in rows:
+        assert (tmp_path / f"{row['arm']}-lr{float(row['lr']):g}-seed0-{row['step']}.safetensors").exists()
+    monkeypatch.setattr(compare, "run_arm", lambda *args: pytest.fail("made a row that was there"))
+    assert compare.main(command) == text
+    assert compare.main([*command, "--report"]) == text
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    (tmp_path / "photos").mkdir()
+    for index in range(8):
+        write_jpeg(noise(3, 128, 140), str(tmp_path / "photos" / f"{index}.jpg"))
+    for split in ("train", "val", "test"):
+        for kind in ("images", "labels"):
+            (tmp_path / "camvid" / kind / split).mkdir(parents=True)
+        for index in range(2):
+            write_jpeg(noise(3, 48, 64), str(tmp_path / "camvid" / "images" / split / f"{index}.jpg"))
+            write_png(noise(1, 48, 64) % 12, str(tmp_path / "camvid" / "labels" / split / f"{index}.png"))
+    return tmp_path
+
+
+def test_the_rate_is_chosen_on_val_and_reported_on_test(folder, tmp_path):
+    data = ["--photos", str(folder / "photos"), "--labelled", f"camvid={folder / 'camvid'}", "--out", str(tmp_path)]
+    command = [*TINY, *data, "--only=rate-0,pixpro", "--snapshots=1"]
+    with pytest.raises(ValueError, match="expected rows of --stage tune for pixpro first"):
+        compare.main([*command, "--only=pixpro"])
+    compare.main([*command, "--stage=tune", "--lrs=0.5,1"])
+    tried = [row for row in read_rows(tmp_path / "rows.csv") if row["split"] == "val"]
+    assert [(row["arm"], row["lr"], row["step"]) for row in tried] == [
+        ("rate-0", "0.0000", "0"), ("pixpro", "0.5000", "1"), ("pixpro", "0.5000", "2"), ("pixpro", "1.0000", "1"),
+        ("pixpro", "1.0000", "2")]  # fmt: skip
+    assert {row["seed"] for row in tried} == {"100"}
+    text = compare.main(command)
+    best = max((row for row in tried if row["step"] == "2"), key=lambda row: float(row["linear"]))
+    final = [row for row in read_rows(tmp_path / "rows.csv") if row["split"] == "test" and row["arm"] == "pixpro"]
+    assert {row["lr"] for row in final} == {best["lr"]}
+    assert "| camvid | PixPro | 2 |" in text
+
+
+def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path):
+    torch.manual_seed(0)
+    before = compare.make_backbone().state_dict()
+    compare.main([*TINY, "--only=rate-0", "--out", str(tmp_path)])
+    from safetensors.torch import load_file
+
+    after = load_file(tmp_path / "rate-0-lr0-seed0-0.safetensors")
+    for name, value in after.items():
+        assert torch.equal(value, before[name]) == ("running" not in name and "num_batches" not in name), name
+
+
+@pytest.mark.parametrize(("option", "message"), [("--only=simclr", "got simclr"), ("--seeds=0", "--seeds: expected")])
+def test_bad_options_are_named(option, message, capsys):
+    with pytest.raises(SystemExit):
+        compare.main([option])
+    assert message in capsys.readouterr().err
+
+
+def test_a_step_is_timed(capsys):
+    step.main(["--backbone=resnet18", "--size=64", "--batch-size=2", "--steps=1", "--warmup=0"])
+    assert "times faster" in capsys.readouterr().out
+
+
+def test_the_collapse_differs_in_one_part(tmp_path, monkeypatch, capsys):
+    options = ["--steps=2", "--images=4", "--batch-size=4", "--size=32", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["collapse.py", *options])
+    collapse.main()
+    assert "| without PPM |" in capsys.readouterr().out
+    assert len(read_rows(tmp_path / "collapse.csv")) == 2
