@@ -42,7 +42,9 @@ def test_a_recipe_uses_the_parts_of_its_row(recipe):
     for name in {name for _, _, name in LINK.findall(ROWS[recipe])} - views:
         assert re.search(rf"\b{name}\(", code), name
     (preset,) = views & {name for _, _, name in LINK.findall(ROWS[recipe])}
-    configurations = [path.read_text(encoding="utf-8") for path in folder.glob("*.yaml") if owner(path) == recipe]
+    configurations = [
+        path.read_text(encoding="utf-8") for path in (folder / "configs").glob("*.yaml") if owner(path) == recipe
+    ]
     assert configurations
     # The default of the data module is BYOL's.
     assert any(re.search(rf"preset: {preset.removesuffix('_views')}\b", text) for text in configurations) or (

@@ -1,10 +1,10 @@
-"""Draws the figure of the page Concepts when the site is built; mkdocs calls ``on_files``.
+"""Draws the figure of the page Concepts, from an image drawn here, with densessl's own views, geometry and matcher.
 
-The figure is made in memory from an image that is drawn here, with densessl's own views, geometry and matcher. Nothing
-is written into ``docs/``, so a build never sets off another one.
+python benchmarks/concept_figure.py      (writes docs/assets/concept.png)
 """
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +18,6 @@ from densessl import DistanceMatcher, MultiView, View, cell_centers
 
 SIZE = (7, 7)
 COLORS = ("#d1495b", "#2a6f97")  # first view, second view
-
-
-def on_files(files: Any, config: Any) -> Any:
-    """Adds ``figures/concept.png`` to the site's files."""
-    from mkdocs.structure.files import File
-
-    files.append(File.generated(config, "figures/concept.png", content=concept_figure()))
-    return files
 
 
 def concept_figure() -> bytes:
@@ -136,3 +128,7 @@ def _fill_cell(axes: Any, cell: int, color: str, alpha: float) -> None:
     dx, dy = w / SIZE[1] / 2, h / SIZE[0] / 2
     corners = [(x - dx, y - dy), (x + dx, y - dy), (x + dx, y + dy), (x - dx, y + dy)]
     axes.add_patch(Polygon(corners, closed=True, facecolor=color, alpha=alpha, edgecolor="none"))
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[1] / "docs" / "assets" / "concept.png").write_bytes(concept_figure())
