@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, misfit, read_backbone, safetensors
+from densessl._reading import safetensors
+from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, misfit, read_backbone
 
 __all__ = ["FORMATS", "Weights", "architecture", "convert", "export", "load_backbone", "read_backbone"]
 
