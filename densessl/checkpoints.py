@@ -7,7 +7,7 @@ transformers, detectron2 and OpenMMLab, and detectors named as torchvision's. No
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,28 +108,60 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
         ValueError: as ``read_backbone`` does, and if the file is of another architecture.
         ImportError: as ``read_backbone`` does.
     """
+    own = model.state_dict()
+
+    def expect(names: Collection[str]) -> dict[str, Tensor]:
+        return {n: v for n, v in own.items() if not CLASSIFIER.match(n) or (_BEFORE_CLASSIFIER.match(n) and n in names)}
+
+    original = {clean(name): name for name in own}
+    own = {clean(name): value for name, value in own.items()}
+    read = match_backbone(own, path, root, expect, type(model).__name__)
+    model.load_state_dict({original[name]: value for name, value in read.weights.items() if name in own}, strict=False)
+    return read
+
+
+def match_backbone(
+    own: Mapping[str, Tensor],
+    path: str | Path,
+    root: str | None,
+    expect: Callable[[Collection[str]], dict[str, Tensor]],
+    model: str,
+) -> Weights:
+    """What of a file goes into a model whose names are known.
+
+    Args:
+        own: the model's state dict, by cleaned names.
+        path: as for ``read_backbone``.
+        root: as for ``read_backbone``.
+        expect: from the file's names to those entries of ``own`` that the file has to bring.
+        model: the model's name, for messages.
+
+    Returns:
+        As ``load_backbone`` does.
+
+    Raises:
+        ValueError: as ``load_backbone`` does.
+        ImportError: as ``read_backbone`` does.
+    """
     file = _read(path, root)
-    original = {clean(name): name for name in model.state_dict()}
-    own = {clean(name): value for name, value in model.state_dict().items()}
-    expected = [name for name in own if not CLASSIFIER.match(name)]
     roots = find_roots(file.state)
-    roots += [found for found in roots_of_model(file.state, expected) if found not in roots]
+    roots += [found for found in roots_of_model(file.state, list(expect(()))) if found not in roots]
     if not roots:
         raise _no_backbone(file)
-    chosen = choose(roots, root, path)
-    fitting = [(found, *_fit(file, found, own)) for found in chosen]
+    tops = {name.partition(".")[0] for name in own}
+    fitting = [(found, *_fit(file, found, tops, expect(found.names))) for found in choose(roots, root, path)]
     right = [found for found, _, problem in fitting if problem is None]
     if not right:
         best, _, problem = min(fitting, key=lambda entry: len(own.keys() ^ entry[1].keys()))
         others = [found for found in roots if found.prefix != best.prefix]
         also = f"; it also holds {listed(others)}, which root=... chooses" if others and root is None else ""
-        raise ValueError(f"path: {path} does not fit the {type(model).__name__}: {problem}{also}")
+        raise ValueError(f"path: {path} does not fit the {model}: {problem}{also}")
     best = only(right, path)
     weights = next(weights for found, weights, _ in fitting if found is best)
-    model.load_state_dict({original[name]: value for name, value in weights.items() if name in own}, strict=False)
-    read = _weights(file, best, roots)
+    read, loaded = _weights(file, best, roots), {file.origin[best.names[name]] for name in weights}
     left = {name: "the model has no such module" for name in read.weights if name not in weights}
-    return Weights(weights, read.parts, read.dropped | left)
+    dropped = {name: why for name, why in read.dropped.items() if name not in loaded}
+    return Weights(weights, read.parts, dropped | left)
 
 
 def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> Weights:
@@ -192,16 +224,15 @@ def _no_backbone(file: _File) -> ValueError:
     )
 
 
-def _fit(file: _File, root: Root, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-    """What of a root goes into a model, and why it does not fit."""
-    tops = {name.partition(".")[0] for name in own}
+def _fit(
+    file: _File, root: Root, tops: Collection[str], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str | None]:
+    """What of a root goes into a model with these top modules, and why it does not fit."""
     kept = {
         short: file.state[name]
         for short, name in root.names.items()
-        if short.partition(".")[0] in tops and (short in own or not CLASSIFIER.match(short))
-        if not _classifies(short)
+        if short.partition(".")[0] in tops and (short in expected or not CLASSIFIER.match(short))
     }
-    expected = {name: value for name, value in own.items() if not CLASSIFIER.match(name) or name in kept}
     problem = misfit(kept, expected)
     lacking = _missing(kept, expected)
     if problem is not None and lacking is not None and f"entry {lacking!r} is missing" in problem:
