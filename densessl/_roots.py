@@ -129,11 +129,11 @@ def elsewhere(state: Mapping[str, Tensor], entry: str, root: Root) -> str | None
     """The name under which an entry that a root lacks lies elsewhere in the file."""
     for name in state:
         prefix = name.removesuffix(entry)
-        parts = prefix.split(".")
-        if prefix not in (name, root.prefix) and prefix[-1:] in ("", "."):
-            outside = not root.prefix or not prefix.startswith(root.prefix)
-            if outside and not any(_within(parts, i) for i in range(len(parts))):
-                return name
+        if prefix in (name, root.prefix) or prefix[-1:] not in ("", "."):
+            continue
+        between = prefix.removeprefix(root.prefix).split(".")
+        if not any(_within(between, index) for index in range(len(between))):  # as against another block's entry
+            return name
     return None
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import re
 import runpy
 import sys
 
