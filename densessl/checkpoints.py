@@ -1,34 +1,29 @@
 """Reads the backbone out of the files that pretraining leaves behind.
 
-The published PixPro checkpoints, this library's, files of torchvision and timm, and detectors named as torchvision's.
-Nothing that a file holds is ever run.
+The published checkpoints of PixPro, MoCo, VICReg, SwAV, DINO and BYOL, this library's, files of torchvision, timm,
+transformers, detectron2 and OpenMMLab, and detectors named as torchvision's. Nothing that a file holds is ever run.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-# Where a query encoder lies in a file; the first that holds a backbone wins. The published PixPro checkpoints; this
-# library's recipes, where backbone and projection head are items of one Sequential, or the backbone has two heads; MoCo
-# and its relatives; OpenMMLab; a bare model.
-_ROOTS = (
-    *("module.encoder.", "encoder.0.", "encoder.backbone."),
-    *("module.encoder_q.", "encoder.", "backbone.", "module.", ""),
-)
+from densessl._reading import clean, read_entries
+from densessl._roots import Root, choose, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
+
 CLASSIFIER = re.compile(r"(fc|head|heads|classifier)\.")
+_BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|last_conv)\.")  # in timm, kept with num_classes=0
+_PRETRAINING = re.compile(r"(project|proto|predict|proj_|dino_|ibot_|mlp_head|queue)\w*(\.|$)")
+_BODY = "backbone.body."
 _PART = re.compile(r"backbone\.fpn\.|head\.(classification|regression)_head\.conv\.")
 _WHY = tuple(
     (re.compile(pattern), why)
     for pattern, why in (
-        (r"(module\.)?(target|\w+_k)\.", "momentum encoder: the query encoder is the one that transfers"),
         (
             r"rpn\.|roi_heads\.|neck\.|(rpn|bbox|mask|decode|auxiliary)_head\.",
             "part of a detector other than torchvision's FCOS",
@@ -44,8 +39,9 @@ class Weights(NamedTuple):
     """What a file holds.
 
     Attributes:
-        weights: the query encoder's backbone by the names of its own library: ``conv1.weight``,
-            ``layer1.0.conv1.weight`` and so on for a ResNet, as in ``torchvision.models.resnet50``.
+        weights: the backbone by the names of its own library: ``conv1.weight``, ``layer1.0.conv1.weight`` and so on
+            for a ResNet, as in ``torchvision.models.resnet50``, also where the file names it as detectron2 or
+            transformers do, or counts its modules as ``nn.Sequential`` does.
         parts: FPN and FCOS towers, named as in torchvision's ``fcos_resnet50_fpn`` (``backbone.fpn.*``,
             ``head.classification_head.conv.*``, ``head.regression_head.conv.*``); empty where there are none.
         dropped: name of every other entry in the file's state dict, with the reason.
@@ -56,56 +52,54 @@ class Weights(NamedTuple):
     dropped: dict[str, str]
 
 
-def read_backbone(path: str | Path) -> Weights:
-    """Reads the query encoder's backbone, on the CPU, by ``weights_only`` loading.
+class _File(NamedTuple):
+    """A file's entries.
+
+    Attributes:
+        path: for messages.
+        state: tensors by cleaned names.
+        origin: cleaned name to the name in the file, of every entry.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    origin: dict[str, str]
+
+
+def read_backbone(path: str | Path, root: str | None = None) -> Weights:
+    """Reads the trained encoder's backbone, on the CPU, by ``weights_only`` loading.
+
+    The backbone is found by its own names, whatever stands before them. Where a file holds the trained network and its
+    moving average (``target``, ``momentum_encoder``, ``encoder_k``), the trained one is read.
 
     Args:
-        path: ``*.safetensors``, or under any other suffix what ``torch.save`` wrote: a state dict, or a dict that
-            holds one as ``"state_dict"`` or ``"model"``.
+        path: ``*.safetensors``, detectron2's ``*.pkl``, or under any other suffix what ``torch.save`` wrote: a state
+            dict, or a dict that holds one, as ``"state_dict"``, ``"model"`` or under names of its own.
+        root: what stands before the backbone's names, as ``"teacher"`` or ``"teacher.backbone."``; None: where the
+            only backbone is.
 
     Raises:
-        ValueError: if the file is missing or damaged, holds objects other than tensors and plain values, or no
-            backbone.
+        ValueError: if the file is missing or damaged, is refused because it holds objects other than tensors and plain
+            values, or holds no backbone or several, which the message names.
         ImportError: on ``*.safetensors`` without that package.
     """
-    path = Path(path)
-    entries = _load(path)
-    state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    body, parts = "backbone.body.", {}
-    found = next((root for root in _ROOTS if any(name.startswith(root + body) for name in state)), None)
-    if found is not None:  # a detector
-        inner = {name.removeprefix(found): name for name in state if name.startswith(found)}
-        parts = {short: name for short, name in inner.items() if _PART.match(short)}
-        kept = {short.removeprefix(body): name for short, name in inner.items() if short.startswith(body)}
-    else:
-        for root in _ROOTS:
-            inner = {name.removeprefix(root): name for name in state if name.startswith(root)}
-            # Every backbone has a convolution of more than one pixel, projection heads have none.
-            if any(state[name].ndim == 4 and state[name].shape[-1] > 1 for name in inner.values()):
-                found, kept = root, {short: name for short, name in inner.items() if not CLASSIFIER.match(short)}
-                break
-    if found is None:
-        names = ", ".join(list(state)[:3]) or "none"
-        raise ValueError(
-            f"path: {path} holds no backbone: no spatial convolution among its {len(state)} tensors: {names}"
-        )
-    used = {*kept.values(), *parts.values()}
-    return Weights(
-        {short: state[name] for short, name in kept.items()},
-        {short: state[name] for short, name in parts.items()},
-        {name: _why(name, found) for name in entries if name not in used},
-    )
+    file = _read(path, root)
+    roots = find_roots(file.state)
+    if not roots:
+        raise _no_backbone(file)
+    return _weights(file, only(choose(roots, root, path), path), roots)
 
 
-def load_backbone(model: nn.Module, path: str | Path) -> Weights:
+def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -> Weights:
     """Loads a checkpoint's backbone into a torchvision or timm model, or into a ``FeatureMap`` of one.
 
     A classifier of the model stays as it is. Whole top modules that the model lacks are left out, such as ``layer4``
-    where it was cut after ``layer3``.
+    where it was cut after ``layer3``. Of several backbones in the file, those of another architecture do not count.
 
     Args:
         model: changed in place.
         path: as for ``read_backbone``.
+        root: as for ``read_backbone``.
 
     Returns:
         What was loaded.
@@ -114,23 +108,69 @@ def load_backbone(model: nn.Module, path: str | Path) -> Weights:
         ValueError: as ``read_backbone`` does, and if the file is of another architecture.
         ImportError: as ``read_backbone`` does.
     """
-    read, own = read_backbone(path), model.state_dict()
+    own = model.state_dict()
+
+    def expect(names: Collection[str]) -> dict[str, Tensor]:
+        return {n: v for n, v in own.items() if not CLASSIFIER.match(n) or (_BEFORE_CLASSIFIER.match(n) and n in names)}
+
+    original = {clean(name): name for name in own}
+    own = {clean(name): value for name, value in own.items()}
+    read = match_backbone(own, path, root, expect, type(model).__name__)
+    model.load_state_dict({original[name]: value for name, value in read.weights.items() if name in own}, strict=False)
+    return read
+
+
+def match_backbone(
+    own: Mapping[str, Tensor],
+    path: str | Path,
+    root: str | None,
+    expect: Callable[[Collection[str]], dict[str, Tensor]],
+    model: str,
+) -> Weights:
+    """What of a file goes into a model whose names are known.
+
+    Args:
+        own: the model's state dict, by cleaned names.
+        path: as for ``read_backbone``.
+        root: as for ``read_backbone``.
+        expect: from the file's names to those entries of ``own`` that the file has to bring.
+        model: the model's name, for messages.
+
+    Returns:
+        As ``load_backbone`` does.
+
+    Raises:
+        ValueError: as ``load_backbone`` does.
+        ImportError: as ``read_backbone`` does.
+    """
+    file = _read(path, root)
+    roots = find_roots(file.state)
+    roots += [found for found in roots_of_model(file.state, list(expect(()))) if found not in roots]
+    if not roots:
+        raise _no_backbone(file)
     tops = {name.partition(".")[0] for name in own}
-    fitting = {name: value for name, value in read.weights.items() if name.partition(".")[0] in tops}
-    problem = misfit(fitting, {name: value for name, value in own.items() if not CLASSIFIER.match(name)})
-    if problem is not None:
-        raise ValueError(f"path: {path} does not fit the {type(model).__name__}: {problem}")
-    model.load_state_dict(fitting, strict=False)
-    left = {name: "the model has no such module" for name in read.weights if name not in fitting}
-    return Weights(fitting, read.parts, read.dropped | left)
+    fitting = [(found, *_fit(file, found, tops, expect(found.names))) for found in choose(roots, root, path)]
+    right = [found for found, _, problem in fitting if problem is None]
+    if not right:
+        best, _, problem = min(fitting, key=lambda entry: len(own.keys() ^ entry[1].keys()))
+        others = [found for found in roots if found.prefix != best.prefix]
+        also = f"; it also holds {listed(others)}, which root=... chooses" if others and root is None else ""
+        raise ValueError(f"path: {path} does not fit the {model}: {problem}{also}")
+    best = only(right, path)
+    weights = next(weights for found, weights, _ in fitting if found is best)
+    read, loaded = _weights(file, best, roots), {file.origin[best.names[name]] for name in weights}
+    left = {name: "the model has no such module" for name in read.weights if name not in weights}
+    dropped = {name: why for name, why in read.dropped.items() if name not in loaded}
+    return Weights(weights, read.parts, dropped | left)
 
 
-def load_parts(model: nn.Module, path: str | Path) -> Weights:
+def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> Weights:
     """Loads a checkpoint's FPN and FCOS towers into a model that names them as ``fcos_resnet50_fpn`` does.
 
     Args:
         model: changed in place.
         path: as for ``read_backbone``.
+        root: as for ``read_backbone``.
 
     Returns:
         What was loaded, as ``parts``; nothing where the file holds none or the model has no place for them.
@@ -139,7 +179,7 @@ def load_parts(model: nn.Module, path: str | Path) -> Weights:
         ValueError: as ``read_backbone`` does, and if an entry has another shape than the model's.
         ImportError: as ``read_backbone`` does.
     """
-    read, own = read_backbone(path), model.state_dict()
+    read, own = read_backbone(path, root), model.state_dict()
     fitting = {name: value for name, value in read.parts.items() if name in own}
     problem = misfit(fitting, {name: own[name] for name in fitting})
     if problem is not None:
@@ -147,44 +187,6 @@ def load_parts(model: nn.Module, path: str | Path) -> Weights:
     model.load_state_dict(fitting, strict=False)
     left = {name: f"not in the {type(model).__name__}" for name in read.parts if name not in fitting}
     return Weights({}, fitting, left)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The file's state dict, out of whatever it is wrapped in."""
-    if not path.is_file():
-        raise ValueError(f"path: there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors().load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the published code saves its options so
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError:
-        raise
-    except Exception as error:  # each reader has errors of its own for damaged files, some without a text
-        unsafe = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        if unsafe is not None:
-            raise ValueError(f"path: {path} holds a {unsafe[1]}; only tensors and plain values load") from error
-        detail = f"{type(error).__name__} {error}".splitlines()[0][:200]
-        raise ValueError(f"path: {path} is no checkpoint, or is damaged ({detail})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise ValueError(f"path: {path}: expected a dict of tensors, got {type(content).__name__}")
-    return {str(name): value for name, value in content.items()}
-
-
-def safetensors() -> Any:
-    """The package, imported on use."""
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise ImportError("files *.safetensors need that package: pip install 'densessl[export]'") from error
-
-
-def _why(name: str, root: str) -> str:
-    short = name.removeprefix(root)
-    return next(why for pattern, why in _WHY if pattern.match(name) or pattern.match(short))
 
 
 def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
@@ -197,6 +199,76 @@ def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
             return f"there is no place for entry {name!r}"
         if name in expected and value.shape != expected[name].shape:
             return f"entry {name!r} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-    missing = (name for name in expected if name not in weights and not name.endswith("num_batches_tracked"))
-    first = next(missing, None)
+    first = _missing(weights, expected)
     return None if first is None else f"entry {first!r} is missing"
+
+
+def _missing(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    missing = (name for name in expected if name not in weights and not name.endswith("num_batches_tracked"))
+    return next(missing, None)
+
+
+def _read(path: str | Path, root: str | None) -> _File:
+    entries = read_entries(Path(path), root)
+    names = {name: clean(name) for name in entries}
+    if len(set(names.values())) < len(names):  # a file with a network and the same one compiled: keep them apart
+        names = {name: name for name in names}
+    state = {names[name]: value for name, value in entries.items() if isinstance(value, Tensor)}
+    return _File(Path(path), state, {short: name for name, short in names.items()})
+
+
+def _no_backbone(file: _File) -> ValueError:
+    names = ", ".join(list(file.state)[:3]) or "none"
+    return ValueError(
+        f"path: {file.path} holds no backbone: no spatial convolution among its {len(file.state)} tensors: {names}"
+    )
+
+
+def _fit(
+    file: _File, root: Root, tops: Collection[str], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str | None]:
+    """What of a root goes into a model with these top modules, and why it does not fit."""
+    kept = {
+        short: file.state[name]
+        for short, name in root.names.items()
+        if short.partition(".")[0] in tops and (short in expected or not CLASSIFIER.match(short))
+    }
+    problem = misfit(kept, expected)
+    lacking = _missing(kept, expected)
+    if problem is not None and lacking is not None and f"entry {lacking!r} is missing" in problem:
+        other = elsewhere(file.state, lacking, root)
+        if other is not None:
+            problem = f"entry {lacking!r} is not below {root.prefix!r}, but the file has {file.origin[other]!r}"
+    return kept, problem if problem is not None or kept else "no entry has a place in it"
+
+
+def _classifies(name: str) -> bool:
+    return bool(CLASSIFIER.match(name)) and not _BEFORE_CLASSIFIER.match(name)
+
+
+def _weights(file: _File, root: Root, roots: list[Root]) -> Weights:
+    kept = {
+        short: name for short, name in root.names.items() if not _classifies(short) and not _PRETRAINING.match(short)
+    }
+    parts = {}
+    outer = root.prefix.removesuffix(_BODY)
+    if outer != root.prefix:  # a detector
+        inner = {name.removeprefix(outer): name for name in file.state if name.startswith(outer)}
+        parts = {short: name for short, name in inner.items() if _PART.match(short)}
+    used = {*kept.values(), *parts.values()}
+    others = [other.prefix for other in roots if other.prefix not in ("", root.prefix)]
+    return Weights(
+        {short: file.state[name] for short, name in kept.items()},
+        {short: file.state[name] for short, name in parts.items()},
+        {name: _why(short, outer, others) for short, name in file.origin.items() if short not in used},
+    )
+
+
+def _why(name: str, root: str, others: list[str]) -> str:
+    if is_momentum(name):
+        return "momentum encoder: the query encoder is the one that transfers"
+    other = next((other for other in others if name.startswith(other)), None)
+    if other is not None:
+        return f"another backbone, which root={other!r} chooses"
+    short = name.removeprefix(root)
+    return next(why for pattern, why in _WHY if pattern.match(name) or pattern.match(short))

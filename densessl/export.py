@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +14,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, misfit, read_backbone, safetensors
+from densessl._huggingface import RESNETS, create_timm, write_resnet, write_timm
+from densessl._naming import to_detectron2, to_huggingface
+from densessl._reading import safetensors
+from densessl._whole import is_whole
+from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, match_backbone, misfit, read_backbone
 
 __all__ = ["FORMATS", "Weights", "architecture", "convert", "export", "load_backbone", "read_backbone"]
 
@@ -24,9 +28,11 @@ FORMATS = {
     "detectron2": (".pkl",),
     "mmdetection": (".pth",),
     "mmsegmentation": (".pth",),
+    "huggingface": ("",),
 }
-"""The names that weights can be written in, each with the suffixes that its readers take."""
+"""The names that weights can be written in, each with the suffixes that its readers take; none: a folder."""
 
+_TOPS = re.compile(r"(conv1|bn1|layer[1-4])\.")
 _RESNETS = (
     "resnet18",
     "resnet34",
@@ -39,85 +45,118 @@ _RESNETS = (
     "wide_resnet50_2",
     "wide_resnet101_2",
 )
-_FPN = re.compile(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.0\.(weight|bias)")
-_EXTRA = re.compile(r"backbone\.fpn\.extra_blocks\.p([67])\.(weight|bias)")
-_TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(weight|bias)")
 
 
 def convert(read: Weights, to: str) -> Weights:
-    """Gives the weights of a ResNet, and of FPN and towers where there are any, the names of another framework.
+    """Gives the weights of a backbone the names of another framework.
 
-    - ``"torchvision"``: a ResNet; with parts an ``fcos_resnet50_fpn`` without its prediction layers.
-    - ``"timm"``: a ResNet, whose names are the same.
-    - ``"detectron2"``: names as its ``matching_heuristics`` expects them, without what comes before ``stem``,
-      ``res2``, ``fpn_lateral3``, ``head``: so one file fits C4 and FPN detectors.
-    - ``"mmdetection"``, ``"mmsegmentation"``: ``backbone.*``, ``neck.*`` and, for the former, ``bbox_head.*``.
+    - ``"torchvision"``: a ResNet; with parts a detector such as ``fcos_resnet50_fpn`` without prediction layers.
+    - ``"timm"``: a ResNet, whose names are the same, or another backbone under its own names.
+    - ``"detectron2"``: a ResNet by names as its ``matching_heuristics`` expects them, without what comes before
+      ``stem`` and ``res2``: so one file fits C4 and FPN detectors.
+    - ``"mmdetection"``, ``"mmsegmentation"``: a ResNet, ``backbone.*``.
+    - ``"huggingface"``: a ResNet of 18 to 152 layers, as in transformers' ``ResNetModel``.
 
     Args:
         read: from ``read_backbone``.
         to: one of the above.
 
     Returns:
-        ``weights`` by the new names, ``parts`` among them; ``dropped`` as before, with what has no place.
+        ``weights`` by the new names, ``parts`` among them for torchvision; ``dropped`` as before, with what has no
+        place.
 
     Raises:
-        ValueError: on an unknown name, or if the weights are no ResNet of torchvision's.
+        ValueError: on an unknown name, or if the weights are no ResNet of torchvision's, where one is needed.
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    architecture(read.weights)
-    rename = {"detectron2": _detectron2_name, "mmdetection": _openmmlab_name, "mmsegmentation": _openmmlab_name}.get(to)
-    if rename is not None:
-        placed = {rename(name): value for name, value in read.weights.items()}
-    elif read.parts and to == "torchvision":
-        placed = {f"backbone.body.{name}": value for name, value in read.weights.items()}
-    else:
-        placed = dict(read.weights)
-    dropped = dict(read.dropped)
-    problem = "timm's ResNets have no detector around them" if to == "timm" else _unplaceable(read)
-    levels = sum(name.endswith("weight") for name in read.parts if "inner_blocks" in name)
-    for name, value in read.parts.items():
-        if problem is not None:
-            dropped[name] = problem
-        elif to == "torchvision":
-            placed[name] = value
-        elif to == "mmsegmentation" and _TOWER.match(name):
-            dropped[name] = "mmsegmentation has no FCOS head"
-        else:
-            placed[_part_name(name, levels, to)] = value
-    return Weights(placed, {}, dropped)
+    core = {name: value for name, value in read.weights.items() if _TOPS.match(name)}
+    resnet = any(misfit(core, _expected(core, name)) is None for name in _RESNETS)
+    weights = core if resnet else dict(read.weights)
+    if to != "timm" or not (resnet or is_whole(weights)):
+        name = architecture(weights)
+        if to == "huggingface" and name not in RESNETS:
+            raise ValueError(f"weights: expected one of {', '.join(RESNETS)} for transformers' ResNetModel, got {name}")
+    prefix = "backbone.body." if read.parts and to == "torchvision" else "backbone." if to.startswith("mm") else ""
+    rename = {"detectron2": to_detectron2, "huggingface": to_huggingface}.get(to, str)
+    placed = {prefix + rename(name): value for name, value in weights.items()}
+    dropped = read.dropped | {name: "no part of a ResNet" for name in read.weights if name not in weights}
+    if to == "torchvision":
+        return Weights(placed | read.parts, {}, dropped)
+    left = "FPN and towers are written in torchvision's names only"
+    return Weights(placed, {}, dropped | dict.fromkeys(read.parts, left))
 
 
-def export(checkpoint: str | Path, to: str, out: str | Path) -> Weights:
+def export(
+    checkpoint: str | Path, to: str, out: str | Path, root: str | None = None, model: str | None = None
+) -> Weights:
     """Reads a checkpoint and writes its weights for another framework.
 
     Args:
         checkpoint: as for ``read_backbone``.
         to: as for ``convert``.
         out: file to write; ``*.safetensors``, ``*.pth`` or ``*.pt`` for torchvision and timm, ``*.pkl`` for
-            detectron2 (NumPy arrays), ``*.pth`` for the other two.
+            detectron2 (NumPy arrays), ``*.pth`` for OpenMMLab's; for Hugging Face a folder, which then holds
+            ``config.json`` and ``model.safetensors``.
+        root: as for ``read_backbone``.
+        model: for ``"timm"`` and ``"huggingface"``, the name of the timm model that the weights are of. Every name and
+            shape is then compared with it, and the folder is one that timm, AutoModel and TimmWrapperModel open; top
+            modules of it that the checkpoint lacks are written as timm initialises them, and are named in ``dropped``.
+            None: a ResNet of torchvision's, or for ``"timm"`` any backbone, under the names that it has.
 
     Returns:
         What was written, and every tensor that was not, with the reason.
 
     Raises:
-        ValueError: as ``read_backbone`` and ``convert`` do, on another suffix, and if ``out`` is the checkpoint.
-        ImportError: as ``read_backbone`` does.
+        ValueError: as ``read_backbone`` and ``convert`` do, on another suffix or model, and if ``out`` is the
+            checkpoint.
+        ImportError: as ``read_backbone`` does, and without timm where a model is named.
     """
     out = Path(out)
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
+    if model is not None and to not in ("timm", "huggingface"):
+        raise ValueError(f"model: expected None for {to}, which takes ResNets only, got {model!r}")
     if out.suffix not in FORMATS[to]:
-        raise ValueError(f"out: expected a file {' or '.join('*' + s for s in FORMATS[to])} for {to}, got {out}")
+        wanted = "a folder" if to == "huggingface" else "a file " + " or ".join("*" + s for s in FORMATS[to])
+        raise ValueError(f"out: expected {wanted} for {to}, got {out}")
     if out.resolve() == Path(checkpoint).resolve():
         raise ValueError(f"out: {out} is the checkpoint itself")
-    read = read_backbone(checkpoint)
+    if model is not None:
+        return _export_timm(checkpoint, to, out, root, model)
+    read = read_backbone(checkpoint, root)
     try:
         done = convert(read, to)
     except ValueError as error:
         raise ValueError(f"checkpoint: {checkpoint} does not fit: {error}") from error
+    if to == "huggingface":
+        write_resnet({name: value for name, value in read.weights.items() if _TOPS.match(name)}, out)
+    else:
+        _write(done.weights, to, out)
+    return done
+
+
+def _export_timm(checkpoint: str | Path, to: str, out: Path, root: str | None, model: str) -> Weights:
+    network = create_timm(model)
+    own = network.state_dict()
+
+    def expect(names: Collection[str]) -> dict[str, Tensor]:
+        tops = {name.partition(".")[0] for name in names}
+        return {name: value for name, value in own.items() if not names or name.partition(".")[0] in tops}
+
+    done = match_backbone(own, checkpoint, root, expect, model)
+    if to == "timm":
+        _write(done.weights, to, out)
+        return done
+    network.load_state_dict(done.weights, strict=False)
+    write_timm(network, out)
+    fresh = {name: "not in the checkpoint: written as initialised" for name in own if name not in done.weights}
+    return Weights(dict(network.state_dict()), {}, done.dropped | fresh)
+
+
+def _write(weights: Mapping[str, Tensor], to: str, out: Path) -> None:
     # Copies: torch.save would write the whole storage behind a view, safetensors refuses what is not contiguous.
-    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in done.weights.items()}
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     part = out.with_name(out.name + ".part")  # never half a file under the final name
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
@@ -129,7 +168,6 @@ def export(checkpoint: str | Path, to: str, out: str | Path) -> Weights:
     else:
         torch.save({"state_dict": tensors, "meta": {}} if to.startswith("mm") else tensors, part)
     part.replace(out)
-    return done
 
 
 def architecture(weights: Mapping[str, Tensor]) -> str:
@@ -140,12 +178,7 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     """
     problems = []
     for name in _RESNETS:
-        expected = dict(_entries(name))
-        if "conv1.weight" in weights and weights["conv1.weight"].ndim == 4:
-            shape = expected["conv1.weight"].shape
-            expected["conv1.weight"] = torch.empty(
-                (shape[0], weights["conv1.weight"].shape[1], *shape[2:]), device="meta"
-            )
+        expected = _expected(weights, name)
         problem = misfit(weights, expected)
         if problem is None:
             return name
@@ -157,59 +190,20 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     )
 
 
+def _expected(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The entries of a torchvision ResNet for as many input channels as the weights take."""
+    expected = dict(_entries(name))
+    if "conv1.weight" in weights and weights["conv1.weight"].ndim == 4:
+        shape = expected["conv1.weight"].shape
+        expected["conv1.weight"] = torch.empty((shape[0], weights["conv1.weight"].shape[1], *shape[2:]), device="meta")
+    return expected
+
+
 @lru_cache
 def _entries(name: str) -> Mapping[str, Tensor]:
     with torch.device("meta"):  # shapes, no values
         model = torchvision.models.get_model(name, weights=None)
     return {key: value for key, value in model.state_dict().items() if not CLASSIFIER.match(key)}
-
-
-def _detectron2_name(name: str) -> str:
-    if not name.startswith("layer"):
-        return "stem." + name.replace("bn1.", "conv1.norm.")
-    stage, rest = int(name[5]) + 1, name[7:]
-    rest = rest.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-    return f"res{stage}." + re.sub(r"\bbn(\d)\.", r"conv\1.norm.", rest)
-
-
-def _openmmlab_name(name: str) -> str:
-    return f"backbone.{name}"
-
-
-def _unplaceable(read: Weights) -> str | None:
-    """Why FPN and towers are not those of torchvision's FCOS, the one structure that all three frameworks share."""
-    for name, value in read.parts.items():
-        known = _FPN.fullmatch(name) or _EXTRA.fullmatch(name)
-        if tower := _TOWER.fullmatch(name):  # it repeats convolution, group norm, ReLU
-            step = int(tower[2]) % 3
-            known = tower if step < 2 and (tower[3] == "bias" or value.ndim == (1 if step else 4)) else None
-        if known is None:
-            return f"FPN and towers are not built as torchvision's FCOS: {name}"
-    laterals = [v for n, v in read.parts.items() if "inner_blocks" in n and n.endswith("weight")]
-    top = read.weights["layer4.0.downsample.0.weight"].shape[0]
-    widths = [lateral.shape[1] for lateral in laterals]
-    if widths != [top >> level for level in reversed(range(len(widths)))]:
-        return f"the FPN does not stand on consecutive stages up to layer4: it takes {widths} channels"
-    return None
-
-
-def _part_name(name: str, levels: int, to: str) -> str:
-    detectron2 = to == "detectron2"
-    if match := _FPN.fullmatch(name):
-        kind, level, leaf = match[1], int(match[2]), match[3]
-        if detectron2:  # counts by stride: 32 = 2 ** 5 is the last
-            return f"fpn_{'lateral' if kind == 'inner' else 'output'}{6 - levels + level}.{leaf}"
-        return f"neck.{'lateral' if kind == 'inner' else 'fpn'}_convs.{level}.conv.{leaf}"
-    if match := _EXTRA.fullmatch(name):
-        number, leaf = int(match[1]), match[2]
-        return f"top_block.p{number}.{leaf}" if detectron2 else f"neck.fpn_convs.{levels + number - 6}.conv.{leaf}"
-    match = _TOWER.fullmatch(name)
-    if match is None:
-        raise ValueError(f"read: unknown part {name!r}")
-    tower, step, leaf = "cls" if match[1] == "classification" else "reg", int(match[2]), match[3]
-    if detectron2:
-        return f"head.{tower.replace('reg', 'bbox')}_subnet.{step}.{leaf}"
-    return f"bbox_head.{tower}_convs.{step // 3}.{'gn' if step % 3 else 'conv'}.{leaf}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,13 +216,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 2 after an error of the user's, told in one line.
     """
     parser = argparse.ArgumentParser(prog="python -m densessl.export", description="Weights for other frameworks.")
-    parser.add_argument("checkpoint", help="of PixPro, this library, torchvision or timm")
+    parser.add_argument("checkpoint", help="of this library, torchvision, timm or a published method")
     parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, help="file to write; its suffix chooses safetensors or pickle")
+    parser.add_argument(
+        "--out", required=True, help="file to write, whose suffix chooses safetensors or pickle; a folder"
+    )
+    parser.add_argument("--root", help="what stands before the backbone's names, where the file holds several")
+    parser.add_argument("--model", help="name of the timm model that the weights are of, for timm and huggingface")
     parser.add_argument("--list", action="store_true", help="name every entry that was left out")
     chosen = parser.parse_args(arguments)
     try:
-        done = export(chosen.checkpoint, chosen.to, chosen.out)
+        done = export(chosen.checkpoint, chosen.to, chosen.out, chosen.root, chosen.model)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import re
 import runpy
 import sys
 
@@ -214,31 +213,10 @@ MMDETECTION_R18 = names("""
     layer2.0.downsample.0 layer2.0.downsample.1 layer3.0.downsample.0 layer3.0.downsample.1
     layer4.0.downsample.0 layer4.0.downsample.1
 """)
-DETECTRON2_FCOS = names("""
-    fpn_lateral3 fpn_lateral4 fpn_lateral5 fpn_output3 fpn_output4 fpn_output5 top_block.p6 top_block.p7
-    head.cls_subnet.0 head.cls_subnet.1 head.cls_subnet.3 head.cls_subnet.4
-    head.cls_subnet.6 head.cls_subnet.7 head.cls_subnet.9 head.cls_subnet.10
-    head.bbox_subnet.0 head.bbox_subnet.1 head.bbox_subnet.3 head.bbox_subnet.4
-    head.bbox_subnet.6 head.bbox_subnet.7 head.bbox_subnet.9 head.bbox_subnet.10
-""")
-MMDETECTION_NECK = names("""
-    neck.lateral_convs.0.conv neck.lateral_convs.1.conv neck.lateral_convs.2.conv
-    neck.fpn_convs.0.conv neck.fpn_convs.1.conv neck.fpn_convs.2.conv neck.fpn_convs.3.conv neck.fpn_convs.4.conv
-""")
-MMDETECTION_TOWERS = names("""
-    bbox_head.cls_convs.0.conv bbox_head.cls_convs.0.gn bbox_head.cls_convs.1.conv bbox_head.cls_convs.1.gn
-    bbox_head.cls_convs.2.conv bbox_head.cls_convs.2.gn bbox_head.cls_convs.3.conv bbox_head.cls_convs.3.gn
-    bbox_head.reg_convs.0.conv bbox_head.reg_convs.0.gn bbox_head.reg_convs.1.conv bbox_head.reg_convs.1.gn
-    bbox_head.reg_convs.2.conv bbox_head.reg_convs.2.gn bbox_head.reg_convs.3.conv bbox_head.reg_convs.3.gn
-""")
 
 
 def detectron2_entries(convolutions):
     return {f"{name}.weight" for name in convolutions} | {f"{n}.norm.{leaf}" for n in convolutions for leaf in NORM}
-
-
-def biased(layers):
-    return {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
 
 
 def detectron2_c5(weights, image):
@@ -336,64 +314,18 @@ def test_parts_in_torchvision_names(fcos):
     assert len(predictions) == 6
 
 
-def test_parts_in_detectron2_names(fcos):
-    done = convert(fcos, "detectron2").weights
-    backbone = convert(fcos._replace(parts={}), "detectron2").weights
-    assert done.keys() - backbone.keys() == biased(DETECTRON2_FCOS)
-    assert done["fpn_lateral3.weight"] is fcos.parts["backbone.fpn.inner_blocks.0.0.weight"]
-    assert done["fpn_output5.bias"] is fcos.parts["backbone.fpn.layer_blocks.2.0.bias"]
-    assert done["top_block.p7.bias"] is fcos.parts["backbone.fpn.extra_blocks.p7.bias"]
-    assert done["head.cls_subnet.10.bias"] is fcos.parts["head.classification_head.conv.10.bias"]
-    assert done["head.bbox_subnet.3.weight"] is fcos.parts["head.regression_head.conv.3.weight"]
+@pytest.mark.parametrize("to", ["timm", "detectron2", "mmdetection", "mmsegmentation", "huggingface"])
+def test_parts_are_written_in_torchvisions_names_only(to, fcos):
+    done, alone = convert(fcos, to), convert(fcos._replace(parts={}), to)
+    assert done.weights.keys() == alone.weights.keys()
+    assert done.dropped == dict.fromkeys(fcos.parts, "FPN and towers are written in torchvision's names only")
 
 
-def test_parts_in_openmmlab_names(fcos):
-    done = convert(fcos, "mmdetection").weights
-    assert done.keys() - under("backbone.", fcos.weights).keys() == biased(MMDETECTION_NECK + MMDETECTION_TOWERS)
-    assert done["neck.lateral_convs.0.conv.weight"] is fcos.parts["backbone.fpn.inner_blocks.0.0.weight"]
-    assert done["neck.fpn_convs.2.conv.bias"] is fcos.parts["backbone.fpn.layer_blocks.2.0.bias"]
-    assert done["neck.fpn_convs.3.conv.bias"] is fcos.parts["backbone.fpn.extra_blocks.p6.bias"]
-    assert done["bbox_head.reg_convs.3.gn.bias"] is fcos.parts["head.regression_head.conv.10.bias"]
-    assert done["bbox_head.cls_convs.1.conv.weight"] is fcos.parts["head.classification_head.conv.3.weight"]
-    segmentation = convert(fcos, "mmsegmentation")
-    assert segmentation.weights.keys() == under("backbone.", fcos.weights).keys() | biased(MMDETECTION_NECK)
-    assert segmentation.dropped == {n: "mmsegmentation has no FCOS head" for n in fcos.parts if n.startswith("head.")}
-
-
-def test_an_fpn_on_four_stages_counts_from_two(fcos):
-    parts = {
-        f"backbone.fpn.inner_blocks.{level}.0.weight": torch.empty(256, width, 1, 1, device="meta")
-        for level, width in enumerate((256, 512, 1024, 2048))
-    }
-    done = convert(fcos._replace(parts=parts), "detectron2").weights
-    assert {n for n in done if "fpn" in n} == {f"fpn_lateral{stage}.weight" for stage in (2, 3, 4, 5)}
-
-
-def test_timm_leaves_the_parts_out(fcos):
-    done = convert(fcos, "timm")
+def test_parts_of_other_detectors_keep_torchvisions_names():
     with torch.device("meta"):
-        keys = timm.create_model("resnet50", num_classes=0).state_dict().keys()
-    assert done.weights.keys() == keys
-    assert done.dropped.keys() == fcos.parts.keys()
-
-
-def test_parts_of_another_structure_are_left_out_whole(fcos):
-    with torch.device("meta"):
-        normed = detector(fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None))
-    skipping = {
-        f"backbone.fpn.inner_blocks.{level}.0.weight": torch.empty(256, width, 1, 1, device="meta")
-        for level, width in enumerate((256, 1024, 2048))
-    }
-    bare = {"head.regression_head.conv.2.weight": torch.empty(256, 256, 3, 3, device="meta")}
-    for read, why in (
-        (normed, "not built as torchvision's FCOS: backbone.fpn.inner_blocks.0.1"),
-        (fcos._replace(parts=skipping), r"consecutive stages up to layer4: it takes \[256, 1024, 2048\]"),
-        (fcos._replace(parts=bare), "not built as torchvision's FCOS: head.regression_head.conv.2.weight"),
-    ):
-        done = convert(read, "mmdetection")
-        assert done.weights.keys() == under("backbone.", read.weights).keys()
-        assert done.dropped.keys() == read.parts.keys()
-        assert all(re.search(why, reason) for reason in done.dropped.values())
+        model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    done = convert(detector(model), "torchvision").weights
+    assert {name for name in model.state_dict() if name.startswith("backbone.")} == done.keys()
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "wide_resnet50_2", "resnext50_32x4d"])
