@@ -15,6 +15,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
 
 
 class ImageFolders(pl.LightningDataModule):
@@ -54,31 +55,16 @@ class ImageFolders(pl.LightningDataModule):
                 f"data.folder: expected the same classes in {self.folder}/train and {self.folder}/val, "
                 f"got {len(different)} in one alone, the first {different[0]}"
             )
-        processes = self.trainer.world_size
-        if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
-            raise ValueError(
-                f"data.batch_size: expected a multiple of the {processes} processes, at most the {len(self.train)} "
-                f"images of {self.folder}/train, got {self.batch_size}"
-            )
+        what = f"images of {self.folder}/train"
+        check_batch_size(self.batch_size, len(self.train), self.trainer.world_size, what)
 
     def train_dataloader(self) -> DataLoader:
         """Whole batches of random crops."""
-        return self._loader(self.train, shuffle=True)
+        return training_loader(self.train, self.batch_size // self.trainer.world_size, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation photo."""
-        return self._loader(self.val, shuffle=False)
-
-    def _loader(self, photos: ImageFolder, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            photos,
-            self.batch_size // self.trainer.world_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return evaluation_loader(self.val, self.batch_size // self.trainer.world_size, self.workers)
 
 
 def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:

@@ -1,0 +1,1 @@
+"""Programs and recipes that assemble the parts of densessl."""

@@ -1,0 +1,1 @@
+"""Pretraining recipes: a method a file."""

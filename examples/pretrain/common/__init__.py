@@ -1,0 +1,1 @@
+"""What the pretraining recipes share: training, optimisers, command line, backbones."""
