@@ -228,6 +228,8 @@ def _decode_tiff(data: Tensor, channels: int, side: int | None, turn: bool) -> T
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data.numpy())) as file:
+        if len(file.pages) > 500:  # a damaged file can name very many
+            raise RuntimeError(f"it has {len(file.pages)} pages: expected one image a file")
         pages = [page for page in file.pages if not (page.is_reduced or page.is_mask)]
         if not pages:
             raise RuntimeError("it has no page of full size")
