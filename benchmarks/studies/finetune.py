@@ -21,7 +21,7 @@ def fcn_miou(weights: Path, camvid: Path, backbone: str, out: Path, options: Seq
         out: run folder.
         options: more of the recipe's, as ``--trainer.max_epochs=1``.
     """
-    common = ["--config", str(TRANSFER / "camvid_fcn_r18.yaml"), f"--data.folder={camvid}", f"--out={out}"]
+    common = ["--config", str(TRANSFER / "configs" / "camvid_fcn_r18.yaml"), f"--data.folder={camvid}", f"--out={out}"]
     common += [f"--model.backbone={backbone}", f"--model.pretrained={weights}", *options]
     _call("segmentation.py", "fit", *common)
     _call("segmentation.py", "test", *common, f"--ckpt_path={out / 'last.ckpt'}")
@@ -30,7 +30,7 @@ def fcn_miou(weights: Path, camvid: Path, backbone: str, out: Path, options: Seq
 
 def detector_ap(weights: Path, cards: Path, backbone: str, out: Path, options: Sequence[str] = ()) -> dict[str, float]:
     """AP and AP50, 0..1, on the cards' val split, of an FCOS trained on their train split; arguments as fcn_miou."""
-    common = ["--config", str(TRANSFER / "cards_fcos_r18.yaml"), f"--data.folder={cards}", f"--out={out}"]
+    common = ["--config", str(TRANSFER / "configs" / "cards_fcos_r18.yaml"), f"--data.folder={cards}", f"--out={out}"]
     _call("detection.py", "fit", *common, f"--model.backbone={backbone}", f"--model.pretrained={weights}", *options)
     return {name: _last(out, f"val/box_{name}") / 100 for name in ("ap", "ap50")}
 

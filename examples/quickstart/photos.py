@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from examples.pretrain.common.data.decode import as_bytes, find_photos, read_photo, shown
+
 CAMVID_CLASSES = 11  # ids 0..10; 11 is "ignore"
 
 
@@ -35,7 +37,7 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
     Raises:
         ValueError: if the folder is missing, holds no photo, or none that can be read.
     """
-    paths = _listed(Path(folder), name)
+    paths = find_photos(folder, name)
     random.Random(seed).shuffle(paths)
     photos: list[Tensor] = []
     unreadable = 0
@@ -46,9 +48,9 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
             try:
                 photos.append(_read(path, side))
                 bar.update()
-            except Exception as error:  # Pillow raises whatever its decoders do
+            except (RuntimeError, OSError) as error:
                 unreadable += 1
-                warnings.warn(f"{path}: unreadable, another photo takes its place ({error})", stacklevel=2)
+                warnings.warn(f"{shown(path)}: unreadable, another photo takes its place ({error})", stacklevel=2)
     if not photos:
         raise ValueError(f"{name}: expected photos, got none that can be read among the {len(paths)} files in {folder}")
     if unreadable:
@@ -56,30 +58,13 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
     return photos
 
 
-def _listed(folder: Path, name: str) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(
-            f"{name}: expected a folder, got {folder}, which is {'a file' if folder.exists() else 'missing'}"
-        )
-    # Hidden files are not photos: macOS leaves "._photo.jpg" beside photo.jpg on foreign disks.
-    paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != "."]
-    if not paths:
-        found = sum(p.is_file() for p in folder.rglob("*"))
-        raise ValueError(
-            f"{name}: expected photos ({', '.join(sorted(SUFFIXES))}) in {folder} or its sub-folders, "
-            f"got {found} files, none with such a name"
-        )
-    return sorted(paths)
-
-
 def _read(path: Path, side: int) -> Tensor:
-    with Image.open(path) as file:
-        file.draft("RGB", (side, side))  # JPEG decodes to a fraction of its size at a fraction of the time
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    scale = side / min(image.size)
+    image = as_bytes(read_photo(path, 3, side=side))
+    height, width = image.shape[1:]
+    scale = side / min(height, width)
     if scale < 1:
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.BILINEAR)
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
+        image = resize(image, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
+    return image.contiguous()
 
 
 def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tuple[Tensor, Tensor]]:
@@ -97,12 +82,15 @@ def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tu
         ValueError: if a folder or a label is missing, or sizes differ.
     """
     labelled = []
-    for path in _listed(Path(folder) / "images" / split, name):
+    for path in find_photos(Path(folder) / "images" / split, name):
         answer = Path(folder) / "labels" / split / f"{path.stem}.png"
         if not answer.is_file():
             raise ValueError(f"{name}: expected the labels of {path} in {answer}, which is missing")
-        image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1).contiguous()
-        labels = torch.from_numpy(np.asarray(Image.open(answer)).astype(np.int64))
+        try:
+            image = as_bytes(read_photo(path, 3))
+            labels = torch.from_numpy(np.asarray(Image.open(answer)).astype(np.int64))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{name}: {shown(path)} or its labels cannot be read: {error}") from error
         if labels.shape != (labelled[0][1] if labelled else image[0]).shape or labels.shape != image[0].shape:
             raise ValueError(
                 f"{name}: expected one size for all images and (H, W) labels, "

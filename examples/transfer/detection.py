@@ -1,6 +1,6 @@
 """Object detection and instance segmentation: fine-tunes a detector on a pretrained ResNet, and measures its AP.
 
-    python examples/transfer/detection.py fit --config examples/transfer/voc_frcnn_r50_c4.yaml \
+    python examples/transfer/detection.py fit --config examples/transfer/configs/voc_frcnn_r50_c4.yaml \
         --data.folder FOLDER_OF_VOCDEVKIT --model.pretrained CHECKPOINT
 
 Evaluate again: ``validate`` in place of ``fit``, with ``--ckpt_path FILE``.
@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from boxes import Batch, Boxes
-from command import run
-from detectors import faster_rcnn_c4, fcos_fpn, mask_rcnn_c4, mask_rcnn_fpn
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics.detection import MeanAveragePrecision
-from weights import load_pyramid, make_resnet
+
+from examples.transfer.common.command import run
+from examples.transfer.common.detectors import faster_rcnn_c4, fcos_fpn, mask_rcnn_c4, mask_rcnn_fpn
+from examples.transfer.common.weights import load_pyramid, make_resnet
+from examples.transfer.datasets.boxes import Batch, Boxes
 
 ELEVEN = [k / 10 for k in range(11)]  # recalls at which VOC 2007 reads the precision
 FIGURES = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}

@@ -1,6 +1,6 @@
 """The ImageNet linear probe: a linear classifier on the pooled features of a frozen ResNet.
 
-    python examples/transfer/linear.py fit --config examples/transfer/imagenet_linear_r50.yaml \
+    python examples/transfer/linear.py fit --config examples/transfer/configs/imagenet_linear_r50.yaml \
         --data.folder IMAGENET --model.pretrained CHECKPOINT
 """
 
@@ -10,13 +10,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from command import run
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from weights import make_resnet
+
+from examples.transfer.common.command import run
+from examples.transfer.common.weights import make_resnet
+from examples.transfer.datasets.linear_data import ImageFolders
 
 
 class LinearProbe(pl.LightningModule):
@@ -100,6 +102,4 @@ class LinearProbe(pl.LightningModule):
 
 
 if __name__ == "__main__":
-    from linear_data import ImageFolders
-
     run(LinearProbe, ImageFolders)

@@ -1,6 +1,6 @@
 """Semantic segmentation: fine-tunes an FCN on a pretrained ResNet, and measures its mIoU.
 
-    python examples/transfer/segmentation.py fit --config examples/transfer/cityscapes_fcn_r50.yaml \
+    python examples/transfer/segmentation.py fit --config examples/transfer/configs/cityscapes_fcn_r50.yaml \
         --data.folder CITYSCAPES --model.pretrained CHECKPOINT
 
 Evaluate again: ``validate`` (or ``test``, where test labels are public) in place of ``fit``, with ``--ckpt_path FILE``.
@@ -12,8 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from command import run
-from segmentation_sets import IGNORE
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -21,7 +19,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchvision.models import ResNet
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.fcn import FCN
-from weights import make_resnet
+
+from examples.transfer.common.command import run
+from examples.transfer.common.weights import make_resnet
+from examples.transfer.datasets.segmentation_data import SegmentationData
+from examples.transfer.datasets.segmentation_sets import IGNORE
 
 
 class Segmentation(pl.LightningModule):
@@ -139,6 +141,4 @@ def segmentation_metrics(classes: int) -> MetricCollection:
 
 
 if __name__ == "__main__":
-    from segmentation_data import SegmentationData
-
     run(Segmentation, SegmentationData)

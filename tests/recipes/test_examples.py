@@ -108,7 +108,7 @@ def test_folders_without_photos_are_clear_errors(tmp_path):
     (tmp_path / "broken" / "text.jpg").write_text("no photo")
     (tmp_path / "file.jpg").write_text("no folder")
     for name, message in [
-        ("empty", "--data: expected photos .* got 0 files"),
+        ("empty", "--data: expected images .* found none among its 0 files"),
         ("missing", "--data: expected a folder, got .*missing"),
         ("file.jpg", "--data: expected a folder, got .* a file"),
     ]:

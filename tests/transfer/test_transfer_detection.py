@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,22 +11,18 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.io import write_jpeg
+from torchvision.transforms import v2
 
-pytest.importorskip("pycocotools")
+from examples.transfer.common.command import TransferCLI
+from examples.transfer.common.detectors import faster_rcnn_c4, fcos_fpn, mask_rcnn_c4, mask_rcnn_fpn
+from examples.transfer.common.labelled import labelled
+from examples.transfer.common.weights import make_resnet
+from examples.transfer.datasets.boxes import Boxes
+from examples.transfer.datasets.coco_boxes import coco_boxes, keep_share
+from examples.transfer.datasets.voc_boxes import NAMES, voc_boxes
+from examples.transfer.detection import Detection
 
-RECIPES = Path(__file__).parents[2] / "examples" / "transfer"
-sys.path.insert(0, str(RECIPES))
-
-from boxes import Boxes  # noqa: E402
-from coco_boxes import coco_boxes, keep_share  # noqa: E402
-from command import TransferCLI  # noqa: E402
-from detection import Detection  # noqa: E402
-from detectors import faster_rcnn_c4, fcos_fpn, mask_rcnn_c4, mask_rcnn_fpn  # noqa: E402
-from labelled import labelled  # noqa: E402
-from torchvision.transforms import v2  # noqa: E402
-from voc_boxes import NAMES, voc_boxes  # noqa: E402
-from weights import make_resnet  # noqa: E402
-
+RECIPES = Path(__file__).parents[2] / "examples" / "transfer" / "configs"
 CONFIGS = sorted(p.name for p in RECIPES.glob("*.yaml") if "detector:" in p.read_text())
 HEIGHT, WIDTH = 48, 64
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -400,9 +395,8 @@ def test_fcos_takes_pretrained_pyramid_and_towers(tmp_path, caplog):
     assert "left out backbone.fpn.inner_blocks.0.0.weight: not in the GeneralizedRCNN" in caplog.text
 
 
-def test_fcos_trains_from_what_pixpro_fpn_pretrains(coco, tmp_path, caplog, monkeypatch):
-    monkeypatch.syspath_prepend(RECIPES.parent / "pretrain")
-    from fcos_trunk import FCOSTrunk
+def test_fcos_trains_from_what_pixpro_fpn_pretrains(coco, tmp_path, caplog):
+    from examples.pretrain.common.fcos_trunk import FCOSTrunk
 
     trunk, file = FCOSTrunk(torchvision.models.resnet18(), "p6"), tmp_path / "encoder.safetensors"
     given = ["--model.detector=fcos_fpn", *COCO, "--model.classes=2", f"--model.pretrained={file}"]

@@ -14,18 +14,15 @@ from torchvision import tv_tensors
 from torchvision.models import get_model
 from torchvision.transforms.v2.functional import to_pil_image
 
-RECIPES = Path(__file__).parents[2] / "examples" / "transfer"
-sys.path.insert(0, str(RECIPES))
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.transfer.common.command import TransferCLI, run
+from examples.transfer.datasets.linear_data import ImageFolders
+from examples.transfer.datasets.segmentation_data import SegmentationData
+from examples.transfer.datasets.segmentation_sets import IGNORE, open_set
+from examples.transfer.linear import LinearProbe
+from examples.transfer.segmentation import Segmentation, keep_stride_16
 
-from command import TransferCLI, run  # noqa: E402
-from linear import LinearProbe  # noqa: E402
-from linear_data import ImageFolders  # noqa: E402
-from segmentation import Segmentation, keep_stride_16  # noqa: E402
-from segmentation_data import SegmentationData  # noqa: E402
-from segmentation_sets import IGNORE, open_set  # noqa: E402
-
-from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
-
+RECIPES = Path(__file__).parents[2] / "examples" / "transfer" / "configs"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false",
          "--trainer.enable_model_summary=false", "--trainer.precision=32", "--data.workers=0"]  # fmt: skip
 TINY = [*QUIET, "--model.backbone=resnet18", "--data.batch_size=4", "--trainer.num_sanity_val_steps=0"]

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labelled import labelled
 from PIL.Image import Image
 from pycocotools import mask as masks_of
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+from examples.transfer.common.labelled import labelled
 
 log = logging.getLogger(__name__)
 

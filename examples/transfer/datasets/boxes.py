@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
-from coco_boxes import coco_boxes, keep_share
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
-from voc_boxes import NAMES, voc_boxes
+
+from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
+from examples.transfer.datasets.coco_boxes import coco_boxes, keep_share
+from examples.transfer.datasets.voc_boxes import NAMES, voc_boxes
 
 Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
 
@@ -61,12 +62,8 @@ class Boxes(pl.LightningDataModule):
         """Opens what the stage reads, and checks every annotation before a step is made."""
         if stage == "fit":
             self.train = self._open("train", v2.Compose([v2.RandomHorizontalFlip(), v2.ToPureTensor()]))
-            processes = self.trainer.world_size
-            if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
-                raise ValueError(
-                    f"data.batch_size: expected a multiple of the {processes} processes, at most the "
-                    f"{len(self.train)} images with objects in {self.folder}, got {self.batch_size}"
-                )
+            what = f"images with objects in {self.folder}"
+            check_batch_size(self.batch_size, len(self.train), self.trainer.world_size, what)
         self.val = self._open("val", v2.ToPureTensor())
 
     def _open(self, stage: str, transform: v2.Transform) -> Dataset:
@@ -89,22 +86,11 @@ class Boxes(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Whole batches, shuffled."""
-        return self._loader(self.train, self.batch_size // self.trainer.world_size, shuffle=True)
+        return training_loader(self.train, self.batch_size // self.trainer.world_size, self.workers, _as_lists)
 
     def val_dataloader(self) -> DataLoader:
         """Single images: masks of a hundred detections each are large."""
-        return self._loader(self.val, 1, shuffle=False)
-
-    def _loader(self, images: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            images,
-            batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.workers,
-            collate_fn=_as_lists,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return evaluation_loader(self.val, 1, self.workers, _as_lists)
 
 
 def _as_lists(samples: list[Any]) -> Batch:

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from segmentation_sets import CLASSES, IGNORE, open_set
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
+from examples.transfer.datasets.segmentation_sets import CLASSES, IGNORE, open_set
 
 
 class RandomScale(v2.Transform):
@@ -83,12 +84,7 @@ class SegmentationData(pl.LightningDataModule):
             raise ValueError(f"data.dataset: the test labels of {self.dataset} are not public: run validate")
         if stage == "fit":
             self.train = open_set(self.dataset, self.folder, "train", self.for_training, self.sbd)
-            processes = self.trainer.world_size
-            if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
-                raise ValueError(
-                    f"data.batch_size: expected a multiple of the {processes} processes, at most the "
-                    f"{len(self.train)} images of {self.folder}, got {self.batch_size}"
-                )
+            check_batch_size(self.batch_size, len(self.train), self.trainer.world_size, f"images of {self.folder}")
         if stage in ("fit", "validate"):
             self.val = open_set(self.dataset, self.folder, "val", self.for_evaluation)
         if stage == "test":
@@ -96,23 +92,12 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Whole batches of crops."""
-        return self._loader(self.train, self.batch_size // self.trainer.world_size, shuffle=True)
+        return training_loader(self.train, self.batch_size // self.trainer.world_size, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         """Single images of their own sizes."""
-        return self._loader(self.val, 1, shuffle=False)
+        return evaluation_loader(self.val, 1, self.workers)
 
     def test_dataloader(self) -> DataLoader:
         """As in validation."""
-        return self._loader(self.test, 1, shuffle=False)
-
-    def _loader(self, images: Any, batch_size: int, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            images,
-            batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return evaluation_loader(self.test, 1, self.workers)

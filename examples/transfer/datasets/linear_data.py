@@ -8,13 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.pretrain.common.data.decode import SUFFIXES, as_bytes, read_photo
+from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
 
 
 class ImageFolders(pl.LightningDataModule):
@@ -38,7 +39,7 @@ class ImageFolders(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.folder, self.batch_size, self.workers = folder, batch_size, workers
-        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         self.for_training = v2.Compose([v2.RandomResizedCrop(size, scale), v2.RandomHorizontalFlip(), *finish])
         self.for_evaluation = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), *finish])
         self.classes: list[str] = []
@@ -54,31 +55,16 @@ class ImageFolders(pl.LightningDataModule):
                 f"data.folder: expected the same classes in {self.folder}/train and {self.folder}/val, "
                 f"got {len(different)} in one alone, the first {different[0]}"
             )
-        processes = self.trainer.world_size
-        if self.batch_size < 1 or self.batch_size % processes or self.batch_size > len(self.train):
-            raise ValueError(
-                f"data.batch_size: expected a multiple of the {processes} processes, at most the {len(self.train)} "
-                f"images of {self.folder}/train, got {self.batch_size}"
-            )
+        what = f"images of {self.folder}/train"
+        check_batch_size(self.batch_size, len(self.train), self.trainer.world_size, what)
 
     def train_dataloader(self) -> DataLoader:
         """Whole batches of random crops."""
-        return self._loader(self.train, shuffle=True)
+        return training_loader(self.train, self.batch_size // self.trainer.world_size, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation photo."""
-        return self._loader(self.val, shuffle=False)
-
-    def _loader(self, photos: ImageFolder, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            photos,
-            self.batch_size // self.trainer.world_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return evaluation_loader(self.val, self.batch_size // self.trainer.world_size, self.workers)
 
 
 def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:
@@ -88,18 +74,23 @@ def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:
         ValueError: if there is no such folder, no class, or a class without photos.
     """
     try:
-        return ImageFolder(folder, transform, loader=read_photo)
+        found = ImageFolder(folder, transform, loader=load_photo, is_valid_file=_is_photo)
     except OSError as error:
         raise ValueError(f"data.folder: expected a folder of photos for each class in {folder}: {error}") from error
+    return found
 
 
-def read_photo(path: str) -> Image.Image:
-    """torchvision's own reading; what it raises does not always name the file.
+def load_photo(path: str) -> tv_tensors.Image:
+    """One photo in 8 bits, ``(3, H, W)``.
 
     Raises:
-        ValueError: if the file cannot be read.
+        ValueError: If the file cannot be read.
     """
     try:
-        return default_loader(path)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"data.folder: {path} cannot be read: {error}") from error
+        return tv_tensors.Image(as_bytes(read_photo(path, 3)))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"data.folder: {error}") from error
+
+
+def _is_photo(path: str) -> bool:
+    return Path(path).suffix.lower() in SUFFIXES and Path(path).name[0] != "."

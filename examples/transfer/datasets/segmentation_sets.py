@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.datasets import Cityscapes, SBDataset, VisionDataset, VOCSegmentation
+from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 from torchvision.transforms.v2 import functional as F
+
+from examples.pretrain.common.data.decode import as_bytes, read_photo
 
 IGNORE = 255  # the class number of pixels that neither loss nor metric counts, in all three
 CLASSES = {"cityscapes": 19, "voc": 21, "camvid": 11}
@@ -23,40 +25,34 @@ LAYOUT = {
 }
 
 
-class CamVid(VisionDataset):
-    """CamVid as photos and label images of the same names.
+def find_camvid(root: str, split: str) -> tuple[list[Path], list[Path]]:
+    """CamVid's photos and its label images of the same names.
 
     Args:
-        root: holds ``images/SPLIT`` and ``labels/SPLIT``.
+        root: Folder that holds ``images/SPLIT`` and ``labels/SPLIT``.
         split: ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises:
+        OSError: If there is no such folder.
+        ValueError: If a label has no image.
     """
-
-    def __init__(self, root: str | Path, split: str) -> None:
-        super().__init__(root)
-        photos, labels = Path(root) / "images" / split, Path(root) / "labels" / split
-        self.images = [path for path in photos.iterdir() if path.suffix in (".jpg", ".png")]
-        self.targets = [labels / f"{path.stem}.png" for path in self.images]
-        orphans = sorted({path.stem for path in labels.glob("*.png")} - {path.stem for path in self.images})
-        if orphans:
-            raise ValueError(
-                f"data.folder: {labels / orphans[0]}.png labels an image that is not in {photos} "
-                f"({len(orphans)} such labels)"
-            )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
-        return Image.open(self.images[index]).convert("RGB"), Image.open(self.targets[index])
+    photos, labels = Path(root) / "images" / split, Path(root) / "labels" / split
+    images = [path for path in photos.iterdir() if path.suffix in (".jpg", ".png") and path.name[0] != "."]
+    orphans = sorted({path.stem for path in labels.glob("[!.]*.png")} - {path.stem for path in images})
+    if orphans:
+        raise ValueError(
+            f"data.folder: {labels / orphans[0]}.png labels an image that is not in {photos} "
+            f"({len(orphans)} such labels)"
+        )
+    return images, [labels / f"{path.stem}.png" for path in images]
 
 
 class Labelled(Dataset):
     """Image and class numbers, as tv_tensors through a transform.
 
     Args:
-        dataset: gives a PIL image and its PIL label image.
-        images: their files, to name them in errors.
-        labels: theirs.
+        images: Paths of the images.
+        labels: Paths of their label images, or of the .mat files of SBD.
         class_of: ``(256,)``, the class number of each id in the label images, -1 where an id is not allowed.
         transform: of a ``tv_tensors.Image`` and a ``tv_tensors.Mask``, both uint8.
 
@@ -66,7 +62,6 @@ class Labelled(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset,
         images: list[Any],
         labels: list[Any],
         class_of: Tensor,
@@ -84,7 +79,7 @@ class Labelled(Dataset):
             raise ValueError(
                 f"data.folder: {len(gone)} of {len(images)} listed images are missing; the first is {gone[0]}"
             )
-        self.dataset, self.images, self.labels = dataset, images, labels
+        self.images, self.labels = images, labels
         self.class_of, self.transform = class_of, transform
         # File systems list in orders of their own: sorted, a seed draws the same batches everywhere.
         self.order = sorted(range(len(images)), key=lambda index: str(images[index]))
@@ -94,12 +89,18 @@ class Labelled(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         number = self.order[index]
-        image, label = self._read(number)
         name = self.labels[number]
-        if label.size != image.size:
+        try:
+            label = _read_label(name)
+            image = read_photo(self.images[number], 3)
+            if image.shape[1:] != (label.height, label.width):  # drawn on the pixels as they are stored, perhaps
+                image = read_photo(self.images[number], 3, turn=False)
+        except Exception as error:  # Pillow and scipy raise whatever their decoders do
+            raise ValueError(f"data.folder: {self.images[number]} or {name} cannot be read: {error}") from error
+        if image.shape[1:] != (label.height, label.width):
             raise ValueError(
                 f"data.folder: {name} is {label.width}x{label.height} pixels, its image {self.images[number]} "
-                f"{image.width}x{image.height}: expected equal sizes"
+                f"{image.shape[2]}x{image.shape[1]}: expected equal sizes"
             )
         if label.mode not in ("L", "P"):
             raise ValueError(f"data.folder: expected ids in one channel of 8 bits in {name}, got mode {label.mode}")
@@ -111,17 +112,17 @@ class Labelled(Dataset):
                 f"data.folder: expected ids among {_ranges(allowed)} in {name}, "
                 f"got {_ranges(ids[classes < 0].unique().tolist())}"
             )
-        return self.transform(tv_tensors.Image(F.pil_to_tensor(image)), tv_tensors.Mask(classes.byte()))
+        return self.transform(tv_tensors.Image(as_bytes(image)), tv_tensors.Mask(classes.byte()))
 
-    def _read(self, number: int) -> tuple[Image.Image, Image.Image]:
-        try:
-            image, label = self.dataset[number]
-            label.load()  # PIL decodes on demand
-        except (OSError, SyntaxError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"data.folder: {self.images[number]} or {self.labels[number]} cannot be read: {error}"
-            ) from error
-        return image, label
+
+def _read_label(path: str | Path) -> Image.Image:
+    if Path(path).suffix == ".mat":
+        from scipy.io import loadmat
+
+        return Image.fromarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+    with Image.open(path) as file:
+        file.load()  # Pillow decodes on demand
+        return file
 
 
 def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], sbd: str | None = None) -> Labelled:
@@ -149,8 +150,7 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
             images, labels = dataset.images, dataset.masks
             known = {**{number: number for number in range(21)}, 255: IGNORE}
         else:
-            dataset = CamVid(folder, split)
-            images, labels = dataset.images, dataset.targets
+            images, labels = find_camvid(folder, split)
             known = {**{number: number for number in range(11)}, 11: IGNORE}
     except (OSError, RuntimeError) as error:
         layout = LAYOUT[name].format(split=split)
@@ -158,26 +158,25 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
     if not images:
         raise ValueError(f"data.folder: expected {LAYOUT[name].format(split=split)} below {folder}, found no image")
     if sbd is not None:
-        dataset, images, labels = _with_sbd(dataset, folder, sbd)
+        images, labels = _with_sbd(dataset, folder, sbd)
     class_of = torch.full((256,), -1, dtype=torch.int16)
     class_of[list(known)] = torch.tensor(list(known.values()), dtype=torch.int16)
-    return Labelled(dataset, images, labels, class_of, transform)
+    return Labelled(images, labels, class_of, transform)
 
 
-def _with_sbd(voc: VOCSegmentation, folder: str, sbd: str) -> tuple[Dataset, list[Any], list[Any]]:
+def _with_sbd(voc: VOCSegmentation, folder: str, sbd: str) -> tuple[list[Any], list[Any]]:
     """VOC's training images, and those of SBD that neither VOC's train nor its val split holds: 10,582 in all."""
     try:
         taken = {Path(path).stem for path in voc.images + VOCSegmentation(folder, "2012", "val").images}
-        parts, images, labels = [voc], list(voc.images), list(voc.masks)
+        images, labels = list(voc.images), list(voc.masks)
         for split in ("train", "val"):
             part = SBDataset(sbd, split, mode="segmentation")
             new = [index for index, path in enumerate(part.images) if Path(path).stem not in taken]
-            parts.append(Subset(part, new))
             images += [part.images[index] for index in new]
             labels += [part.masks[index] for index in new]
     except (OSError, RuntimeError) as error:
         raise ValueError(f"data.sbd: expected img, cls, train.txt and val.txt below {sbd}: {error}") from error
-    return ConcatDataset(parts), images, labels
+    return images, labels
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -1,0 +1,1 @@
+"""What the transfer recipes share: command line, weights, detectors, batches."""

@@ -1,0 +1,1 @@
+"""Labelled data sets: boxes, masks and classes, checked before the first step."""
