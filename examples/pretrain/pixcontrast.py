@@ -4,8 +4,6 @@
         --config examples/pretrain/configs/pixcontrast_r50_100ep.yaml
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from densessl import EMA, ConvMLP, DistanceMatcher, MaskedView, PixContrastLoss, View
@@ -22,8 +20,7 @@ class PixContrast(nn.Module):
         dim: Number of channels of the projections.
         threshold: Cells match below this distance, T, in diagonals of a cell.
         temperature: Temperature of the softmax.
-        pixel_distances: Measure distances in pixels of the source image, not per axis as published. Use it for images
-            far from square.
+        pixel_distances: Measure in pixels of the source image, not per axis as published; for images far from square.
     """
 
     def __init__(
@@ -53,7 +50,7 @@ class PixContrast(nn.Module):
 
 
 def recipe():
-    from examples.pretrain.common.cli import Recipe
+    from examples.pretrain.common.cli import Recipe  # Lightning comes in here, not with the method
 
     return Recipe(PixContrast)
 

@@ -6,8 +6,6 @@
 The same line runs on several GPUs (torchrun) and, with ``--ckpt_path last``, continues a run that was stopped.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from densessl import EMA, PPM, ConvMLP, DistanceMatcher, MaskedView, PixProLoss, View
@@ -23,8 +21,7 @@ class PixPro(nn.Module):
         hidden_dim: Width of the projection head's hidden layer.
         dim: Number of channels of the projections.
         threshold: Cells match below this distance, T, in diagonals of a cell.
-        pixel_distances: Measure distances in pixels of the source image, not per axis as published. Use it for images
-            far from square.
+        pixel_distances: Measure in pixels of the source image, not per axis as published; for images far from square.
     """
 
     def __init__(
@@ -53,7 +50,7 @@ class PixPro(nn.Module):
 
 
 def recipe():
-    from examples.pretrain.common.cli import Recipe
+    from examples.pretrain.common.cli import Recipe  # Lightning comes in here, not with the method
 
     return Recipe(PixPro)
 
