@@ -280,6 +280,24 @@ def test_a_preemption_of_the_whole_process_group_leaves_a_checkpoint(folder, tmp
     assert torch.load(checkpoint, weights_only=False)["global_step"] > 0
 
 
+def test_a_run_continued_at_an_epochs_end_goes_on_with_the_next_epoch(folder, tmp_path):
+    """From epoch=N.ckpt, and from a checkpoint of an epoch's last step: the same crops and parameters as without."""
+    options = ["--trainer.max_epochs=3", "--save_every_n_epochs=1", "--data.photometric=none"]
+    whole = fit(PixPro, folder, tmp_path / "whole", *options, "--save_every_n_steps=5")
+    for number, name in enumerate(("epoch=0.ckpt", "epoch=1.ckpt")):
+        path = tmp_path / "whole" / "checkpoints" / name
+        again = fit(PixPro, folder, tmp_path / str(number), *options, f"--ckpt_path={path}")
+        assert again.trainer.global_step == 15
+        for key, value in whole.method.state_dict().items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, again.method.state_dict()[key]), (name, key)
+    stopped = tmp_path / "stopped"
+    fit(PixPro, folder, stopped, *options, "--save_every_n_steps=5", "--trainer.max_steps=10")
+    last = stopped / "checkpoints" / "last.ckpt"  # of step 10, the last of its epoch
+    again = fit(PixPro, folder, tmp_path / "after", *options, f"--ckpt_path={last}")
+    assert again.trainer.global_step == 15
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 

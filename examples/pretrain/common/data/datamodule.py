@@ -54,6 +54,8 @@ class PhotoViews(pl.LightningDataModule):
             max_unreadable,
         )
         self.unreadable, self.enlarged, self.seen = 0, 0, 0  # of the images that came so far
+        self._loader: Any = None
+        self._position: dict[str, Any] | None = None  # of the loader, in the checkpoint that is continued
 
     @property
     def seed(self) -> int:
@@ -78,7 +80,7 @@ class PhotoViews(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         """The loader of this process: a ResumableLoader, or a ShardLoader."""
         self.batches_per_epoch()
-        return self.source.loader(
+        self._loader = self.source.loader(
             self.draw,
             self.channels,
             batch_size=self.batch_size // self.trainer.world_size,
@@ -86,6 +88,17 @@ class PhotoViews(pl.LightningDataModule):
             world_size=self.trainer.world_size,
             workers=self.workers,
         )
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data. Lightning restores a loader's own state in the middle of an epoch only."""
+        return {} if self._loader is None else {"position": self._loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues there."""
+        self._position = state.get("position")
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Counts, while the batch is on the CPU: reading a value back from a GPU would stall it."""
