@@ -113,11 +113,18 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
     def expect(names: Collection[str]) -> dict[str, Tensor]:
         return {n: v for n, v in own.items() if not CLASSIFIER.match(n) or (_BEFORE_CLASSIFIER.match(n) and n in names)}
 
-    original = {clean(name): name for name in own}
-    own = {clean(name): value for name, value in own.items()}
+    original = {_plain(name, model): name for name in own}
+    own = {_plain(name, model): value for name, value in own.items()}
     read = match_backbone(own, path, root, expect, type(model).__name__)
     model.load_state_dict({original[name]: value for name, value in read.weights.items() if name in own}, strict=False)
     return read
+
+
+def _plain(name: str, model: nn.Module) -> str:
+    """A model's name for an entry without what compiling it, or cutting it by timm's ``features_only``, did to it."""
+    if type(model).__module__ == "timm.models._features":
+        name = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name.removeprefix("model."))  # stages_0 was stages.0
+    return clean(name)
 
 
 def match_backbone(
