@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from densessl._reading import clean, read_entries
 from densessl._roots import Root, choose, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
 
-CLASSIFIER = re.compile(r"(fc|head|heads|classifier)\.")
-_BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|last_conv)\.")  # in timm, kept with num_classes=0
+CLASSIFIER = re.compile(r"(fc|head|heads|classifier|head_dist|aux_head|classif|last_linear)\.")
+# In timm, kept with num_classes=0.
+_BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|pre_classifier|last_conv|fc1|classifier\.[01])\.")
 _PRETRAINING = re.compile(r"(project|proto|predict|proj_|dino_|ibot_|mlp_head|queue)\w*(\.|$)")
 _BODY = "backbone.body."
 _PART = re.compile(r"backbone\.fpn\.|head\.(classification|regression)_head\.conv\.")
