@@ -41,7 +41,7 @@ def saved(model, path, prefix="teacher.backbone."):
     ("name", "given"),
     [
         *(("convnext_atto", True), ("convnext_atto", False), ("vit_tiny_patch16_224", False), ("resnet26", False)),
-        *(("mobilenetv3_small_050", False), ("resnet18d", False), ("selecsls42", True)),
+        *(("mobilenetv3_small_050", False), ("resnet18d", False), ("levit_128s", True)),
     ],
 )
 def test_any_timm_model_is_exported(name, given, tmp_path):
