@@ -204,6 +204,8 @@ def test_openmmlabs_log_is_read_without_its_package(tmp_path, monkeypatch):
     module = types.ModuleType("mmengine.logging.history_buffer")
     module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
     with monkeypatch.context() as installed:
+        for name in ("mmengine", "mmengine.logging"):
+            installed.setitem(sys.modules, name, types.ModuleType(name))
         installed.setitem(sys.modules, module.__name__, module)
         log = module.HistoryBuffer()
         log._log_history = np.ones(3)
