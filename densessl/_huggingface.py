@@ -61,7 +61,7 @@ def write_timm(model: nn.Module, folder: Path) -> None:
     described = {key: value for key, value in dict(described).items() if key not in _TIMM_ONLY}
     model.pretrained_cfg = described
     with tempfile.TemporaryDirectory() as scratch:
-        hub.save_config_for_hf(model, str(Path(scratch) / "config.json"))
+        hub.save_for_hf(model, scratch, safe_serialization=True)
         config = json.loads((Path(scratch) / "config.json").read_text(encoding="utf-8"))
     # timm from 1.0.31 on repeats the number of classes here, and transformers then passes it twice.
     arguments = {key: value for key, value in config.pop("model_args", {}).items() if key != "num_classes"}

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from densessl._reading import clean, read_entries
 from densessl._roots import Root, choose, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
 
-CLASSIFIER = re.compile(r"(fc|head|heads|classifier)\.")
-_BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|last_conv)\.")  # in timm, kept with num_classes=0
+CLASSIFIER = re.compile(r"(fc|head|heads|classifier|head_dist|aux_head|classif|last_linear)\.")
+# In timm, kept with num_classes=0.
+_BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|pre_classifier|last_conv|fc1|classifier\.[01])\.")
 _PRETRAINING = re.compile(r"(project|proto|predict|proj_|dino_|ibot_|mlp_head|queue)\w*(\.|$)")
 _BODY = "backbone.body."
 _PART = re.compile(r"backbone\.fpn\.|head\.(classification|regression)_head\.conv\.")
@@ -113,11 +114,18 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
     def expect(names: Collection[str]) -> dict[str, Tensor]:
         return {n: v for n, v in own.items() if not CLASSIFIER.match(n) or (_BEFORE_CLASSIFIER.match(n) and n in names)}
 
-    original = {clean(name): name for name in own}
-    own = {clean(name): value for name, value in own.items()}
+    original = {_plain(name, model): name for name in own}
+    own = {_plain(name, model): value for name, value in own.items()}
     read = match_backbone(own, path, root, expect, type(model).__name__)
     model.load_state_dict({original[name]: value for name, value in read.weights.items() if name in own}, strict=False)
     return read
+
+
+def _plain(name: str, model: nn.Module) -> str:
+    """A model's name for an entry without what compiling it, or cutting it by timm's ``features_only``, did to it."""
+    if type(model).__module__ == "timm.models._features":
+        name = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name.removeprefix("model."))  # stages_0 was stages.0
+    return clean(name)
 
 
 def match_backbone(

@@ -3,6 +3,8 @@
 import pickle
 import random
 import re
+import sys
+import types
 from collections import OrderedDict
 
 import numpy as np
@@ -195,6 +197,19 @@ def test_pickles_of_the_second_protocol_are_read(tmp_path):
 def test_openmmlabs_numpy_scalars_are_read(tmp_path):
     meta = {"epoch": np.int64(3), "lr": np.float64(0.1), "small": np.float32(1), "history": np.arange(4)}
     torch.save({"meta": meta, "state_dict": under("backbone.", tiny(1)), "message_hub": meta}, tmp_path / "mm.pth")
+    assert read_backbone(tmp_path / "mm.pth").weights.keys() == META.keys()
+
+
+def test_openmmlabs_log_is_read_without_its_package(tmp_path, monkeypatch):
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    with monkeypatch.context() as installed:
+        for name in ("mmengine", "mmengine.logging"):
+            installed.setitem(sys.modules, name, types.ModuleType(name))
+        installed.setitem(sys.modules, module.__name__, module)
+        log = module.HistoryBuffer()
+        log._log_history = np.ones(3)
+        torch.save({"message_hub": {"loss": log}, "state_dict": under("backbone.", tiny(1))}, tmp_path / "mm.pth")
     assert read_backbone(tmp_path / "mm.pth").weights.keys() == META.keys()
 
 
