@@ -133,7 +133,7 @@ def fcn_head(width: int, classes: int, hidden: int = 256, dilation: int = 6) -> 
 
 
 def segmentation_metrics(classes: int) -> MetricCollection:
-    """Counted over the pixels of all images; a class neither labelled nor predicted is NaN, with no part in the mean."""
+    """Counted over the pixels of all images; a class neither labelled nor predicted is NaN, and not in the mean."""
     return MetricCollection({
         "miou": MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORE),
         "iou": MulticlassJaccardIndex(classes, average="none", ignore_index=IGNORE, zero_division=math.nan),

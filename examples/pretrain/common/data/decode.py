@@ -49,7 +49,7 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> list[Path]:
         what = "a file" if folder.exists() else "missing"
         raise ValueError(f"{name}: expected a folder, got {shown(folder)}, which is {what}")
     paths: list[Path] = []
-    files, seen = 0, {_identity(folder)}
+    files, seen = 0, {os.path.realpath(folder)}
     for root, folders, names in os.walk(folder, onerror=_warn, followlinks=True):
         here = sorted(child for child in folders if child[0] != ".")
         # os.walk descends into what is left in this list.
@@ -64,20 +64,11 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> list[Path]:
     return sorted(paths)
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+def _is_new(folder: str, seen: set[str]) -> bool:
     """Whether a folder has not been seen yet; it has been from now on."""
-    try:
-        identity = _identity(folder)
-    except OSError as error:
-        _warn(error)
-        return False
-    new = identity not in seen
-    seen.add(identity)
+    real = os.path.realpath(folder)
+    new = real not in seen
+    seen.add(real)
     return new
 
 
