@@ -43,7 +43,7 @@ class SegmentationData(pl.LightningDataModule):
 
     Args:
         dataset: whose layout ``folder`` has; see segmentation_sets.py.
-        folder: of the set: the one that holds ``leftImg8bit``, ``VOCdevkit`` or ``images``; see own_masks.py for ``own``.
+        folder: of the set: the one that holds ``leftImg8bit``, ``VOCdevkit`` or ``images``.
         crop: height and width of the training crops; what an image lacks is filled with the mean colour and ignored.
         scale: range of the random scale.
         batch_size: images a step over all processes.
