@@ -8,6 +8,7 @@ Evaluate again: ``validate`` (or ``test``, where test labels are public) in plac
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -132,10 +133,10 @@ def fcn_head(width: int, classes: int, hidden: int = 256, dilation: int = 6) -> 
 
 
 def segmentation_metrics(classes: int) -> MetricCollection:
-    """Counted over the pixels of all images; classes neither labelled nor predicted have no part in the mean."""
+    """Counted over the pixels of all images; a class neither labelled nor predicted is NaN, and not in the mean."""
     return MetricCollection({
         "miou": MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORE),
-        "iou": MulticlassJaccardIndex(classes, average="none", ignore_index=IGNORE),
+        "iou": MulticlassJaccardIndex(classes, average="none", ignore_index=IGNORE, zero_division=math.nan),
         "pixel_accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE),
     })  # fmt: skip
 

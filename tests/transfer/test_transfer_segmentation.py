@@ -266,6 +266,8 @@ def test_miou_is_that_of_all_pixels_together(split, evaluate, tmp_path):
     made.model.net = RedIsTheClass()
     (values,) = getattr(made.trainer, evaluate)(made.model, made.datamodule, verbose=False)
     assert [values[f"{split}/iou_{number:02}"] for number in range(3)] == pytest.approx([4 / 6, 2 / 4, 1 / 3])
+    # The predictions of 3 and 5 are on ignored pixels: these classes are absent, and their IoU is not 0.
+    assert [math.isnan(values[f"{split}/iou_{number:02}"]) for number in range(11)] == [False] * 3 + [True] * 8
     assert values[f"{split}/miou"] == pytest.approx(0.5)  # over the three classes that occur
     assert values[f"{split}/pixel_accuracy"] == pytest.approx(0.7)
     made.model.net = AlwaysTheFirst()

@@ -1,4 +1,4 @@
-"""Boxes and masks from COCO's json, read by torchvision, checked."""
+"""Boxes and masks from COCO's json, read by pycocotools, checked."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from pycocotools import mask as masks_of
+from pycocotools.coco import COCO
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from examples.transfer.common.labelled import labelled
+from examples.transfer.datasets.coco_checks import check_annotation, check_ids, said_size
+from examples.transfer.datasets.sizes import is_turned, load, shown_size
 
 log = logging.getLogger(__name__)
 
 
 def coco_boxes(
     images: Path, annotations: Path, transform: Callable, masks: bool, train: bool, drop_degenerate: bool = False
-) -> CocoDetection:
+) -> CocoBoxes:
     """A split in COCO's layout.
 
     Args:
@@ -47,19 +48,37 @@ def coco_boxes(
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            data = CocoDetection(str(images), str(annotations))
-        entries = data.coco.dataset["annotations"]
-        labels = {number: label for label, number in enumerate(sorted(data.coco.cats), 1)}
-        names = {number: entry["file_name"] for number, entry in data.coco.imgs.items()}
+            coco = COCO(str(annotations))
+        entries = coco.dataset["annotations"]
+        labels = {number: label for label, number in enumerate(sorted(coco.cats), 1)}
+        paths = {number: images / entry["file_name"] for number, entry in coco.imgs.items()}
+        for what in ("images", "annotations", "categories"):
+            check_ids(coco.dataset[what], what)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{annotations}: expected COCO's json, got {error!r}") from error
-    missing = next((number for number in data.ids if not (images / names[number]).is_file()), None)
-    if missing is not None:
-        raise ValueError(f"{annotations}: image {missing}: no file {images / names[missing]}")
+    except ValueError as error:
+        raise ValueError(f"{annotations}: {error}") from error
+    turned, sizes = {}, {}
+    for number, path in paths.items():
+        if not path.is_file():
+            raise ValueError(f"{annotations}: image {number}: no file {path}")
+        try:
+            said = said_size(coco.imgs[number])
+            turned[number] = is_turned(path, said)
+            sizes[number] = said or shown_size(path)
+        except ValueError as error:
+            raise ValueError(f"{annotations}: image {number}: {error}") from error
     degenerate = set()
     for entry in entries:
         try:
-            _check(entry, names, labels, masks)
+            if entry["image_id"] not in paths:
+                raise ValueError(f"image_id {entry['image_id']} is not among the file's images")
+            if entry["category_id"] not in labels:
+                raise ValueError(
+                    f"category_id {entry['category_id']} is not among the file's {len(labels)} categories, "
+                    f"{min(labels, default=None)} to {max(labels, default=None)}"
+                )
+            check_annotation(entry, sizes[entry["image_id"]], masks)
         except (ValueError, KeyError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{annotations}: annotation {entry.get('id')}: {told}") from error
@@ -70,33 +89,43 @@ def coco_boxes(
             log.warning("%s: left out", told)
             degenerate.add(entry["id"])
     keep = partial(_is_kept, degenerate=degenerate, train=train)
-    data.transforms = partial(_convert, transform, keep, labels, masks)
+    ids = sorted(paths)
     if train:
         full = {entry["image_id"] for entry in entries if keep(entry)}
-        log.info("%s: %d of %d images have objects", annotations, len(full), len(data.ids))
-        data.ids = [number for number in data.ids if number in full]
-    return data
+        log.info("%s: %d of %d images have objects", annotations, len(full), len(ids))
+        ids = [number for number in ids if number in full]
+    return CocoBoxes(coco, ids, paths, turned, partial(_convert, transform, keep, labels, masks))
 
 
-def keep_share(data: CocoDetection, share: float, seed: int) -> None:
+class CocoBoxes(Dataset):
+    """Photos of a file in COCO's layout, each with what is made of its annotations.
+
+    Args:
+        coco: The file.
+        ids: Ids of the images, in order.
+        paths: Path of each image, by id.
+        turned: Whether the annotations mean the image as EXIF turns it, by id.
+        convert: Makes a sample of a uint8 image ``(3, H, W)`` and its annotations.
+    """
+
+    def __init__(
+        self, coco: COCO, ids: list[int], paths: Mapping[int, Path], turned: Mapping[int, bool], convert: Callable
+    ) -> None:
+        self.coco, self.ids, self.paths, self.turned, self.convert = coco, ids, paths, turned, convert
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        number = self.ids[index]
+        return self.convert(load(self.paths[number], self.turned[number]), self.coco.imgToAnns[number])
+
+
+def keep_share(data: CocoBoxes, share: float, seed: int) -> None:
     """Keeps the labels of a share of all the images of the file, also of those left out for want of objects."""
     chosen = set(labelled(list(data.coco.imgs), share, seed))
     data.ids = [number for number in data.ids if number in chosen]
     log.info("labels of %d images, %d of them with objects", len(chosen), len(data.ids))
-
-
-def _check(entry: Mapping[str, Any], names: Mapping[int, str], labels: Mapping[int, int], masks: bool) -> None:
-    if entry["image_id"] not in names:
-        raise ValueError(f"image_id {entry['image_id']} is not among the file's images")
-    if entry["category_id"] not in labels:
-        raise ValueError(
-            f"category_id {entry['category_id']} is not among the file's {len(labels)} categories, "
-            f"{min(labels, default=None)} to {max(labels, default=None)}"
-        )
-    if len(entry["bbox"]) != 4:
-        raise ValueError(f"bbox: expected x, y, width, height, got {entry['bbox']}")
-    if masks and not entry.get("segmentation"):
-        raise ValueError("no segmentation, which a detector with masks needs")
 
 
 def _is_kept(entry: Mapping[str, Any], degenerate: set[int], train: bool) -> bool:
@@ -108,11 +137,11 @@ def _convert(
     keep: Callable,
     labels: Mapping[int, int],
     masks: bool,
-    image: Image,
+    image: tv_tensors.Image,
     entries: list[dict[str, Any]],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     entries = [entry for entry in entries if keep(entry)]
-    size = (image.height, image.width)
+    size = (image.shape[1], image.shape[2])
     boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     target = {
@@ -125,7 +154,7 @@ def _convert(
     if masks:
         drawn = [torch.from_numpy(_draw(entry["segmentation"], *size)) for entry in entries]
         target["masks"] = tv_tensors.Mask(torch.stack(drawn) if drawn else torch.zeros(0, *size, dtype=torch.uint8))
-    return transform(tv_tensors.Image(pil_to_tensor(image)), target)
+    return transform(image, target)
 
 
 def _draw(segmentation: Any, height: int, width: int) -> Any:

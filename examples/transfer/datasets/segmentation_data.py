@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
+from examples.transfer.datasets.own_masks import class_names
 from examples.transfer.datasets.segmentation_sets import CLASSES, IGNORE, open_set
 
 
@@ -52,7 +53,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def __init__(
         self,
-        dataset: Literal["cityscapes", "voc", "camvid"],
+        dataset: Literal["cityscapes", "voc", "camvid", "own"],
         folder: str,
         crop: tuple[int, int] = (769, 769),
         scale: tuple[float, float] = (0.5, 2.0),
@@ -65,7 +66,8 @@ class SegmentationData(pl.LightningDataModule):
             raise ValueError(f"data.sbd: expected none for {dataset}: it adds to the training images of voc")
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"data.scale: expected 0 < smallest <= largest, got {scale}")
-        self.dataset, self.folder, self.sbd, self.classes = dataset, folder, sbd, CLASSES[dataset]
+        self.dataset, self.folder, self.sbd = dataset, folder, sbd
+        self.classes = len(class_names(folder)) if dataset == "own" else CLASSES[dataset]
         self.batch_size, self.workers = batch_size, workers
         normalize = [v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
                      v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]  # fmt: skip
@@ -80,7 +82,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens what the stage reads, and checks it before a step is made."""
-        if stage == "test" and self.dataset != "camvid":
+        if stage == "test" and self.dataset not in ("camvid", "own"):
             raise ValueError(f"data.dataset: the test labels of {self.dataset} are not public: run validate")
         if stage == "fit":
             self.train = open_set(self.dataset, self.folder, "train", self.for_training, self.sbd)

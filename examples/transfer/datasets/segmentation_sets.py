@@ -15,6 +15,7 @@ from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 from torchvision.transforms.v2 import functional as F
 
 from examples.pretrain.common.data.decode import as_bytes, read_photo
+from examples.transfer.datasets.own_masks import class_names, find_masks
 
 IGNORE = 255  # the class number of pixels that neither loss nor metric counts, in all three
 CLASSES = {"cityscapes": 19, "voc": 21, "camvid": 11}
@@ -22,6 +23,7 @@ LAYOUT = {
     "cityscapes": "leftImg8bit/{split}/CITY/*_leftImg8bit.png and gtFine/{split}/CITY/*_gtFine_labelIds.png",
     "voc": "VOCdevkit/VOC2012/ with ImageSets/Segmentation/{split}.txt, JPEGImages and SegmentationClass",
     "camvid": "images/{split}/*.jpg or *.png and labels/{split}/*.png",
+    "own": "images/{split}/, masks/{split}/*.png and classes.txt",
 }
 
 
@@ -129,7 +131,7 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
     """A split of one of the sets, with all its files in place.
 
     Args:
-        name: a key of ``CLASSES``.
+        name: a key of ``LAYOUT``.
         folder: that holds the layout above.
         split: ``"train"``, ``"val"`` or ``"test"``.
         transform: see Labelled.
@@ -149,6 +151,9 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
             dataset = VOCSegmentation(folder, "2012", split)
             images, labels = dataset.images, dataset.masks
             known = {**{number: number for number in range(21)}, 255: IGNORE}
+        elif name == "own":
+            images, labels = find_masks(folder, split)
+            known = {**{number: number for number in range(len(class_names(folder)))}, 255: IGNORE}
         else:
             images, labels = find_camvid(folder, split)
             known = {**{number: number for number in range(11)}, 11: IGNORE}

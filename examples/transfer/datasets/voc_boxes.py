@@ -1,19 +1,21 @@
-"""Pascal VOC's boxes: ``VOCdevkit/VOC2007/{Annotations,ImageSets/Main,JPEGImages}``, read by torchvision, checked."""
+"""Pascal VOC's boxes: ``VOCdevkit/VOC2007/{Annotations,ImageSets/Main,JPEGImages}``, checked."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.datasets import VOCDetection
-from torchvision.transforms.v2.functional import pil_to_tensor
+
+from examples.transfer.datasets.sizes import is_turned, load, shown_size
 
 # fmt: off
 NAMES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -25,7 +27,7 @@ NAMES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", 
 SET_ASIDE = 1e11
 
 
-def voc_boxes(folder: str, split: str, transform: Callable) -> VOCDetection:
+def voc_boxes(folder: str, split: str, transform: Callable) -> VocBoxes:
     """A split of Pascal VOC.
 
     Args:
@@ -47,33 +49,73 @@ def voc_boxes(folder: str, split: str, transform: Callable) -> VOCDetection:
     names = root / "ImageSets" / "Main" / f"{image_set}.txt"
     if not names.is_file():
         raise ValueError(f"data.folder: expected VOCdevkit/{split} in {folder}, got no {names}")
-    try:
-        data = VOCDetection(folder, year.removeprefix("VOC"), image_set, transforms=partial(_convert, transform))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"data.folder: {split} in {folder} cannot be read: {error}") from error
-    for image, annotation in zip(data.images, data.annotations, strict=True):
+    listed = [line.split()[0] for line in names.read_text().splitlines() if line.strip()]
+    double = next((name for name, count in Counter(listed).items() if count > 1), None)
+    if double is not None:
+        raise ValueError(f"{names}: entry {double!r} is listed twice")
+    samples = []
+    for name in listed:
+        image, annotation = root / "JPEGImages" / f"{name}.jpg", root / "Annotations" / f"{name}.xml"
         for path in (image, annotation):
-            if not Path(path).is_file():
-                raise ValueError(f"{names}: entry {Path(image).stem!r}: no file {path}")
+            if not path.is_file():
+                raise ValueError(f"{names}: entry {name!r}: no file {path}")
         try:
-            tree = VOCDetection.parse_voc_xml(ElementTree.parse(annotation).getroot())
-            objects = tree["annotation"]["object"]
-        except (ElementTree.ParseError, KeyError) as error:
+            tree = VOCDetection.parse_voc_xml(ElementTree.parse(annotation).getroot())["annotation"]
+            objects = tree["object"]
+        except (ElementTree.ParseError, KeyError, TypeError) as error:
             raise ValueError(f"{annotation}: expected a VOC annotation, got {error!r}") from error
+        try:
+            said = _said_size(tree)
+            turned = is_turned(image, said)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{annotation}: size: {_told(error)}") from error
         for number, entry in enumerate(objects, 1):
             try:
-                _check(entry)
+                _check(entry, said or shown_size(image))
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{annotation}: object {number}: {_told(error)}") from error
-    return data
+        samples.append((image, turned, objects))
+    return VocBoxes(samples, transform)
 
 
-def _check(entry: dict[str, Any]) -> None:
+class VocBoxes(Dataset):
+    """Photos of a split with their objects.
+
+    Args:
+        samples: For each photo its path, whether its objects mean it as EXIF turns it, and its objects.
+        transform: Takes an image and a target.
+    """
+
+    def __init__(self, samples: list[tuple[Path, bool, list[dict[str, Any]]]], transform: Callable) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        path, turned, objects = self.samples[index]
+        return _convert(self.transform, load(path, turned), objects)
+
+
+def _said_size(tree: dict[str, Any]) -> tuple[int, int] | None:
+    said = tree.get("size")
+    return None if said is None else (int(said["height"]), int(said["width"]))
+
+
+def _check(entry: dict[str, Any], size: tuple[int, int]) -> None:
     if entry["name"] not in NAMES:
         raise ValueError(f"expected one of VOC's {len(NAMES)} classes, got {entry['name']!r}")
-    x0, y0, x1, y1 = _box(entry)
+    x0, y0, x1, y1 = box = _box(entry)
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"expected finite numbers, got {entry['bndbox']}")
     if not (x1 > x0 and y1 > y0):
         raise ValueError(f"a box of no area: {entry['bndbox']}")
+    height, width = size
+    # A pixel of tolerance: other sets count from 0.
+    if min(x0, y0) < -1 or x1 > width + 1 or y1 > height + 1:
+        raise ValueError(f"expected a box inside of the image, {width}x{height} pixels, got {entry['bndbox']}")
+    if max(x1, y1) <= 1 and min(size) > 2:
+        raise ValueError(f"expected pixels, got {entry['bndbox']}, which looks like shares of the image")
 
 
 def _told(error: ValueError | KeyError) -> str:
@@ -86,14 +128,15 @@ def _box(entry: dict[str, Any]) -> tuple[float, float, float, float]:
     return x0 - 1, y0 - 1, x1, y1
 
 
-def _convert(transform: Callable, image: Image, tree: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    objects = tree["annotation"]["object"]
+def _convert(
+    transform: Callable, image: tv_tensors.Image, objects: list[dict[str, Any]]
+) -> tuple[Tensor, dict[str, Tensor]]:
     boxes = torch.tensor([_box(entry) for entry in objects]).reshape(-1, 4)
     difficult = torch.tensor([entry.get("difficult", "0") == "1" for entry in objects], dtype=torch.bool)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     target = {
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width)),
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[1], image.shape[2])),
         "labels": torch.tensor([1 + NAMES.index(entry["name"]) for entry in objects], dtype=torch.int64),
         "area": torch.where(difficult, SET_ASIDE, areas),
     }
-    return transform(tv_tensors.Image(pil_to_tensor(image)), target)
+    return transform(image, target)

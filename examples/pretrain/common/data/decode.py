@@ -49,7 +49,7 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> list[Path]:
         what = "a file" if folder.exists() else "missing"
         raise ValueError(f"{name}: expected a folder, got {shown(folder)}, which is {what}")
     paths: list[Path] = []
-    files, seen = 0, {_identity(folder)}
+    files, seen = 0, {os.path.realpath(folder)}
     for root, folders, names in os.walk(folder, onerror=_warn, followlinks=True):
         here = sorted(child for child in folders if child[0] != ".")
         # os.walk descends into what is left in this list.
@@ -64,21 +64,11 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> list[Path]:
     return sorted(paths)
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+def _is_new(folder: str, seen: set[str]) -> bool:
     """Whether a folder has not been seen yet; it has been from now on."""
-    try:
-        identity = _identity(folder)
-    except OSError as error:
-        _warn(error)
-        return False
-    new = identity not in seen
-    seen.add(identity)
-    return new
+    before = len(seen)
+    seen.add(os.path.realpath(folder))
+    return len(seen) > before
 
 
 def _warn(error: OSError) -> None:
@@ -152,7 +142,7 @@ def _decode_by_pillow(data: Tensor, channels: int, side: int | None, turn: bool)
         if file.format == "PNG" and data[24] == 16:
             image = _decode_deep_png(data, file, turn)
             return image[:3] if channels in MODES else image  # without alpha
-        upright = _upright(file) if turn else file
+        upright = ImageOps.exif_transpose(file) if turn else file
         keep = upright.mode in ("L", "LA", "RGB", "RGBA") and channels not in MODES
         pixels = np.array(upright if keep else upright.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
@@ -169,22 +159,18 @@ def _opened(data: Tensor, side: int | None = None) -> Image.Image:
     return file
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) or image
-
-
 def _decode_deep_png(data: Tensor, file: Image.Image, turn: bool) -> Tensor:
     """16 bits a channel, of which Pillow keeps both bytes in grey only: in colour each is asked for by itself."""
     if data[25] == 4:  # the colour type
         raise RuntimeError("expected 16 bits in grey, colour, or colour and alpha, got grey and alpha")
     if file.mode == "I;16":
-        pixels = np.array(_upright(file) if turn else file)
+        pixels = np.array(ImageOps.exif_transpose(file) if turn else file)
         return torch.from_numpy(pixels.astype(np.float32) / np.float32(65535))[None]
     halves = []
     for order in "BL":  # the byte taken for the high one: the first, then the second
         with _opened(data) as half:
             half.tile = [part._replace(args=f"{half.mode};16{order}") for part in half.tile]
-            halves.append(np.array(_upright(half) if turn else half).astype(np.float32))
+            halves.append(np.array(ImageOps.exif_transpose(half) if turn else half).astype(np.float32))
     pixels = (halves[0] * 256 + halves[1]) / np.float32(65535)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

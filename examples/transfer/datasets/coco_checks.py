@@ -1,0 +1,133 @@
+"""What can be wrong with a file in COCO's layout, found before the first step and named by file and id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Boxes and polygons may reach so many pixels beyond the image: annotators and converters round.
+BEYOND = 1.0
+
+Size = tuple[int, int]
+
+
+def check_ids(entries: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Checks that no two entries have one id: they would exchange their images or objects.
+
+    Raises:
+        ValueError: If two have.
+    """
+    seen: set[Any] = set()
+    for entry in entries:
+        if entry["id"] in seen:
+            raise ValueError(f"two {what} have the id {entry['id']}")
+        seen.add(entry["id"])
+
+
+def said_size(image: Mapping[str, Any]) -> Size | None:
+    """Height and width that the file says of an image; None where it says neither.
+
+    Raises:
+        ValueError: If it says one alone, or no whole numbers.
+    """
+    said = image.get("height"), image.get("width")
+    if said == (None, None):
+        return None
+    if not all(isinstance(side, int) and side > 0 for side in said):
+        raise ValueError(f"height and width: expected whole numbers of pixels, got {said[0]} and {said[1]}")
+    return said
+
+
+def check_annotation(entry: Mapping[str, Any], size: Size, masks: bool) -> None:
+    """Checks one object's box, area and, on demand, its mask.
+
+    Args:
+        entry: The annotation.
+        size: Height and width of its image.
+        masks: Whether its segmentation is needed.
+
+    Raises:
+        ValueError: If something is missing, no finite number, outside of the image, or in another unit.
+    """
+    _check_box(entry, size)
+    area = entry.get("area", 0)
+    if not _is_finite(area) or area < 0:
+        raise ValueError(f"area: expected a number of square pixels, got {area}")
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise ValueError(f"iscrowd: expected 0 or 1, got {entry['iscrowd']}")
+    if masks:
+        if not entry.get("segmentation"):
+            raise ValueError("no segmentation, which a detector with masks needs")
+        _check_segmentation(entry["segmentation"], size)
+
+
+def _check_box(entry: Mapping[str, Any], size: Size) -> None:
+    box = entry["bbox"]
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"bbox: expected x, y, width, height, got {box}")
+    if not all(_is_finite(value) for value in box):
+        raise ValueError(f"bbox: expected finite numbers, got {box}")
+    height, width = size
+    if 0 < max(box) <= 1 and min(size) > 2:
+        raise ValueError(f"bbox: expected pixels, got {box}, which looks like shares of the image")
+    x, y, w, h = box
+    corners = f"bbox: expected x, y, width, height, got {box}, which looks like x0, y0, x1, y1"
+    inside = min(x, y) >= -BEYOND and x + w <= width + BEYOND and y + h <= height + BEYOND
+    if not inside:
+        # Of the corners of a box all would lie inside.
+        if 0 <= x < w <= width + BEYOND and 0 <= y < h <= height + BEYOND:
+            raise ValueError(f"{corners}, in an image of {width}x{height}")
+        raise ValueError(f"bbox: expected a box inside of the image, {width}x{height} pixels, got {box}")
+    if _are_corners(entry):
+        raise ValueError(corners)
+
+
+def _are_corners(entry: Mapping[str, Any]) -> bool:
+    """Whether polygons, or else the area, agree with the box as two corners and not as corner, width and height."""
+    x, y, w, h = entry["bbox"]
+    if w <= x or h <= y or max(x, y) < 1:  # no corners, or the same both ways
+        return False
+    drawn = entry.get("segmentation")
+    if isinstance(drawn, list) and drawn and all(_is_polygon(polygon) for polygon in drawn):
+        right, low = (max(max(polygon[axis::2]) for polygon in drawn) for axis in (0, 1))
+        # With x and y near 0 the two readings agree, so a pixel or two decides nothing.
+        return max(abs(right - w), abs(low - h)) <= 1.5 < max(abs(right - x - w), abs(low - y - h)) - 1.5
+    area = entry.get("area", 0)
+    if drawn or not _is_finite(area) or area <= 0:
+        return False
+    return math.isclose(area, (w - x) * (h - y), rel_tol=0.01) and not math.isclose(area, w * h, rel_tol=0.1)
+
+
+def _check_segmentation(drawn: Any, size: Size) -> None:
+    height, width = size
+    if isinstance(drawn, dict):
+        if list(drawn.get("size", ())) != [height, width]:
+            raise ValueError(f"segmentation: expected run lengths of [{height}, {width}], got {drawn.get('size')}")
+        counts = drawn.get("counts")
+        if isinstance(counts, list):
+            if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != height * width:
+                raise ValueError(f"segmentation: expected run lengths of {height * width} pixels in all, got others")
+        elif not isinstance(counts, str) or not counts:
+            raise ValueError("segmentation: expected run lengths, got none")
+        return
+    if not isinstance(drawn, list):
+        raise ValueError(f"segmentation: expected polygons or run lengths, got {type(drawn).__name__}")
+    for polygon in drawn:
+        if not _is_polygon(polygon):
+            points = f"{len(polygon) / 2:g} points" if isinstance(polygon, list) else type(polygon).__name__
+            raise ValueError(f"segmentation: expected polygons of at least 3 points of finite numbers, got {points}")
+        for values, side in ((polygon[::2], width), (polygon[1::2], height)):
+            if min(values) < -BEYOND or max(values) > side + BEYOND:
+                raise ValueError(
+                    f"segmentation: expected polygons inside of the image, {width}x{height} pixels, "
+                    f"got a coordinate {min(values) if min(values) < -BEYOND else max(values)}"
+                )
+
+
+def _is_polygon(polygon: Any) -> bool:
+    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(_is_finite, polygon))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
