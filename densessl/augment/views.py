@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -13,6 +12,9 @@ from torchvision.transforms.v2 import functional as F
 from densessl.augment._start import carried, checked_source_size, checked_start
 from densessl.augment._steps import is_pil, nested, refuse_untrackable, steps, tracked_step
 from densessl.coords import DenseCoords, ViewCoords
+
+
+Size = Tensor | Sequence[int]
 
 
 class View(NamedTuple):
@@ -80,7 +82,7 @@ class MultiView(nn.Module):
         return "\n".join([*map(repr, self.transforms), f"dense={self.dense}"])
 
     def forward(
-        self, image: Any, mask: Any = None, coords: Tensor | None = None, *, source_size: Any = None
+        self, image: Any, mask: Any = None, coords: Tensor | None = None, *, source_size: Size | None = None
     ) -> list[View] | list[MaskedView]:
         """Draws one view per transform.
 

@@ -95,7 +95,8 @@ def coords_from_depth(
     Raises:
         ValueError: on shapes, dtypes or devices other than these.
     """
-    depth = _one_channel(depth, "depth").double()
+    depth = _one_channel(depth, "depth")
+    depth = depth if depth.device.type == "mps" else depth.double()  # which that device does not have
     camera = _matrix(intrinsics, "intrinsics", 3, depth)
     other = camera if source_intrinsics is None else _matrix(source_intrinsics, "source_intrinsics", 3, depth)
     move = _matrix(pose, "pose", 4, depth)
@@ -205,7 +206,7 @@ def _matrix(matrix: Tensor, name: str, side: int, like: Tensor) -> Tensor:
 
 
 def _valid(valid: Tensor, like: Tensor, name: str, expected: str) -> Tensor:
-    if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(like.shape), (1, *like.shape[1:])[-valid.ndim :]):
+    if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(like.shape), tuple(like.shape[1:])):
         raise ValueError(
             f"{name}: expected bool {expected}, of shape {tuple(like.shape)}, got {valid.dtype} {tuple(valid.shape)}"
         )

@@ -48,7 +48,7 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Coords of the box that two views share in the source image: a third view, upright, with nothing else in it.
 
     ``warp(x_a, relative_coords(overlap, a), size)`` and the same of b then hold the same places cell by cell, as
-    aligning regions of interest does. Of views that are turned, in perspective or dense, their bounding boxes are taken.
+    aligning regions of interest does. Of views that are turned, in perspective or dense, the bounding boxes are taken.
 
     Args:
         a: coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
