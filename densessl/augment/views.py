@@ -13,7 +13,6 @@ from densessl.augment._start import carried, checked_source_size, checked_start
 from densessl.augment._steps import is_pil, nested, refuse_untrackable, steps, tracked_step
 from densessl.coords import DenseCoords, ViewCoords
 
-
 Size = Tensor | Sequence[int]
 
 
