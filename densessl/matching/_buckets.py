@@ -68,6 +68,10 @@ def _search(
     cells = seekers.allowed.flatten().nonzero()[:, 0]
     image = cells // n_seekers
     diagonal = seekers.diagonal.flatten()[cells]
+    if unit == "min":
+        # A pair counts for the seeker only if the target's cell is as large as its own.
+        largest = torch.where(targets.allowed, targets.diagonal, 0.0).amax(1)
+        diagonal = torch.minimum(diagonal, largest[image])
     radius = (diagonal.double() * (threshold * (1 + 1e-5))).clamp(min=_SMALLEST)  # distances are rounded
     x, y = seekers.centers.flatten(0, 1)[cells].double().unbind(1)
     (left, above), (right, below) = low[image].unbind(1), high[image].unbind(1)
