@@ -20,7 +20,14 @@ from densessl.augment import (
     simclr_photometric,
     simclr_views,
 )
-from densessl.coords import DenseCoords, ViewCoords
+from densessl.coords import (
+    DenseCoords,
+    ViewCoords,
+    coords_from_depth,
+    coords_from_disparity,
+    coords_from_flow,
+    coords_from_points,
+)
 from densessl.geometry import (
     cell_centers,
     cell_diagonal,
@@ -90,6 +97,10 @@ __all__ = [
     "simclr_views",
     "DenseCoords",
     "ViewCoords",
+    "coords_from_depth",
+    "coords_from_disparity",
+    "coords_from_flow",
+    "coords_from_points",
     "cell_centers",
     "cell_diagonal",
     "cell_distance",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from densessl.augment._start import carried, checked_source_size, checked_start
 from densessl.augment._steps import is_pil, nested, refuse_untrackable, steps, tracked_step
 from densessl.coords import DenseCoords, ViewCoords
+
+Size = Tensor | Sequence[int]
 
 
 class View(NamedTuple):
@@ -78,35 +80,45 @@ class MultiView(nn.Module):
     def extra_repr(self) -> str:
         return "\n".join([*map(repr, self.transforms), f"dense={self.dense}"])
 
-    def forward(self, image: Any, mask: Any = None) -> list[View] | list[MaskedView]:
+    def forward(
+        self, image: Any, mask: Any = None, coords: Tensor | None = None, *, source_size: Size | None = None
+    ) -> list[View] | list[MaskedView]:
         """Draws one view per transform.
 
         Args:
             image: PIL image or tensor ``(C, H, W)``.
             mask: optional PIL image or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size; moves along by nearest
                 neighbour, 0 where the view shows nothing.
+            coords: optional ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1: where the image's pixels
+                lie in another image, as ``coords_from_flow`` gives it. The views then carry positions in that image,
+                dense ones where these are dense.
+            source_size: height and width of that other image; None: the same as this image's.
 
         Returns:
             One ``View`` per transform, ``MaskedView`` where a mask was given.
 
         Raises:
-            ValueError: on other shapes, or if a transform moves or strips the coords in a way that cannot be followed.
+            ValueError: on other shapes, or if a transform moves or strips the coords in a way that cannot be followed;
+                on start coords whose values lie in no unit square (pixels, a flow), or which are a homography where a
+                view reaches beyond the image and ``dense`` is False.
         """
         source = _as_image(image)
         height, width = F.get_size(source)
-        source_size = torch.tensor([height, width])
+        start = None if coords is None else checked_start(coords, (height, width))
+        source_size = checked_source_size((height, width) if source_size is None else source_size)
         extra = [] if mask is None else [_as_mask(mask, (height, width))]
         views: list[Any] = []
         for transform, expands in zip(self.transforms, self._expands, strict=True):
-            start = tv_tensors.Image(F.pil_to_tensor(source)) if expands and is_pil(source) else source
-            parts = [start, (DenseCoords if self.dense else ViewCoords)(canvas_size=(height, width)), *extra]
+            first = tv_tensors.Image(F.pil_to_tensor(source)) if expands and is_pil(source) else source
+            parts = [first, (DenseCoords if self.dense else ViewCoords)(canvas_size=(height, width)), *extra]
             for step in steps(transform):
                 parts = tracked_step(step, parts)
             pixels = F.pil_to_tensor(parts[0]) if is_pil(parts[0]) else parts[0].as_subclass(Tensor)
+            place = parts[1] if start is None else carried(parts[1], start)
             if mask is None:
-                views.append(View(pixels, parts[1], source_size))
+                views.append(View(pixels, place, source_size))
             else:
-                views.append(MaskedView(pixels, parts[1], source_size, parts[2].as_subclass(Tensor)))
+                views.append(MaskedView(pixels, place, source_size, parts[2].as_subclass(Tensor)))
         return views
 
 

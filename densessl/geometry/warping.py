@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densessl.geometry._points import Size, check_pair, checked, checked_size, full, project
+from densessl.geometry._inverse import inverse_dense
+from densessl.geometry._points import Size, check_pair, checked, checked_size, full, project, sample_dense
 from densessl.geometry.cells import cell_centers
 from densessl.geometry.homography import compose, coords_from_boxes, inverse_homography
 
@@ -18,19 +19,24 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
 
     Args:
         dst: coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view to go from.
-        src: coords ``(B, 3, 3)`` of the view to arrive in.
+        src: coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of the view to arrive in. Dense coords are inverted by
+            search, to a small part of a pixel; where they fold, one of the places is found.
 
     Returns:
-        coords of dst's kind, to be used as if ``src``'s view were the source image: ``warp(x_src, that, size)``
-        resamples src's map on dst's grid.
+        coords to be used as if ``src``'s view were the source image: ``warp(x_src, that, size)`` resamples src's map
+        on dst's grid. ``(B, 3, 3)`` of two homographies, else dense: of dst's size, or of src's where dst has none.
+        NaN where src's dense coords do not show what dst shows.
 
     Raises:
-        ValueError: if ``src`` is dense (a dense map has no inverse in closed form), or on shapes other than these.
+        ValueError: on shapes, dtypes or devices other than these.
     """
     check_pair(dst, src, ("dst", "src"))
     dst, src = full(checked(dst, "dst")), full(checked(src, "src"))
     if src.ndim == 4:
-        raise ValueError(f"src: expected homographies (B, 3, 3), got dense coords {tuple(src.shape)}: no inverse")
+        size = dst.shape[-2:] if dst.ndim == 4 else src.shape[-2:]
+        points = dst.flatten(2).mT if dst.ndim == 4 else cell_centers(dst, size)
+        wide = torch.promote_types(points.dtype, src.dtype)
+        return inverse_dense(src.to(wide), points.to(wide)).mT.unflatten(2, size)
     inverse = inverse_homography(src)
     if dst.ndim == 3:
         return compose(inverse, dst)
@@ -42,32 +48,39 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Coords of the box that two views share in the source image: a third view, upright, with nothing else in it.
 
     ``warp(x_a, relative_coords(overlap, a), size)`` and the same of b then hold the same places cell by cell, as
-    aligning regions of interest does. Of views that are turned or in perspective, their bounding boxes are taken.
+    aligning regions of interest does. Of views that are turned, in perspective or dense, the bounding boxes are taken.
 
     Args:
-        a: coords ``(B, 3, 3)``.
-        b: coords ``(B, 3, 3)``.
+        a: coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
+        b: coords of either kind.
 
     Returns:
         coords ``(B, 3, 3)``, and bool ``(B,)``: which views share anything. The coords of the others are those of the
         whole source image.
 
     Raises:
-        ValueError: on dense coords, or other shapes and dtypes.
+        ValueError: on shapes, dtypes or devices other than these.
     """
     check_pair(a, b, ("a", "b"))
-    boxes = []
-    for name, coords in (("a", a), ("b", b)):
-        coords = full(checked(coords, name))
-        if coords.ndim == 4:
-            raise ValueError(f"{name}: expected homographies (B, 3, 3), got dense coords {tuple(coords.shape)}")
-        x, y, _ = project(coords, *coords.new_tensor([[0, 1, 0, 1], [0, 0, 1, 1]]))
-        boxes.append((torch.stack([x.amin(1), y.amin(1)], 1), torch.stack([x.amax(1), y.amax(1)], 1)))
-    (low_a, high_a), (low_b, high_b) = boxes
+    (low_a, high_a), (low_b, high_b) = (_bounds(full(checked(coords, name))) for name, coords in (("a", a), ("b", b)))
     low, high = torch.maximum(low_a, low_b), torch.minimum(high_a, high_b)
     shared = (high > low).all(1)
     low, high = torch.where(shared[:, None], low, 0.0), torch.where(shared[:, None], high, 1.0)
     return coords_from_boxes(torch.cat([low, high], 1)), shared
+
+
+def _bounds(coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper corner of a view's bounding box in the source, each (B, 2)."""
+    if coords.ndim == 3:
+        x, y, _ = project(coords, *coords.new_tensor([[0, 1, 0, 1], [0, 0, 1, 1]]))
+        return torch.stack([x.amin(1), y.amin(1)], 1), torch.stack([x.amax(1), y.amax(1)], 1)
+    h, w = coords.shape[-2:]
+    y, x = (torch.linspace(0, 1, side + 1, device=coords.device, dtype=coords.dtype) for side in (h, w))
+    corners = torch.stack([x.repeat(h + 1), y.repeat_interleave(w + 1)], -1).expand(len(coords), -1, -1)
+    # Of pixels with an unknown neighbour the centres are known, though not all of the corners.
+    seen = torch.cat([sample_dense(coords, corners), coords.flatten(2).mT], 1)
+    known = seen.isfinite().all(-1, keepdim=True)
+    return torch.where(known, seen, torch.inf).amin(1), torch.where(known, seen, -torch.inf).amax(1)
 
 
 def warp(

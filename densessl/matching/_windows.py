@@ -164,7 +164,7 @@ def pairs_in_windows(
     centers_k, diagonal_k, allowed_k = key.centers.flatten(0, 1), key.diagonal.flatten(), key.allowed.flatten()
 
     found = []
-    for begin, end, before, total in _blocks(ends, block):
+    for begin, end, before, total in runs_of_blocks(ends, block):
         number = torch.arange(end - begin, device=cells.device)
         owner = torch.repeat_interleave(number, counts[begin:end], output_size=total) + begin
         place = torch.arange(before, before + total, device=cells.device) - starts[owner]
@@ -178,8 +178,16 @@ def pairs_in_windows(
     return torch.cat(found, 1) if found else cells.new_empty(3, 0)
 
 
-def _blocks(ends: Tensor, block: int) -> list[tuple[int, int, int, int]]:
-    """Runs of windows with about so many pairs each: first window, last, pairs before the run, pairs in it."""
+def runs_of_blocks(ends: Tensor, block: int) -> list[tuple[int, int, int, int]]:
+    """Cuts windows, or other runs of pairs, into blocks.
+
+    Args:
+        ends: int64 ``(R,)``, how many pairs the runs up to each one hold together.
+        block: about how many pairs a block holds.
+
+    Returns:
+        For every block its first run, the run after its last, the pairs before it, and the pairs in it.
+    """
     bounds = torch.cat([ends.new_zeros(1), ends])
     total = int(bounds[-1])
     marks = torch.arange(1, max(1, -(-total // block)), device=ends.device) * block

@@ -19,6 +19,7 @@ from densessl.geometry import (
     pair_distance,
     pixel_scale,
 )
+from densessl.matching._buckets import pairs_in_buckets
 from densessl.matching._windows import Cells, Windows, find_windows, pairs_in_windows
 
 
@@ -34,9 +35,10 @@ class DistanceMatcher(nn.Module):
         threshold: T, in cell diagonals.
         unit: ``"max"``, ``"min"``, ``"query"`` or ``"key"``: whose diagonal.
         sparse: return a sparse COO mask and hold no dense ``(B, Nq, Nk)`` tensor on the way: each query cell is
-            compared with the key cells of a small window, so time and memory grow with the number of cells. Where
-            there is no window (dense key coords, views that see the horizon) blocks of rows are compared with all key
-            cells, and small maps as a whole. The pairs are those of the dense mask, to the last one.
+            compared with the key cells of a small window, so time and memory grow with the number of cells. Dense key
+            coords have no window; there, cells are found through a grid of buckets, in linear time as well. Where
+            views see the horizon, blocks of rows are compared with all key cells, and small maps as a whole. The pairs
+            are those of the dense mask, to the last one.
 
     Raises:
         ValueError: if the threshold is not positive or the unit unknown.
@@ -108,9 +110,12 @@ class DistanceMatcher(nn.Module):
     ) -> Tensor:
         """The sparse mask."""
         shape = (*query.allowed.shape, key.allowed.shape[1])
-        # Float64, which the windows need, does not exist on every device.
-        if is_dense(coords_k) or math.prod(shape) <= _FEW_PAIRS or coords_k.device.type == "mps":
+        # Float64, which windows and buckets need, does not exist on every device.
+        if math.prod(shape) <= _FEW_PAIRS or coords_k.device.type == "mps":
             indices, is_sorted = self._by_rows(query, key), shape[0] == 1
+        elif is_dense(coords_k):
+            indices = pairs_in_buckets(query, key, self.threshold, self.unit, _BLOCK_WINDOWED)
+            is_sorted = False
         else:
             windows = find_windows(query, key, coords_k, size_k, scale, self.threshold, self.unit)
             indices, is_sorted = self._by_windows(windows, query, key, size_k[1])

@@ -1,0 +1,246 @@
+"""Dense coords from elsewhere: optical flow, stereo disparity, depth with camera poses, point tracks.
+
+A frame's pixels and the places in another frame, the source, where the same points are seen. Pixels are continuous
+here as everywhere: pixel (row i, column j) covers [j, j + 1] along x, and its centre lies at j + 0.5.
+
+Places beyond the source's edges are kept up to one side length away: so the cells astride the edge are measured in
+full. Cells whose centre lies out there never match. Everything farther, occluded or not known is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SourceSize = Tensor | Sequence[int] | None
+_BLOCK = 1 << 22  # distances between pixels and tracks that are held at once
+
+
+def coords_from_flow(flow: Tensor, visible: Tensor | None = None, source_size: SourceSize = None) -> Tensor:
+    """Dense coords of a frame in another one, from the optical flow that leads there.
+
+    Args:
+        flow: floating point ``(B, 2, H, W)`` or ``(2, H, W)``, x and y in pixels, from each pixel's centre in this
+            frame to its position in the source frame. NaN and infinite values are unknown.
+        visible: optional bool ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or without a known flow.
+        source_size: height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
+            this frame. The flow stays in pixels: it ends in the pixels of the source.
+
+    Returns:
+        float32 ``(B, 2, H, W)``, x and y in the source's unit square; NaN where occluded, unknown or far outside.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these.
+    """
+    flow = _batched(flow, "flow", "(B, 2, H, W) or (2, H, W)", 4, channels=2)
+    x, y = _pixel_centers(flow)
+    return _finished(torch.stack([flow[:, 0] + x, flow[:, 1] + y], 1), visible, source_size)
+
+
+def coords_from_disparity(disparity: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Dense coords of the left image of a rectified stereo pair in its right image.
+
+    A point at x in the left image is seen at ``x - disparity`` in the right one, in the same row. For the coords of the
+    right image in the left one, pass the right image's disparity with its sign changed.
+
+    Args:
+        disparity: floating point ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, in pixels. NaN and infinite values are
+            unknown; 0 is a point at infinity. Where a data set writes 0 for unknown, say so in ``visible``.
+        visible: optional bool ``(B, H, W)`` or ``(H, W)``; False: occluded in the right image, or not known.
+
+    Returns:
+        float32 ``(B, 2, H, W)`` in the right image's unit square; NaN where occluded, unknown or far outside.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these.
+    """
+    disparity = _one_channel(disparity, "disparity")
+    x, y = _pixel_centers(disparity)
+    x = x - disparity
+    return _finished(torch.stack([x, torch.where(x.isfinite(), y, torch.nan)], 1), visible, None)
+
+
+def coords_from_depth(
+    depth: Tensor,
+    intrinsics: Tensor,
+    pose: Tensor,
+    visible: Tensor | None = None,
+    *,
+    source_intrinsics: Tensor | None = None,
+    source_size: SourceSize = None,
+) -> Tensor:
+    """Dense coords of a frame in another one of a still scene, from depth and the cameras.
+
+    Depth does not say which points are occluded in the source frame; only ``visible`` does.
+
+    Args:
+        depth: floating point ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, along the optical axis. Values that are not
+            positive and finite are unknown.
+        intrinsics: ``(B, 3, 3)`` or ``(3, 3)``, this camera's matrix in pixels, edges at integers: the middle of an
+            image of width W is W / 2. To matrices whose origin is the centre of the first pixel, add 0.5 to both
+            entries of the principal point.
+        pose: ``(B, 4, 4)`` or ``(4, 4)``, from this camera's coordinates (x right, y down, z forward) to those of the
+            source's camera, in the depth's unit of length.
+        visible: optional bool ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or not known.
+        source_intrinsics: those of the source's camera; None: the same as ``intrinsics``.
+        source_size: height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
+            this frame.
+
+    Returns:
+        float32 ``(B, 2, H, W)`` in the source's unit square; NaN where occluded, unknown, behind the source's camera
+        or far outside.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these.
+    """
+    depth = _one_channel(depth, "depth")
+    depth = depth if depth.device.type == "mps" else depth.double()  # which that device does not have
+    camera = _matrix(intrinsics, "intrinsics", 3, depth)
+    other = camera if source_intrinsics is None else _matrix(source_intrinsics, "source_intrinsics", 3, depth)
+    move = _matrix(pose, "pose", 4, depth)
+    x, y = _pixel_centers(depth)
+    with torch.autocast(depth.device.type, enabled=False):
+        pixels = torch.stack([x.expand(y.shape[0], -1), y.expand(-1, x.shape[1]), torch.ones_like(x + y)])
+        points = torch.linalg.inv(camera) @ pixels.flatten(1) * depth.flatten(1)[:, None]
+        points = move[:, :3, :3] @ points + move[:, :3, 3:]
+        seen = (other @ points).unflatten(2, depth.shape[1:])
+    ahead = (depth > 0) & depth.isfinite() & (seen[:, 2] > 0)
+    position = torch.where(ahead[:, None], seen[:, :2] / seen[:, 2:], torch.nan)
+    return _finished(position, visible, source_size)
+
+
+def coords_from_points(
+    points: Tensor,
+    source_points: Tensor,
+    size: Sequence[int],
+    visible: Tensor | None = None,
+    *,
+    radius: float = 8.0,
+    source_size: SourceSize = None,
+) -> Tensor:
+    """Dense coords of a frame in another one, from sparse point tracks.
+
+    Every pixel within a radius of a track moves as the nearest track does; the others are unknown. Cells of a feature
+    map need positions around their centre to be measured, so the radius should be half a cell or more.
+
+    Args:
+        points: floating point ``(B, N, 2)`` or ``(N, 2)``, x and y of the tracks in this frame, in pixels, edges at
+            integers. NaN: no track.
+        source_points: the same shape, where the tracks are in the source frame.
+        size: height and width of this frame.
+        visible: optional bool ``(B, N)`` or ``(N,)``: tracks that are seen in both frames.
+        radius: in pixels of this frame.
+        source_size: height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
+            this frame.
+
+    Returns:
+        float32 ``(B, 2, H, W)`` in the source's unit square; NaN away from the tracks.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices other than these, or a radius that is not positive.
+    """
+    points = _batched(points, "points", "(B, N, 2) or (N, 2)", 3)
+    source_points = _batched(source_points, "source_points", "(B, N, 2) or (N, 2)", 3)
+    if points.shape[2] != 2:
+        raise ValueError(f"points: expected (B, N, 2) or (N, 2), got {tuple(points.shape)}")
+    if source_points.shape != points.shape or source_points.device != points.device:
+        raise ValueError(
+            f"source_points: expected {tuple(points.shape)} on {points.device} as points, "
+            f"got {tuple(source_points.shape)} on {source_points.device}"
+        )
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width), both at least 1, got {tuple(size)}")
+    if not radius > 0:
+        raise ValueError(f"radius: expected a positive number of pixels, got {radius}")
+    known = points.isfinite().all(2) & source_points.isfinite().all(2)
+    if visible is not None:
+        known = known & _valid(visible, known, "visible", "(B, N) or (N,)")
+    x, y = _pixel_centers(points.new_empty(1, int(size[0]), int(size[1])))
+    batch, tracks = known.shape
+    centers = torch.stack([x.expand(len(y), -1), y.expand(-1, x.shape[1])], -1).flatten(0, 1)
+    if tracks == 0:
+        return _finished(points.new_full((batch, 2, len(y), x.shape[1]), torch.nan), None, source_size)
+    placed = torch.where(known[..., None], points, 0.0)
+    move = torch.where(known[..., None], source_points - points, torch.nan)
+    found = []
+    for block in centers.split(max(1, _BLOCK // (batch * tracks))):
+        # By differences: products would lose the digits that near tracks differ in.
+        apart = torch.hypot(
+            block[None, :, None, 0] - placed[:, None, :, 0], block[None, :, None, 1] - placed[:, None, :, 1]
+        )
+        nearest, track = torch.where(known[:, None], apart, torch.inf).min(2)
+        place = block + move.gather(1, track[..., None].expand(-1, -1, 2))
+        found.append(torch.where((nearest <= radius)[..., None], place, torch.nan))
+    return _finished(torch.cat(found, 1).mT.unflatten(2, (len(y), x.shape[1])), None, source_size)
+
+
+def _batched(values: Tensor, name: str, expected: str, dims: int, channels: int | None = None) -> Tensor:
+    """Values with a leading B, in float32 or float64."""
+    fits = values.ndim in (dims - 1, dims) and values.is_floating_point()
+    if not fits or (channels is not None and values.shape[-3] != channels):
+        raise ValueError(f"{name}: expected floating point {expected}, got {values.dtype} {tuple(values.shape)}")
+    values = values if values.ndim == dims else values[None]
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _one_channel(values: Tensor, name: str) -> Tensor:
+    """(B, H, W) of (B, H, W), (B, 1, H, W) or (H, W)."""
+    if values.ndim == 4 and values.shape[1] == 1:
+        values = values[:, 0]
+    return _batched(values, name, "(B, H, W), (B, 1, H, W) or (H, W)", 3)
+
+
+def _matrix(matrix: Tensor, name: str, side: int, like: Tensor) -> Tensor:
+    """(B or 1, side, side), float64."""
+    batched = matrix if matrix.ndim == 3 else matrix[None]
+    if tuple(batched.shape) not in ((1, side, side), (len(like), side, side)) or not matrix.is_floating_point():
+        raise ValueError(
+            f"{name}: expected floating point ({side}, {side}) or (B, {side}, {side}) with B = {len(like)}, "
+            f"got {matrix.dtype} {tuple(matrix.shape)}"
+        )
+    if matrix.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device} as the depth, got {matrix.device}")
+    return batched.to(like.dtype)
+
+
+def _valid(valid: Tensor, like: Tensor, name: str, expected: str) -> Tensor:
+    if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(like.shape), tuple(like.shape[1:])):
+        raise ValueError(
+            f"{name}: expected bool {expected}, of shape {tuple(like.shape)}, got {valid.dtype} {tuple(valid.shape)}"
+        )
+    if valid.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device} as the others, got {valid.device}")
+    return valid
+
+
+def _pixel_centers(like: Tensor) -> tuple[Tensor, Tensor]:
+    """x ``(1, W)`` and y ``(H, 1)`` of all pixel centres, in pixels."""
+    h, w = like.shape[-2:]
+    y = torch.arange(h, device=like.device, dtype=like.dtype) + 0.5
+    x = torch.arange(w, device=like.device, dtype=like.dtype) + 0.5
+    return x[None], y[:, None]
+
+
+def _finished(position: Tensor, visible: Tensor | None, source_size: SourceSize) -> Tensor:
+    """Positions (B, 2, H, W) in source pixels as dense coords."""
+    batch, _, h, w = position.shape
+    if source_size is None:
+        source_size = (h, w)
+    if isinstance(source_size, Tensor):
+        if source_size.shape not in ((2,), (batch, 2)) or source_size.device != position.device:
+            raise ValueError(
+                f"source_size: expected (h, w) or a tensor (B, 2) = ({batch}, 2) on {position.device}, "
+                f"got {tuple(source_size.shape)} on {source_size.device}"
+            )
+        sides = source_size.to(position.dtype).expand(batch, 2).flip(-1)[:, :, None, None]
+    else:
+        if len(source_size) != 2 or min(source_size) < 1:
+            raise ValueError(f"source_size: expected (height, width), both at least 1, got {tuple(source_size)}")
+        sides = position.new_tensor([source_size[1], source_size[0]])[:, None, None]
+    coords = position / sides
+    known = ((coords >= -1) & (coords <= 2)).all(1)  # NaN compares as False
+    if visible is not None:
+        known = known & _valid(visible, known, "visible", "(B, H, W) or (H, W)")
+    return torch.where(known[:, None], coords, torch.nan).float()
