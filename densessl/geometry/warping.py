@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densessl.geometry._points import Size, check_pair, checked, checked_size, full, project
+from densessl.geometry._points import Size, check_pair, checked, checked_size, project
 from densessl.geometry.cells import cell_centers
 from densessl.geometry.homography import compose, coords_from_boxes, inverse_homography
 
@@ -28,7 +28,7 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
         ValueError: if ``src`` is dense (a dense map has no inverse in closed form), or on shapes other than these.
     """
     check_pair(dst, src, ("dst", "src"))
-    dst, src = full(checked(dst, "dst")), full(checked(src, "src"))
+    dst, src = checked(dst, "dst"), checked(src, "src")
     if src.ndim == 4:
         raise ValueError(f"src: expected homographies (B, 3, 3), got dense coords {tuple(src.shape)}: no inverse")
     inverse = inverse_homography(src)
@@ -58,7 +58,7 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     check_pair(a, b, ("a", "b"))
     boxes = []
     for name, coords in (("a", a), ("b", b)):
-        coords = full(checked(coords, name))
+        coords = checked(coords, name)
         if coords.ndim == 4:
             raise ValueError(f"{name}: expected homographies (B, 3, 3), got dense coords {tuple(coords.shape)}")
         x, y, _ = project(coords, *coords.new_tensor([[0, 1, 0, 1], [0, 0, 1, 1]]))
