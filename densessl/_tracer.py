@@ -129,14 +129,14 @@ def mask_positions(first: Tensor, second: Tensor, size: tuple[int, int]) -> tupl
     return torch.stack([(x + 0.5) / size[1], (y + 0.5) / size[0]], -1), known, ~fill & ~known
 
 
-def source_step(coords: Tensor, canvas: tuple[int, int], size: tuple[int, int], otherwise: float) -> float:
-    """Source pixels between neighbouring view pixels, the most over the view.
+def source_steps(coords: Tensor, canvas: tuple[int, int], size: tuple[int, int], otherwise: float) -> list[float]:
+    """Source pixels between neighbouring view pixels, at some places of the view.
 
     Args:
         coords: ``(3, 3)`` or ``(2, H, W)``.
         canvas: height and width of the view.
         size: of the source.
-        otherwise: the answer where no place of the view is known.
+        otherwise: the one answer where no place of the view is known.
     """
     plain = coords.as_subclass(Tensor)[None]
     grid = (min(canvas[0], 16), min(canvas[1], 16))
@@ -144,5 +144,5 @@ def source_step(coords: Tensor, canvas: tuple[int, int], size: tuple[int, int], 
     lengths = []
     for axis in (0, 1):
         apart = position.diff(dim=axis).norm(dim=-1) * grid[axis] / canvas[axis]
-        lengths += apart[apart.isfinite()].tolist()
-    return max(lengths, default=otherwise) or otherwise
+        lengths += apart[apart > 0].tolist()  # without NaN
+    return lengths or [otherwise]

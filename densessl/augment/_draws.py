@@ -1,4 +1,7 @@
-"""Draws that are a function of a seed alone and leave the generators as they were."""
+"""Draws that are a function of a seed alone and leave the generators as they were.
+
+Steps of one's own may draw from NumPy's global generator, so that it is NumPy's old interface that must be seeded.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def drawn_from(seed: int | None, device: torch.device | None = None) -> Iterator
     states = generator_states()
     with torch.random.fork_rng([device] if cuda else []):
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.default_generators[_index_of(device)].manual_seed(seed)
@@ -45,11 +48,11 @@ def _index_of(device: torch.device | None) -> int:
 
 def generator_states() -> tuple[Any, Any, torch.Tensor]:
     """The states of the generators of ``random``, NumPy and torch on the CPU."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
 
 def set_generators(states: tuple[Any, Any, torch.Tensor]) -> None:
     """Gives the generators the states that ``generator_states`` returned."""
     random.setstate(states[0])
-    np.random.set_state(states[1])
+    np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])

@@ -31,10 +31,28 @@ _UNTRACKABLE: dict[type, str] = {
 _STRIPS = "it strips the coords of their type, and what follows would not be tracked"
 # torchvision's old transforms move pixels, except for these: held by a step of one's own, they may change colours.
 _OLD_COLOURS = (
-    "ColorJitter Compose ConvertImageDtype GaussianBlur Grayscale Lambda Normalize PILToTensor RandomAdjustSharpness "
-    "RandomApply RandomAutocontrast RandomChoice RandomEqualize RandomErasing RandomGrayscale RandomInvert RandomOrder "
-    "RandomPosterize RandomSolarize ToPILImage ToTensor"
-).split()
+    "ColorJitter",
+    "Compose",
+    "ConvertImageDtype",
+    "GaussianBlur",
+    "Grayscale",
+    "Lambda",
+    "Normalize",
+    "PILToTensor",
+    "RandomAdjustSharpness",
+    "RandomApply",
+    "RandomAutocontrast",
+    "RandomChoice",
+    "RandomEqualize",
+    "RandomErasing",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomOrder",
+    "RandomPosterize",
+    "RandomSolarize",
+    "ToPILImage",
+    "ToTensor",
+)
 
 
 def children(transform: Any) -> tuple[Any, ...]:
@@ -87,7 +105,8 @@ def _held(transform: Any) -> Iterator[Any]:
 def steps(transform: Any) -> Iterator[Callable[..., Any]]:
     """The steps that a pipeline always takes one after the other: what ``Compose`` and ``nn.Sequential`` hold.
 
-    A container with a forward, a call or hooks of its own is one step: what it does with its children is its own affair.
+    A container with a forward, a call or hooks of its own is one step: what it does with its children is its own
+    affair.
 
     Args:
         transform: as for ``nested``.
