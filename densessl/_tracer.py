@@ -42,7 +42,7 @@ def tracers(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def tracing_masks(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Labels ``(H, W)``, int64, for each of the two passes: the number of the pixel from the start, and from the end."""
+    """Labels ``(H, W)``, int64, of the two passes: the number of the pixel from the start, and from the end."""
     number = torch.arange(size[0] * size[1]).view(size)
     return number + 1, size[0] * size[1] - number
 

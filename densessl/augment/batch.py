@@ -117,8 +117,8 @@ def _check_batch(view: AnyView) -> None:
     if tuple(view.source_size.shape) != (batch, 2):
         raise ValueError(f"view.source_size: expected (B, 2) = ({batch}, 2), got {tuple(view.source_size.shape)}")
     if isinstance(view, MaskedView):
-        shape = tuple(view.mask.shape)
-        size = tuple(view.image.shape[-2:])
+        shape: tuple[int, ...] = tuple(view.mask.shape)
+        size: tuple[int, ...] = tuple(view.image.shape[-2:])
         if shape not in ((batch, *size), (batch, 1, *size)):
             raise ValueError(f"view.mask: expected (B, H, W) = {(batch, *size)} or (B, 1, H, W), got {shape}")
 
