@@ -273,7 +273,7 @@ def test_a_view_is_a_function_of_its_seed_alone():
 
 @pytest.mark.parametrize("seeds", [3, [1], [1, 2, 3], [1, -2], [1, 0.5], "ab", [1, ()], [1, "x"]])
 def test_other_seeds_are_refused(seeds):
-    with pytest.raises(ValueError, match="^seeds: expected"):
+    with pytest.raises(ValueError, match=r"^seeds: expected"):
         byol_views(8)(photo(), seeds=seeds)
 
 
@@ -337,12 +337,12 @@ def test_other_batches_are_refused_by_name(change, name):
     ],
 )
 def test_mirrored_padding_of_a_batch_is_refused(make):
-    with pytest.raises(ValueError, match="augmentation: .*mirrored"):
+    with pytest.raises(ValueError, match=r"augmentation: .*mirrored"):
         BatchAugment(make())
 
 
 def test_a_skipped_matrix_is_refused():
     skipping = K.AugmentationSequential(K.RandomRotation(10.0), transformation_matrix_mode="skip")
     for augmentation in (skipping, K.AugmentationSequential(skipping, K.RandomHorizontalFlip())):
-        with pytest.raises(ValueError, match="augmentation: .*transformation_matrix_mode='skip'"):
+        with pytest.raises(ValueError, match=r"augmentation: .*transformation_matrix_mode='skip'"):
             BatchAugment(augmentation)

@@ -200,13 +200,13 @@ class Thrown(v2.Transform):
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("shift", [2.5, -7.3, float("nan")])
 def test_coords_thrown_out_of_the_source_are_found(dense, shift):
-    with pytest.raises(ValueError, match="did not follow|know nothing"):
+    with pytest.raises(ValueError, match=r"did not follow|know nothing"):
         check_tracking(MultiView(v2.Compose([v2.CenterCrop(120), Thrown(shift)]), dense=dense), draws=4)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "symmetric", "edge"])
 def test_padding_that_repeats_the_source_beyond_its_edge_is_no_error(mode):
-    report = check_tracking(v2.Compose([v2.Pad(90, padding_mode=mode), v2.RandomCrop(80)]), draws=40)
+    report = check_tracking(v2.Compose([v2.Pad(90, padding_mode=mode), v2.RandomCrop(80)]), draws=8)
     assert report.max_error < 0.1
 
 
@@ -245,7 +245,7 @@ def test_views_of_fill_and_strong_perspective_end_in_a_report_or_an_error_of_our
     gone = v2.Compose([v2.RandomRotation((180, 180), center=(0, 0)), v2.RandomVerticalFlip(1.0)])
     with pytest.raises(ValueError, match="nothing but fill"):
         check_tracking(MultiView(gone, dense=True), draws=4)
-    assert check_tracking(v2.RandomPerspective(0.8, p=1.0, interpolation=BILINEAR), draws=20).max_error < 1
+    assert check_tracking(v2.RandomPerspective(0.8, p=1.0, interpolation=BILINEAR), draws=8).max_error < 1
 
 
 def test_the_share_is_that_of_the_source_pixels_shown():
@@ -253,7 +253,7 @@ def test_the_share_is_that_of_the_source_pixels_shown():
     assert whole.share == 1
     turned = check_tracking(v2.RandomRotation((30, 30), BILINEAR), draws=4)
     assert 0.9 < turned.share < 1  # fill does not count, rims do
-    with pytest.raises(ValueError, match="no pixel|could be compared"):
+    with pytest.raises(ValueError, match=r"no pixel|could be compared"):
         check_tracking(v2.Resize(4), draws=2)
 
 
