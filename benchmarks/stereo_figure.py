@@ -39,5 +39,7 @@ figure.suptitle(f"{near:.1%} of {len(query)} matched pairs within one cell of th
 buffer = BytesIO()
 figure.savefig(buffer)
 # 256 colours are a third of the bytes.
-Image.open(buffer).convert("RGB").quantize(256).save(Path(__file__).parent / "assets" / "stereo.png", optimize=True)
+Image.open(buffer).convert("RGB").quantize(256).save(
+    Path(__file__).parents[1] / "docs" / "assets" / "stereo.png", optimize=True
+)
 print(f"{len(query)} pairs, {near:.4f} near, {len(without)} of {cells[0] * cells[1]} left cells match nothing")

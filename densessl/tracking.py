@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torchvision import tv_tensors
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from densessl.augment import BatchAugment, MultiView, View
+from densessl._tracer import (
+    Tracer,
+    claims,
+    classify,
+    colours_changed,
+    folded,
+    mask_positions,
+    reach_of,
+    source_steps,
+    tracers,
+    tracing_masks,
+    without_rim,
+)
+from densessl.augment import BatchAugment, MaskedView, MultiView
+from densessl.augment._draws import drawn_from, generator_states, set_generators
 from densessl.augment._steps import nested, steps, tracked_step
-from densessl.coords import DenseCoords, ViewCoords
-from densessl.coords._functionals import STATIONARY
-from densessl.geometry import cell_centers
+from densessl.coords import DenseCoords, MovingMask, ViewCoords
 
-_MARK = 0.7381  # constant third channel: where it is not this, a pixel is fill, or partly so
 _SIZES = ((240, 320), (320, 240), (300, 300), (181, 403))
+_LEAST_SHARE = 0.05  # of all that the views show of their sources
+_LEAST_SHARE_OF_A_VIEW = 0.25  # of a view's pixels, less the rims
+_BATCH = 4
+_ROUNDING = 1e-3  # source pixels; what float32 loses where nothing moved is no error
 
 
 class TrackingReport(NamedTuple):
@@ -31,52 +46,71 @@ class TrackingReport(NamedTuple):
         mean_error: mean over pixels, in source pixels, allowance not taken off.
         draws: views looked at.
         pixels: pixels compared.
+        share: compared pixels as a share of the pixels that show the source, the rims included.
     """
 
     max_error: float
     mean_error: float
     draws: int
     pixels: int
+    share: float
 
 
-class _Tracer(tv_tensors.Image):
-    """An image whose pixels say where they are: x, y and a constant; colour changes leave it alone."""
+class _Where(NamedTuple):
+    """Names a draw in an error; a pipeline's text is long, and only made when it is needed."""
+
+    size: tuple[int, int]
+    draw: int
+    pipeline: Any
+    step: Any = None
+
+    def __str__(self) -> str:
+        by = "" if self.step is None else f"by {self.step!r}, "
+        return f"{by}on a source of {self.size[0]}x{self.size[1]} in draw {self.draw} of {self.pipeline!r}"
 
 
-def _identity(image: _Tracer, *args: Any, **kwargs: Any) -> _Tracer:
-    return image
+class _Seen(NamedTuple):
+    """One view: errors of the compared pixels, what they may be, and how many pixels show the source."""
 
-
-for _name in sorted(STATIONARY):
-    if hasattr(F, f"{_name}_image"):
-        F.register_kernel(_name, _Tracer)(_identity)
+    errors: Tensor
+    allowance: float
+    shown: int
 
 
 def check_tracking(
     transform: Callable[..., Any], *, tolerance: float = 1.0, draws: int = 100, seed: int = 0
 ) -> TrackingReport:
-    """Sends a tracer image through a whole pipeline and compares its pixels with the coords.
+    """Sends a tracer through a whole pipeline and compares its pixels, and those of a mask, with the coords.
 
     The tracer's colours are positions. torchvision's photometric functionals and kornia's intensity augmentations leave
-    it alone, so published pipelines can be audited as they are. A photometric step of one's own that does not go
-    through torchvision's functionals changes the tracer's colours and is reported as movement.
+    it alone, so published pipelines can be audited as they are. Each draw is taken twice, with another mark in the
+    tracer's third channel: what does not depend on the mark is fill, what depends on it and is not the mark has had its
+    colours changed. A step of one's own that changes colours without torchvision's functionals can therefore not be
+    compared and is an error; leave it out of the audit. A mask is sent along the same way, where the pipeline takes
+    one. A BatchAugment gets views that were cropped and flipped before.
 
     Not compared: fill, and a rim of two pixels around the view and around fill, where interpolation has nothing to
-    interpolate with; pixels that the coords place outside the source, because those never match.
+    interpolate with; padding that mirrors or repeats the source's pixels beyond its edge, because the coords place it
+    outside of the source, where nothing matches.
+
+    Not found: what happens less often than once in ``draws``; what depends on the image's content or dtype, or needs a
+    source larger than 403 pixels; what happens within the rim alone; colours that change in seams or specks only as
+    wide as the rim; errors below the tolerance.
 
     Args:
         transform: a MultiView, a pipeline as MultiView takes it, or a BatchAugment.
         tolerance: in source pixels; where a step interpolates by nearest neighbour, half a source step (the source
             pixels that one view pixel spans) is added.
         draws: how often each pipeline is drawn.
-        seed: of the draws; the global generators are left as they were.
+        seed: of the draws; the generators of torch, ``random`` and NumPy are left as they were.
 
     Returns:
-        A report of the largest and the mean error.
+        A report of the largest and the mean error, and of the share that could be compared.
 
     Raises:
         ValueError: where pixels moved and coords did not follow, with the error, the draw and the size of the source;
-            if no pixel could be compared.
+            where colours or labels changed and cannot be compared; where less than 5 % of what the views show of their
+            sources, or a quarter of one view without its rims, could be compared.
     """
     if isinstance(transform, MultiView):
         pipelines, dense = transform.transforms, transform.dense
@@ -84,74 +118,185 @@ def check_tracking(
         pipelines, dense = (transform,), False
     else:
         pipelines, dense = MultiView(transform).transforms, False
-    worst, total, pixels = 0.0, 0.0, 0
-    with torch.random.fork_rng():
-        for draw in range(draws):
-            size = _SIZES[draw % len(_SIZES)]
-            for pipeline in pipelines:
-                torch.manual_seed(seed + draw)
-                if isinstance(pipeline, BatchAugment):
-                    error, allowance = _batch_draw(pipeline, size)
-                else:
-                    error, allowance = _draw(pipeline, size, dense)
-                if error.numel() == 0:
-                    continue
-                excess = float((error - allowance).max())
-                if not excess <= tolerance:
-                    raise ValueError(
-                        f"transform: pixels moved and coords did not follow: {float(error.max()):.2f} source pixels "
-                        f"apart, {tolerance + allowance:.2f} allowed, on a source of {size[0]}x{size[1]} in draw "
-                        f"{draw} of {pipeline!r}"
-                    )
-                worst, total, pixels = max(worst, excess), total + float(error.sum()), pixels + error.numel()
+    worst, total, pixels, shown = 0.0, 0.0, 0, 0
+    for draw in range(draws):
+        size = _SIZES[draw % len(_SIZES)]
+        for pipeline in pipelines:
+            where = _Where(size, draw, pipeline)
+            if isinstance(pipeline, BatchAugment):
+                views = _batch_draw(pipeline, size, seed + draw, where)
+            else:
+                views = _draw(pipeline, size, dense, seed + draw, where)
+            for image, mask in views:
+                worst = max(worst, _excess(image, tolerance, "pixels", where))
+                if mask is not None:
+                    _excess(mask, tolerance, "the mask's pixels", where)
+                total, pixels = total + float(image.errors.sum()), pixels + len(image.errors)
+                shown += image.shown
     if pixels == 0:
         raise ValueError(f"transform: no pixel of {draws} draws could be compared: the views show nothing but fill")
-    return TrackingReport(worst, total / pixels, draws * len(pipelines), pixels)
+    share = pixels / shown
+    if share < _LEAST_SHARE:
+        raise ValueError(
+            f"transform: only {share:.1%} of what the views show of their sources could be compared, at least "
+            f"{_LEAST_SHARE:.0%} expected: the coords know nothing of the rest, or it lies in the rims"
+        )
+    return TrackingReport(worst, total / pixels, draws * len(pipelines), pixels, share)
 
 
-def _tracer(size: tuple[int, int]) -> Tensor:
-    h, w = size
-    x, y = torch.meshgrid((torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h, indexing="xy")
-    return torch.stack([x, y, torch.full_like(x, _MARK)])
+_Views = list[tuple[_Seen, "_Seen | None"]]
 
 
-def _draw(pipeline: Callable[..., Any], size: tuple[int, int], dense: bool) -> tuple[Tensor, float]:
-    coords = (DenseCoords if dense else ViewCoords)(canvas_size=size)
-    parts: list[Any] = [_tracer(size).as_subclass(_Tracer), coords]
-    step, coarsest = _source_step(coords, size), 0.0
+def _excess(seen: _Seen, tolerance: float, what: str, where: _Where) -> float:
+    """The largest error beyond the allowance; ValueError where it is beyond the tolerance too."""
+    if seen.errors.numel() == 0:
+        return 0.0
+    excess = float((seen.errors - seen.allowance).max())
+    if not excess <= tolerance:
+        raise ValueError(
+            f"transform: {what} moved and coords did not follow: {float(seen.errors.max()):.2f} source pixels apart, "
+            f"{tolerance + seen.allowance:.2f} allowed, {where}"
+        )
+    return excess if excess > _ROUNDING else 0.0
+
+
+def _draw(pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, seed: int, where: _Where) -> _Views:
+    masked = all(_takes_a_mask(step) for step in steps(pipeline))
+    try:
+        with drawn_from(seed):
+            return _steps_drawn(pipeline, size, dense, masked, where)
+    except ValueError as error:
+        if not masked or "to unpack" not in str(error):
+            raise
+    with drawn_from(seed):  # a step that unpacks image and coords, and nothing else
+        return _steps_drawn(pipeline, size, dense, False, where)
+
+
+def _takes_a_mask(step: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(step.forward if isinstance(step, torch.nn.Module) else step).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # something without a signature
+        return True
+    return True
+
+
+def _steps_drawn(
+    pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, masked: bool, where: _Where
+) -> _Views:
+    """One draw, taken twice, step after step, because the rim's width in view pixels follows from each step."""
+    kind = DenseCoords if dense else ViewCoords
+    masks = [mask.as_subclass(MovingMask) for mask in tracing_masks(size)]
+    parts: list[list[Any]] = [
+        [image.as_subclass(Tracer), kind(canvas_size=size), *([mask] if masked else [])]
+        for image, mask in zip(tracers(size), masks, strict=True)
+    ]
+    span, coarsest, largest, apart = 1.0, 0.0, 1.0, 0.0
     for transform in steps(pipeline):
-        parts = tracked_step(transform, parts)
-        if not isinstance(parts[0], Tensor):
-            raise ValueError(f"{transform!r}: expected a tensor image back, got {type(parts[0]).__name__}")
-        before, step = step, _source_step(parts[1], size)
+        state, versions = generator_states(), [(id(part[0]), part[0]._version) for part in parts]
+        first = tracked_step(transform, parts[0])
+        set_generators(state)
+        second = tracked_step(transform, parts[1])
+        for image in (first[0], second[0]):
+            if not isinstance(image, Tensor):
+                raise ValueError(f"{transform!r}: expected a tensor image back, got {type(image).__name__}")
+        moved = first[1].shape != parts[0][1].shape or not torch.equal(first[1], parts[0][1])
+        before, span = span, max(source_steps(first[1], first[1].canvas_size, size, span))
+        largest = max(largest, span)
         if _by_nearest(transform):
-            coarsest = max(coarsest, before, step)
-        # Enlarging widens the rim in view pixels.
-        parts[0] = _without_rim(parts[0], 2 * max(1.0, before / step))
-    traced = parts[0].as_subclass(Tensor)[None]
-    return _errors(traced, parts[1].as_subclass(Tensor)[None], size), _allowance(coarsest)
+            coarsest = max(coarsest, before, span)
+        if moved:
+            apart += before  # a mask is picked again, up to half a pixel away
+        kept = [first[0], second[0]]
+        if [(id(image), image._version) for image in kept] != versions:  # else the step left them alone
+            least = min(source_steps(first[1], first[1].canvas_size, size, span))
+            kept = _compared_images(
+                kept[0], kept[1], max(1.0, before / span), max(1.0, before / least), where._replace(step=transform)
+            )
+        parts = [[image.as_subclass(Tracer), *rest] for image, rest in zip(kept, (first[1:], second[1:]), strict=True)]
+    slack = 2 + 2 * largest
+    image = _seen(parts[0][0], parts[1][0], parts[0][1], size, _half(coarsest), slack, where)
+    if not masked:
+        return [(image, None)]
+    return [(image, _seen_mask(parts[0][2], parts[1][2], parts[0][1], size, _half(apart), slack, where))]
 
 
-def _batch_draw(augment: BatchAugment, size: tuple[int, int]) -> tuple[Tensor, float]:
-    tracer = _tracer(size).expand(4, -1, -1, -1).contiguous()
-    view = View(tracer, torch.eye(3).expand(4, 3, 3), torch.tensor(size).expand(4, 2))
-    with _colours_untouched(augment):
-        view = augment(view)
-    step = _source_step(view.coords[0], size)
-    marked = torch.stack([_without_rim(image, 2 * max(1.0, 1 / step)) for image in view.image])
+def _compared_images(first: Tensor, second: Tensor, enlarged: float, most: float, where: _Where) -> list[Tensor]:
+    """Both passes without their rims; ValueError where the step between changed colours.
+
+    Enlarging widens rims and seams in view pixels: ``enlarged`` is by how much at least, ``most`` at most.
+    """
+    if first.shape != second.shape or first.shape[-3] != 3:
+        raise ValueError(
+            f"transform: expected images (3, H, W) of one size in two passes of one draw, got {tuple(first.shape)} "
+            f"and {tuple(second.shape)}, {where}"
+        )
+    pixels = classify(first, second)
+    changed = colours_changed(pixels, reach_of(3 * most + 1, first.shape))
+    if changed > 0:
+        raise ValueError(
+            f"transform: colours changed, cannot be compared: at least {changed:.1%} of the view, {where}. Leave steps "
+            "that change colours without torchvision's functionals out of the audit"
+        )
+    return without_rim((first, second), pixels, reach_of(2 * enlarged, first.shape))
+
+
+def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: _Where) -> _Views:
+    """From views that were cropped and flipped: what follows goes on from coords that are not the whole source's."""
+    height, width = round(0.8 * size[0]), round(0.7 * size[1])
+    generator = torch.Generator().manual_seed(seed)
+    corners = [
+        [int(torch.randint(0, room, (), generator=generator)) for room in (size[0] - height, size[1] - width)]
+        for _ in range(_BATCH)
+    ]
+    passes = []
+    for traced, labels in zip(tracers(size), tracing_masks(size), strict=True):
+        views = []
+        for index, (top, left) in enumerate(corners):
+            parts = traced.as_subclass(Tracer), ViewCoords(canvas_size=size), labels.as_subclass(MovingMask)
+            parts = tuple(F.crop(part, top, left, height, width) for part in parts)
+            if index % 2:
+                parts = tuple(F.horizontal_flip(part) for part in parts)
+            image, coords, mask = (part.as_subclass(Tensor).contiguous() for part in parts)
+            views.append(MaskedView(image, coords, torch.tensor(size), mask))
+        batch = MaskedView(*(torch.stack(part) for part in zip(*views, strict=True)))
+        with _colours_untouched(augment), drawn_from(seed):
+            passes.append(augment(batch))
+    first, second = passes
     nearest = any(str(getattr(m, "flags", {}).get("resample", "")).endswith("NEAREST") for m in augment.modules())
-    return _errors(marked, view.coords, size), _allowance(max(1.0, step) if nearest else 0.0)
+    seen: _Views = []
+    for index, coords in enumerate(first.coords):
+        canvas = (int(first.image.shape[-2]), int(first.image.shape[-1]))
+        spans = source_steps(coords, canvas, size, 1.0)
+        span, most = max(spans), max(1.0, 1 / min(spans))
+        one, two = _compared_images(first.image[index], second.image[index], max(1.0, 1 / span), most, where)
+        slack = 2 + 2 * max(1.0, span)
+        image = _seen(one, two, coords, size, _half(max(1.0, span) if nearest else 0.0), slack, where)
+        mask = _seen_mask(first.mask[index], second.mask[index], coords, size, _half(1.0), slack, where)
+        seen.append((image, mask))
+    return seen
+
+
+_CALLED = ("apply_transform", "apply_non_transform", "apply_func", "transform_tensor", "transform_inputs", "forward")
 
 
 @contextmanager
 def _colours_untouched(augment: BatchAugment) -> Iterator[None]:
-    """kornia's intensity augmentations draw as ever and return their input."""
+    """kornia's own intensity augmentations draw as ever and return their input.
+
+    Classes derived from them with a way of their own to change an image run as they are: they may move pixels.
+    """
     import kornia.augmentation as K
 
     def unchanged(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return input
 
-    intensity = [m for m in augment.modules() if isinstance(m, K.IntensityAugmentationBase2D)]
+    def foreign(module: Any) -> bool:
+        own = [cls for cls in type(module).__mro__ if not cls.__module__.startswith(("kornia.", "torch.", "densessl."))]
+        return any(name in vars(holder) for holder in (module, *own) for name in _CALLED)
+
+    intensity = [m for m in augment.modules() if isinstance(m, K.IntensityAugmentationBase2D) and not foreign(m)]
     for module in intensity:
         module.apply_transform = unchanged  # type: ignore[method-assign]
     try:
@@ -161,47 +306,63 @@ def _colours_untouched(augment: BatchAugment) -> Iterator[None]:
             del module.apply_transform
 
 
-def _source_step(coords: Tensor, size: tuple[int, int]) -> float:
-    """Source pixels between neighbouring view pixels, the most over the view."""
-    canvas = coords.canvas_size if isinstance(coords, ViewCoords | DenseCoords) else (16, 16)
-    plain = coords.as_subclass(Tensor)[None]
-    grid = (min(canvas[0], 16), min(canvas[1], 16))
-    position = cell_centers(plain, grid)[0].unflatten(0, grid) * torch.tensor([size[1], size[0]])
-    along = [
-        position.diff(dim=axis).norm(dim=-1).nan_to_num(0.0).amax() * grid[axis] / canvas[axis]
-        for axis in (0, 1)
-        if grid[axis] > 1
-    ]
-    return max([float(length) for length in along], default=1.0)
-
-
 def _by_nearest(transform: Any) -> bool:
     # torchvision's versions keep the enum or its value.
     modes = (getattr(part, "interpolation", None) for part in nested(transform))
     return any(getattr(mode, "value", mode) in ("nearest", "nearest-exact") for mode in modes)
 
 
-def _allowance(coarsest: float) -> float:
+def _half(step: float) -> float:
     """Half a step along each axis: the diagonal of half a pixel."""
-    return coarsest / 2 * math.sqrt(2)
+    return step / 2 * math.sqrt(2)
 
 
-def _without_rim(image: Tensor, width: float) -> Any:
-    """The tracer with its mark removed from a rim around the view and around fill."""
-    mark = image.as_subclass(Tensor)[2]
-    known = ((mark - _MARK).abs() < 1e-3).float()[None]
-    reach = math.ceil(width)
-    eroded = -nn.functional.max_pool2d(
-        -nn.functional.pad(known, [reach] * 4), kernel_size=2 * reach + 1, stride=1, padding=0
+def _seen(
+    first: Tensor, second: Tensor, coords: Tensor, size: tuple[int, int], allowance: float, slack: float, where: _Where
+) -> _Seen:
+    pixels = classify(first, second)
+    claimed = claims(coords, first.shape[-2:])
+    errors, compared, padding = _errors(
+        first.as_subclass(Tensor)[:2].movedim(0, -1), pixels.known, claimed, size, slack
     )
-    marked = torch.cat([image.as_subclass(Tensor)[:2], torch.where(eroded > 0, _MARK, -1.0)])
-    return tv_tensors.wrap(marked, like=image) if isinstance(image, tv_tensors.TVTensor) else marked
+    candidates = int((pixels.known & ~padding).sum())
+    if len(errors) < _LEAST_SHARE_OF_A_VIEW * candidates:
+        raise ValueError(
+            f"transform: the coords know nothing of {1 - len(errors) / candidates:.0%} of what a view shows of its "
+            f"source, at least {_LEAST_SHARE_OF_A_VIEW:.0%} must be comparable, {where}"
+        )
+    beyond = ~((claimed >= 0) & (claimed <= 1)).all(-1) & ~claimed.isnan().any(-1)
+    return _Seen(errors, allowance, int((~pixels.fill & (~beyond | compared)).sum()))
 
 
-def _errors(traced: Tensor, coords: Tensor, size: tuple[int, int]) -> Tensor:
-    view_size = traced.shape[-2:]
-    claimed = cell_centers(coords, view_size)
-    apart = (traced[:, :2].flatten(2).mT - claimed) * torch.tensor([size[1], size[0]])
-    known = (traced[:, 2].flatten(1) - _MARK).abs() < 1e-3
+def _seen_mask(
+    first: Tensor, second: Tensor, coords: Tensor, size: tuple[int, int], allowance: float, slack: float, where: _Where
+) -> _Seen:
+    position, known, changed = mask_positions(first, second, size)
+    if changed.any():
+        raise ValueError(
+            f"transform: the mask's labels changed, cannot be compared: {changed.float().mean():.1%} of the view, "
+            f"{where}. Leave steps that change labels out of the audit"
+        )
+    claimed = claims(coords, position.shape[:2])
+    errors, compared, _ = _errors(position.float(), known, claimed, size, slack + 2 * allowance)
+    return _Seen(errors, allowance, int(compared.sum()))
+
+
+def _errors(
+    position: Tensor, known: Tensor, claimed: Tensor, size: tuple[int, int], slack: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances in source pixels; which pixels they are of; which show padding that repeats the source.
+
+    Where a pixel of the source is shown at a place that the coords put beyond the source, it is padding if it is the
+    pixel that mirroring or repeating would put there, and an error if not.
+    """
+    scale = torch.tensor([size[1], size[0]])
     inside = ((claimed >= 0) & (claimed <= 1)).all(-1)
-    return apart.norm(dim=-1)[known & inside]
+    beyond = known & ~inside & ~claimed.isnan().any(-1)
+    padding = torch.zeros_like(known)
+    if beyond.any():
+        repeated = [((position - place) * scale).norm(dim=-1) <= slack for place in folded(claimed)]
+        padding = beyond & (repeated[0] | repeated[1])
+    compared = known & (inside | (beyond & ~padding))
+    return ((position - claimed) * scale).norm(dim=-1)[compared], compared, padding

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torchvision.transforms as v1
 from PIL import Image as PILImage
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from densessl.coords import DenseCoords, ViewCoords
+from densessl.coords import DenseCoords, MovingMask, ViewCoords
 
 # Transforms that move pixels without any functional's kernel being called for the coords, or return no single view.
 _NO_KERNEL = "it moves pixels without telling the coords"
@@ -25,54 +27,170 @@ _UNTRACKABLE: dict[type, str] = {
     v2.CutMix: "it mixes images",
     v2.FiveCrop: "it returns several views; give MultiView several transforms",
     v2.TenCrop: "it returns several views; give MultiView several transforms",
-    v2.ToPureTensor: "it strips the coords of their type, and what follows would not be tracked",
 }
+_STRIPS = "it strips the coords of their type, and what follows would not be tracked"
+# torchvision's old transforms move pixels, except for these: held by a step of one's own, they may change colours.
+_OLD_COLOURS = (
+    "ColorJitter",
+    "Compose",
+    "ConvertImageDtype",
+    "GaussianBlur",
+    "Grayscale",
+    "Lambda",
+    "Normalize",
+    "PILToTensor",
+    "RandomAdjustSharpness",
+    "RandomApply",
+    "RandomAutocontrast",
+    "RandomChoice",
+    "RandomEqualize",
+    "RandomErasing",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomOrder",
+    "RandomPosterize",
+    "RandomSolarize",
+    "ToPILImage",
+    "ToTensor",
+)
+
+
+def children(transform: Any) -> tuple[Any, ...]:
+    """What a container of torchvision's kind, or an ``nn.Sequential``, hands its inputs to."""
+    if isinstance(transform, nn.Sequential):
+        return tuple(transform)
+    inner = getattr(transform, "transforms", None)
+    return tuple(inner) if isinstance(inner, list | tuple | nn.ModuleList) else ()
 
 
 def nested(transform: Any) -> Iterator[Any]:
-    """A transform and every transform inside it, in order.
+    """A transform and every transform inside it, in order, also those that it holds as attributes.
 
     Args:
         transform: a torchvision transform, an ``nn.Sequential`` of them, or any callable.
     """
+    yield from _nested(transform, set())
+
+
+def _nested(transform: Any, seen: set[int]) -> Iterator[Any]:
+    if id(transform) in seen:
+        return
+    seen.add(id(transform))
     yield transform
-    inner = getattr(transform, "transforms", None)
-    children = inner if isinstance(inner, list | tuple | nn.ModuleList) else ()
-    if isinstance(transform, nn.Sequential):
-        children = tuple(transform)
-    for child in children:
-        yield from nested(child)
+    for child in (*children(transform), *_held(transform)):
+        yield from _nested(child, seen)
+
+
+def _held(transform: Any) -> Iterator[Any]:
+    """Callables in an object's attributes, a closure's variables or a partial's arguments."""
+    values: list[Any] = list(getattr(transform, "__dict__", {}).values())
+    if isinstance(transform, functools.partial):
+        values += [transform.func, transform.args, transform.keywords]
+    values += [getattr(transform, "__self__", None), getattr(transform, "__wrapped__", None)]
+    for cell in getattr(transform, "__closure__", None) or ():
+        try:
+            values.append(cell.cell_contents)
+        except ValueError:  # not bound yet
+            continue
+    while values:
+        value = values.pop(0)
+        if isinstance(value, Mapping):
+            values += value.values()
+        elif isinstance(value, list | tuple | set):
+            values += value
+        elif callable(value) and not isinstance(value, type | Tensor):
+            yield value
 
 
 def steps(transform: Any) -> Iterator[Callable[..., Any]]:
     """The steps that a pipeline always takes one after the other: what ``Compose`` and ``nn.Sequential`` hold.
 
+    A container with a forward, a call or hooks of its own is one step: what it does with its children is its own
+    affair.
+
     Args:
         transform: as for ``nested``.
     """
-    if isinstance(transform, v2.Compose | nn.Sequential):
-        for child in transform.transforms if isinstance(transform, v2.Compose) else transform:
+    if _runs_children_in_order(transform):
+        for child in children(transform):
             yield from steps(child)
     else:
         yield transform
 
 
+def _runs_children_in_order(transform: Any) -> bool:
+    for container in (v2.Compose, nn.Sequential):
+        if isinstance(transform, container):
+            own = type(transform)
+            hooked = any(getattr(transform, name, None) for name in ("_forward_hooks", "_forward_pre_hooks"))
+            iterates = isinstance(transform, v2.Compose) or own.__iter__ is nn.Sequential.__iter__
+            same = own.forward is container.forward and own.__call__ is nn.Module.__call__
+            return same and iterates and not hooked and "forward" not in vars(transform)
+    return False
+
+
+def is_foreign(step: Any) -> bool:
+    """Whether something in a step is neither torchvision's nor this library's: it may do anything to an image."""
+    return any(
+        not type(part).__module__.startswith(("torchvision.", "densessl.", "torch.nn.")) for part in nested(step)
+    )
+
+
+def writes_in_place(transform: Any) -> bool:
+    """Whether a pipeline may write into the image that it is given, as steps of one's own and ``inplace=True`` may."""
+    return is_foreign(transform) or any(
+        getattr(part, "inplace", False) and not type(part).__module__.startswith("densessl.")
+        for part in nested(transform)
+    )
+
+
 def refuse_untrackable(transform: Any, dense: bool) -> None:
+    in_order = {id(step) for step in _containers_in_order(transform)}
+    handed = {id(part) for part in _handed_all_parts(transform)}
     for part in nested(transform):
         name = type(part).__name__
         reason = next((why for cls, why in _UNTRACKABLE.items() if isinstance(part, cls)), None)
+        old = type(part).__module__.startswith(f"{v1.__name__}.") and not type(part).__module__.startswith(v2.__name__)
         if isinstance(part, v2.ElasticTransform) and not dense:
             reason = "it is no homography; use MultiView(..., dense=True)"
-        if isinstance(part, v2.Lambda) and issubclass(ViewCoords, part.types):
-            reason = "it takes the coords too; restrict it, v2.Lambda(f, tv_tensors.Image), where f moves no pixel"
-        if type(part).__module__.startswith(f"{v1.__name__}.") and not type(part).__module__.startswith(v2.__name__):
-            reason = "it is of torchvision's old transforms and takes no coords; take it from torchvision.transforms.v2"
+        if old and name not in _OLD_COLOURS:
+            reason = _NO_KERNEL
+        if _fills_masks(part):
+            reason = "it fills masks with a value of its own; masks are 0 where a view shows nothing"
+        if id(part) in handed:
+            if isinstance(part, v2.ToPureTensor):
+                reason = _STRIPS
+            if isinstance(part, v2.Lambda) and issubclass(ViewCoords, part.types):
+                reason = "it takes the coords too; restrict it, v2.Lambda(f, tv_tensors.Image), where f moves no pixel"
+            if old:
+                reason = "it is of torchvision's old transforms and takes no coords; take torchvision.transforms.v2's"
+            if type(part) is nn.Sequential and id(part) not in in_order:
+                reason = "inside another transform it takes one value, and not image and coords; use v2.Compose there"
         if reason is not None:
             raise ValueError(f"transforms: {name} cannot be tracked: {reason}")
 
 
+def _fills_masks(part: Any) -> bool:
+    fill = getattr(part, "fill", None)
+    return isinstance(fill, dict) and fill.get(tv_tensors.Mask, 0) not in (0, None)
+
+
+def _containers_in_order(transform: Any) -> Iterator[Any]:
+    if _runs_children_in_order(transform):
+        yield transform
+        for child in children(transform):
+            yield from _containers_in_order(child)
+
+
+def _handed_all_parts(transform: Any) -> Iterator[Any]:
+    """The transforms that get image and coords, and not an image alone as a step of one's own may hand on."""
+    yield transform
+    for child in children(transform):
+        yield from _handed_all_parts(child)
+
+
 def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
-    """Runs one transform and raises where image and coords have come apart.
+    """Runs one transform and raises where image, coords and mask have come apart.
 
     Args:
         step: takes and returns the parts.
@@ -82,8 +200,8 @@ def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
         The parts after the step.
 
     Raises:
-        ValueError: if the step returns something else, coords that lost their type, or an image whose size is not the
-            coords' ``canvas_size``.
+        ValueError: if the step returns something else, coords or a mask that lost their type, or an image or a mask
+            whose size is not the coords' ``canvas_size``.
     """
     out = step(*parts)
     if not isinstance(out, tuple | list) or len(out) != len(parts):
@@ -99,7 +217,20 @@ def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
             f"{step!r} moved pixels and not the coords: the image is now {tuple(F.get_size(image))}, the coords "
             f"are those of {coords.canvas_size}"
         )
-    return list(out)
+    return [image, coords, *(_checked_mask(step, mask, coords.canvas_size) for mask in out[2:])]
+
+
+def _checked_mask(step: Callable[..., Any], mask: Any, size: tuple[int, int]) -> MovingMask:
+    if not isinstance(mask, tv_tensors.Mask):
+        raise ValueError(
+            f"{step!r} returned the mask as {type(mask).__name__}: what follows would not move it. Give it its type "
+            "back, tv_tensors.wrap(changed, like=mask)"
+        )
+    if mask.ndim < 2 or tuple(mask.shape[-2:]) != size:
+        raise ValueError(
+            f"{step!r} moved pixels and not the mask: the image is now {size}, the mask {tuple(mask.shape)}"
+        )
+    return mask if isinstance(mask, MovingMask) else mask.as_subclass(MovingMask)
 
 
 def is_pil(image: Any) -> bool:

@@ -8,8 +8,10 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from densessl.augment._draws import drawn_from
+from densessl.augment._inputs import refuse_values
 from densessl.augment.views import MaskedView, View
-from densessl.geometry import cell_centers, compose, coords_from_kornia, sample_dense, warp
+from densessl.geometry import cell_centers, compose, coords_from_kornia, is_dense, sample_dense, warp
 
 AnyView = TypeVar("AnyView", View, MaskedView)
 
@@ -26,7 +28,8 @@ class BatchAugment(nn.Module):
 
     Raises:
         ValueError: if it holds an augmentation without such a matrix (elastic, thin-plate, fisheye, jigsaw, mixes,
-            RandAugment), or is another container (kornia's ImageSequential does not report a matrix).
+            RandAugment), is another container (kornia's ImageSequential does not report a matrix) or one that is told
+            to skip the matrix, or if it pads with mirrored pixels, which the coords cannot know of.
     """
 
     def __init__(self, augmentation: nn.Module) -> None:
@@ -40,30 +43,53 @@ class BatchAugment(nn.Module):
                     f"augmentation: {type(leaf).__name__} cannot be tracked: expected kornia's 2D augmentations that "
                     "report a transform_matrix, or an AugmentationSequential of such"
                 )
+            mode = _mirrors(leaf)
+            if mode is not None:
+                raise ValueError(
+                    f"augmentation: {type(leaf).__name__} with {mode!r} padding cannot be tracked: it shows mirrored "
+                    "pixels where the coords of a crop continue into the source image; pad with a constant"
+                )
         self.augmentation = augmentation
+        # On a device other than the CPU, values are looked at once: reading one back stalls a GPU.
+        self._looked = False
         # By name, because they came and went with kornia's versions.
         self._colour = [name for leaf in leaves if (name := type(leaf).__name__) in _COLOUR_STEPS]
         # Without a geometric part there is nothing to compose, and no matrix to multiply with.
         self._moves = any(not isinstance(leaf, K.IntensityAugmentationBase2D) for leaf in leaves)
+        for module in augmentation.modules():
+            if self._moves and getattr(module, "_transformation_matrix_arg", None) == "skip":
+                raise ValueError(
+                    "augmentation: expected one that reports its transform_matrix, got "
+                    f"{type(module).__name__} with transformation_matrix_mode='skip'; leave it at 'silent'"
+                )
 
     def forward(self, view: AnyView, *, seed: int | None = None) -> AnyView:
         """Augments a batch.
 
         Args:
             view: a batch of views, image ``(B, C, H, W)``, uint8 or float in 0..1.
-            seed: makes the draw a function of this number alone and leaves the global generators as they were.
+            seed: makes the draw a function of this number alone and leaves the global generators as they were, those
+                of all other devices included.
 
         Returns:
             The same kind of view, float32.
 
         Raises:
-            ValueError: if the image is no such batch, or has not the 3 channels that a step on colours needs.
+            ValueError: if the view is no such batch, its values are not in 0..1 (looked at in every batch on the CPU,
+                in the first one on another device, never in a compiled graph), or it has not the 3 channels that a
+                step on colours needs.
         """
         image = view.image
         if image.ndim != 4 or not (image.dtype == torch.uint8 or image.is_floating_point()):
             raise ValueError(
                 f"view.image: expected uint8 or floating point (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
+                f"{'; default_collate makes a batch of views' if image.ndim == 3 else ''}"
             )
+        _check_batch(view)
+        if not torch.compiler.is_compiling() and (image.device.type == "cpu" or not self._looked):
+            # Bicubic resizing overshoots by some hundredths.
+            refuse_values(image, "view.image", slack=0.1)
+            self._looked = True
         if self._colour and image.shape[1] != 3:
             raise ValueError(
                 f"view.image: expected (B, C, H, W) with C = 3 channels, for {', '.join(self._colour)}; "
@@ -71,16 +97,41 @@ class BatchAugment(nn.Module):
             )
         old_size = image.shape[-2:]
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        devices = [image.device] if image.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=seed is not None), torch.autocast(image.device.type, enabled=False):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with drawn_from(seed, image.device), torch.autocast(image.device.type, enabled=False):
             image = self.augmentation(image)
         view = view._replace(image=image)
         if not self._moves:
             return view
-        matrix = cast(Tensor, self.augmentation.transform_matrix)
+        matrix = cast("Tensor | None", getattr(self.augmentation, "transform_matrix", None))
+        if matrix is None:
+            raise ValueError(f"augmentation: expected one that reports a transform_matrix, got {self.augmentation!r}")
         return _moved(view, coords_from_kornia(matrix.to(image.device).float(), old_size, image.shape[-2:]))
+
+
+def _check_batch(view: AnyView) -> None:
+    """Raises ValueError, with the name of the view's part, unless all parts are batches of one size."""
+    batch = view.image.shape[0]
+    is_dense(view.coords)
+    if view.coords.shape[0] != batch:
+        raise ValueError(f"view.coords: expected as many as images, B = {batch}, got {view.coords.shape[0]}")
+    if tuple(view.source_size.shape) != (batch, 2):
+        raise ValueError(f"view.source_size: expected (B, 2) = ({batch}, 2), got {tuple(view.source_size.shape)}")
+    if isinstance(view, MaskedView):
+        shape: tuple[int, ...] = tuple(view.mask.shape)
+        size: tuple[int, ...] = tuple(view.image.shape[-2:])
+        if shape not in ((batch, *size), (batch, 1, *size)):
+            raise ValueError(f"view.mask: expected (B, H, W) = {(batch, *size)} or (B, 1, H, W), got {shape}")
+
+
+def _mirrors(augmentation: nn.Module) -> str | None:
+    """The mode of a kornia augmentation that pads with mirrored pixels."""
+    flags = getattr(augmentation, "flags", {})
+    for key in ("padding_mode", "pad_mode"):
+        mode = flags.get(key)
+        name = str(getattr(mode, "name", mode)).lower()
+        if name in ("reflect", "reflection", "symmetric", "circular"):
+            return name
+    return None
 
 
 def _moved(view: AnyView, old_from_new: Tensor) -> AnyView:

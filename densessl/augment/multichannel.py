@@ -31,6 +31,7 @@ def multichannel_views(
     std: Sequence[float],
     scale: Range = (0.08, 1.0),
     ratio: Range = (3 / 4, 4 / 3),
+    extra: Sequence[nn.Module] = (),
 ) -> MultiView:
     """Two views of images with any number of channels: BYOL's, less what needs colour.
 
@@ -54,6 +55,7 @@ def multichannel_views(
         std: likewise.
         scale: share of the image's area that a crop covers.
         ratio: width to height of a crop.
+        extra: further geometric steps, as in ``byol_views``.
 
     Returns:
         A MultiView of two views. It raises ValueError on images of another number of channels.
@@ -75,7 +77,7 @@ def multichannel_views(
         ]
 
     first, second = (steps(p) if photometric else [] for p in BLUR_P)
-    return two_views(size, scale, ratio, first, second)
+    return two_views(size, scale, ratio, first, second, extra)
 
 
 class ChannelJitter(v2.Transform):

@@ -33,6 +33,7 @@ def byol_views(
     ratio: Range = (3 / 4, 4 / 3),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    extra: Sequence[nn.Module] = (),
 ) -> MultiView:
     """BYOL's two views, which PixPro trains with.
 
@@ -46,13 +47,15 @@ def byol_views(
         ratio: width to height of a crop.
         mean: per channel, for images in 0..1; used where ``photometric``.
         std: likewise.
+        extra: further geometric steps (vertical flips, quarter turns), put after crop and flip and before the
+            photometric steps of both views.
 
     Returns:
         A MultiView of two views.
     """
     first = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=1.0, solarize_p=0.0, mean=mean, std=std) if photometric else []
     second = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2, mean=mean, std=std) if photometric else []
-    return two_views(size, scale, ratio, first, second)
+    return two_views(size, scale, ratio, first, second, extra)
 
 
 def mocov2_views(
@@ -63,13 +66,14 @@ def mocov2_views(
     ratio: Range = (3 / 4, 4 / 3),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    extra: Sequence[nn.Module] = (),
 ) -> MultiView:
     """MoCo v2's two views, both alike: jitter (0.4, 0.4, 0.4, 0.1; p 0.8), grey (p 0.2), blur (p 0.5).
 
     Arguments and return value as in ``byol_views``; the device half is ``mocov2_photometric``.
     """
     part = _photometric((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
-    return two_views(size, scale, ratio, part, part)
+    return two_views(size, scale, ratio, part, part, extra)
 
 
 def simclr_views(
@@ -80,17 +84,23 @@ def simclr_views(
     ratio: Range = (3 / 4, 4 / 3),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    extra: Sequence[nn.Module] = (),
 ) -> MultiView:
     """SimCLR's two views, both alike: jitter (0.8, 0.8, 0.8, 0.2; p 0.8), grey (p 0.2), blur (p 0.5).
 
     Arguments and return value as in ``byol_views``; the device half is ``simclr_photometric``.
     """
     part = _photometric((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
-    return two_views(size, scale, ratio, part, part)
+    return two_views(size, scale, ratio, part, part, extra)
 
 
 def two_views(
-    size: int | Sequence[int], scale: Range, ratio: Range, first: list[nn.Module], second: list[nn.Module]
+    size: int | Sequence[int],
+    scale: Range,
+    ratio: Range,
+    first: list[nn.Module],
+    second: list[nn.Module],
+    extra: Sequence[nn.Module] = (),
 ) -> MultiView:
     """Random resized crop, flip and further steps, one list per view.
 
@@ -100,6 +110,7 @@ def two_views(
         ratio: width to height of a crop.
         first: of the first view.
         second: of the second view.
+        extra: further geometric steps of both views, put after crop and flip.
 
     Returns:
         A MultiView of two views.
@@ -107,7 +118,8 @@ def two_views(
     sides = (size, size) if isinstance(size, int) else tuple(size)
 
     def geometric() -> list[nn.Module]:
-        return [v2.RandomResizedCrop(sides, scale=scale, ratio=ratio, antialias=True), v2.RandomHorizontalFlip(0.5)]
+        crop = v2.RandomResizedCrop(sides, scale=scale, ratio=ratio, antialias=True)
+        return [crop, v2.RandomHorizontalFlip(0.5), *extra]
 
     return MultiView(v2.Compose([*geometric(), *first]), v2.Compose([*geometric(), *second]))
 
@@ -130,8 +142,12 @@ def _photometric(
             v2.RandomSolarize(threshold=128, p=solarize_p),
         ),
         v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(mean, std, inplace=True),  # of the float that the line above made
+        _NormalizeOwn(mean, std, inplace=True),
     ]
+
+
+class _NormalizeOwn(v2.Normalize):
+    """``Normalize`` in place, of the float image that the step before it made: nobody else holds it."""
 
 
 _ELSE = "multichannel_views and multichannel_photometric take any number"
@@ -181,6 +197,10 @@ class _OnPIL(v2.Transform):
         if not isinstance(inpt, tv_tensors.Image | Image.Image):
             return inpt
         image = inpt
+        if is_pil(image) and image.mode not in ("L", "RGB"):
+            raise ValueError(
+                f"image: expected a PIL image of mode L or RGB, for colour changes, got {image.mode}; {_ELSE}"
+            )
         if isinstance(image, tv_tensors.Image):
             image = F.to_dtype(image, torch.uint8, scale=True)
             if image.dtype == torch.uint8 and image.shape[0] in (1, 3):

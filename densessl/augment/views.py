@@ -9,8 +9,18 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from densessl.augment._draws import drawn_from
+from densessl.augment._inputs import as_image, as_mask, checked_seeds, refuse_values
 from densessl.augment._start import carried, checked_source_size, checked_start
-from densessl.augment._steps import is_pil, nested, refuse_untrackable, steps, tracked_step
+from densessl.augment._steps import (
+    is_foreign,
+    is_pil,
+    nested,
+    refuse_untrackable,
+    steps,
+    tracked_step,
+    writes_in_place,
+)
 from densessl.coords import DenseCoords, ViewCoords
 
 Size = Tensor | Sequence[int]
@@ -76,64 +86,75 @@ class MultiView(nn.Module):
         # PIL and tensors round the enlarged canvas of a rotation differently, by a pixel now and then; the coords
         # follow the tensors' way.
         self._expands = [any(getattr(part, "expand", False) for part in nested(t)) for t in transforms]
+        # Such a pipeline gets a copy: it must change neither the caller's image nor what the other views start from.
+        self._writes = [writes_in_place(t) for t in transforms]
+        # A first step of one's own may bring values into 0..1; every other pipeline needs them there.
+        self._needs_unit_values = any(not is_foreign(next(steps(t), None)) for t in transforms)
 
     def extra_repr(self) -> str:
         return "\n".join([*map(repr, self.transforms), f"dense={self.dense}"])
 
     def forward(
-        self, image: Any, mask: Any = None, coords: Tensor | None = None, *, source_size: Size | None = None
+        self,
+        image: Any,
+        mask: Any = None,
+        coords: Tensor | None = None,
+        seeds: Sequence[int | Sequence[int]] | None = None,
+        *,
+        source_size: Size | None = None,
     ) -> list[View] | list[MaskedView]:
         """Draws one view per transform.
 
         Args:
-            image: PIL image or tensor ``(C, H, W)``.
-            mask: optional PIL image or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size; moves along by nearest
-                neighbour, 0 where the view shows nothing.
+            image: PIL image or tensor ``(C, H, W)``; floating point in 0..1, unless every pipeline begins with a step
+                of one's own, which may bring other values there.
+            mask: optional PIL image of one channel or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size. It moves
+                along, each pixel with the label at its centre, whatever the label's size; 0 where the view shows
+                nothing.
             coords: optional ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1: where the image's pixels
                 lie in another image, as ``coords_from_flow`` gives it. The views then carry positions in that image,
                 dense ones where these are dense.
+            seeds: one per view, each an int of at least 0 or a sequence of such (seed, epoch, index, ...). Every view
+                is then a function of its own seed alone, and the generators are left as they were.
             source_size: height and width of that other image; None: the same as this image's.
 
         Returns:
             One ``View`` per transform, ``MaskedView`` where a mask was given.
 
         Raises:
-            ValueError: on other shapes, or if a transform moves or strips the coords in a way that cannot be followed;
-                on start coords whose values lie in no unit square (pixels, a flow), or which are a homography where a
-                view reaches beyond the image and ``dense`` is False.
+            ValueError: on other shapes and values, or if a transform moves or strips the coords or the mask in a way
+                that cannot be followed; on start coords whose values lie in no unit square (pixels, a flow), or which
+                are a homography where a view reaches beyond the image and ``dense`` is False.
         """
-        source = _as_image(image)
-        height, width = F.get_size(source)
-        start = None if coords is None else checked_start(coords, (height, width))
-        source_size = checked_source_size((height, width) if source_size is None else source_size)
-        extra = [] if mask is None else [_as_mask(mask, (height, width))]
+        source = as_image(image)
+        if self._needs_unit_values:
+            refuse_values(source)
+        size = tuple(F.get_size(source))
+        start = None if coords is None else checked_start(coords, size)
+        shown_size = checked_source_size(size if source_size is None else source_size)
+        labels = None if mask is None else as_mask(mask, size)
+        numbers = checked_seeds(seeds, len(self.transforms))
         views: list[Any] = []
-        for transform, expands in zip(self.transforms, self._expands, strict=True):
-            first = tv_tensors.Image(F.pil_to_tensor(source)) if expands and is_pil(source) else source
-            parts = [first, (DenseCoords if self.dense else ViewCoords)(canvas_size=(height, width)), *extra]
-            for step in steps(transform):
-                parts = tracked_step(step, parts)
-            pixels = F.pil_to_tensor(parts[0]) if is_pil(parts[0]) else parts[0].as_subclass(Tensor)
-            place = parts[1] if start is None else carried(parts[1], start)
-            if mask is None:
-                views.append(View(pixels, place, source_size))
-            else:
-                views.append(MaskedView(pixels, place, source_size, parts[2].as_subclass(Tensor)))
+        for index, seed in enumerate(numbers):
+            with drawn_from(seed):
+                pixels, place, *moved = self._drawn(index, source, labels, size)
+            place = place if start is None else carried(place, start)
+            views.append((MaskedView if moved else View)(pixels, place, shown_size, *moved))
         return views
 
+    def _drawn(self, index: int, source: Any, mask: tv_tensors.Mask | None, size: tuple[int, ...]) -> Any:
+        image = source
+        if self._writes[index]:
+            image, mask = _copied(source), None if mask is None else _copied(mask)
+        if self._expands[index] and is_pil(image):
+            image = tv_tensors.Image(F.pil_to_tensor(image))
+        coords = (DenseCoords if self.dense else ViewCoords)(canvas_size=size)
+        parts = [image, coords, *([] if mask is None else [mask])]
+        for step in steps(self.transforms[index]):
+            parts = tracked_step(step, parts)
+        pixels = F.pil_to_tensor(parts[0]) if is_pil(parts[0]) else parts[0].as_subclass(Tensor)
+        return (pixels, parts[1], *(part.as_subclass(Tensor) for part in parts[2:]))
 
-def _as_image(image: Any) -> Any:
-    if is_pil(image):
-        # Palettes would be interpolated as if they were colours.
-        return image.convert("RGB") if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV") else image
-    if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape:
-        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image: expected a PIL image or a tensor (C, H, W), got {got}")
-    return image if isinstance(image, tv_tensors.TVTensor) else tv_tensors.Image(image)
 
-
-def _as_mask(mask: Any, size: tuple[int, int]) -> tv_tensors.Mask:
-    mask = tv_tensors.Mask(F.pil_to_tensor(mask)[0] if is_pil(mask) else mask)
-    if mask.ndim not in (2, 3) or tuple(mask.shape[-2:]) != size:
-        raise ValueError(f"mask: expected (H, W) = {size}, the image's size, got {tuple(mask.shape)}")
-    return mask
+def _copied(value: Any) -> Any:
+    return value.copy() if is_pil(value) else tv_tensors.wrap(value.as_subclass(Tensor).clone(), like=value)

@@ -168,7 +168,30 @@ def _perspective(
         system, right = torch.tensor(rows, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
         coefficients = torch.linalg.lstsq(system, right[:, None]).solution.flatten().tolist()
     a, b, c, d, e, f, g, h = coefficients
-    return [[a, b, c], [d, e, f], [g, h, 1.0]], canvas
+    matrix = [[a, b, c], [d, e, f], [g, h, 1.0]]
+    return (matrix if _mostly_in_front(matrix, canvas) else [[-x for x in row] for row in matrix]), canvas
+
+
+def _mostly_in_front(matrix: Matrix, canvas: CanvasSize) -> bool:
+    """Whether most of what the output shows of the input has a positive weight.
+
+    A homography and its negative are the same map, and the sign says which side of the horizon is seen. Coefficients
+    fix it by the corner at (0, 0), which strong perspective may throw behind the horizon although hardly anything of
+    the input is to be seen there.
+    """
+    height, width = canvas
+    if all(matrix[2][0] * x + matrix[2][1] * y + matrix[2][2] > 0 for x in (0, width) for y in (0, height)):
+        return True
+    x = (torch.arange(_SIGN_GRID, dtype=torch.float64) + 0.5) * width / _SIGN_GRID
+    y = (torch.arange(_SIGN_GRID, dtype=torch.float64) + 0.5) * height / _SIGN_GRID
+    points = torch.stack([x.repeat(_SIGN_GRID), y.repeat_interleave(_SIGN_GRID), torch.ones(_SIGN_GRID**2)])
+    u, v, weight = torch.tensor(matrix, dtype=torch.float64) @ points
+    u, v = u / weight, v / weight
+    shown = (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
+    return int((shown & (weight > 0)).sum()) >= int((shown & (weight < 0)).sum())
+
+
+_SIGN_GRID = 48  # points along each side that the sign of a homography is decided by
 
 
 FOLLOWED: dict[Callable[..., Any], Callable[..., Move]] = {

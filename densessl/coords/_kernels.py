@@ -29,7 +29,14 @@ from densessl.coords._functionals import (
     dispatched_functionals,
     pad_move,
 )
-from densessl.geometry import cell_centers, sample_dense
+from densessl.geometry import cell_centers, check_precision, sample_dense
+
+
+def _single(data: Any) -> Tensor:
+    """Coords as float32; half precision is refused, because what it lost does not come back."""
+    if isinstance(data, Tensor) and data.is_floating_point():
+        check_precision(data, "data")
+    return torch.as_tensor(data, dtype=torch.float32)
 
 
 class ViewCoords(tv_tensors.TVTensor):
@@ -46,13 +53,13 @@ class ViewCoords(tv_tensors.TVTensor):
         canvas_size: the same of the current view.
 
     Raises:
-        ValueError: if ``data`` is not ``(3, 3)`` or ``canvas_size`` not (height, width).
+        ValueError: if ``data`` is not ``(3, 3)``, is in half precision, or ``canvas_size`` not (height, width).
     """
 
     canvas_size: CanvasSize
 
     def __new__(cls, data: Any = None, *, canvas_size: Sequence[int]) -> ViewCoords:
-        matrix = torch.eye(3) if data is None else torch.as_tensor(data, dtype=torch.float32)
+        matrix = torch.eye(3) if data is None else _single(data)
         if matrix.shape != (3, 3):
             raise ValueError(f"data: expected a homography (3, 3), got {tuple(matrix.shape)}")
         if len(canvas_size) != 2 or min(canvas_size) < 1:
@@ -97,7 +104,7 @@ class DenseCoords(tv_tensors.TVTensor):
                 raise ValueError("canvas_size: expected (height, width) where no data is given, got None")
             h, w = canvas_size
             data = torch.stack(torch.meshgrid((torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h, indexing="xy"))
-        dense = torch.as_tensor(data, dtype=torch.float32)
+        dense = _single(data)
         if dense.ndim != 3 or dense.shape[0] != 2:
             raise ValueError(f"data: expected dense coords (2, H, W), got {tuple(dense.shape)}")
         return dense.as_subclass(cls)
@@ -122,7 +129,9 @@ def _follow(move: Callable[..., Move]) -> Callable[..., ViewCoords]:
         matrix, canvas = move(coords.canvas_size, *args, **kwargs)
         plain = coords.as_subclass(Tensor)
         moved = plain.double() @ _between_units(matrix, coords.canvas_size, canvas).to(plain.device)
-        return ViewCoords(moved / moved[2, 2], canvas_size=canvas)
+        # The sign says what lies before the horizon and must stay; the weight at the corner may be none, or behind.
+        scale = moved[2, 2] if moved[2, 2] > 1e-6 * moved.abs().amax() else moved.abs().amax()
+        return ViewCoords((moved / scale).float(), canvas_size=canvas)
 
     return kernel
 

@@ -28,9 +28,17 @@ def checked(coords: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name}: expected homographies (B, 3, 3) or dense coords (B, 2, H, W), got {tuple(coords.shape)}"
         )
-    if not coords.is_floating_point():
-        raise ValueError(f"{name}: expected a floating point tensor, got {coords.dtype}")
+    check_precision(coords, name)
     return coords if type(coords) is Tensor else coords.as_subclass(Tensor)
+
+
+def check_precision(coords: Tensor, name: str) -> None:
+    """Raises ValueError, with the argument's name, unless coords are float32 or float64.
+
+    Half precision cannot be widened again: in bfloat16 coords are a whole cell wrong at 28x28.
+    """
+    if coords.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name}: expected a floating point tensor, float32 or float64, got {coords.dtype}")
 
 
 def checked_size(size: Size, name: str) -> tuple[int, int]:
@@ -41,19 +49,16 @@ def checked_size(size: Size, name: str) -> tuple[int, int]:
 
 
 def check_pair(first: Tensor, second: Tensor, names: tuple[str, str] = ("coords_q", "coords_k")) -> None:
-    """Raises ValueError, with the arguments' names, unless both are coords of one batch and on one device."""
+    """Raises ValueError, with the arguments' names, unless both are coords of one batch, dtype and device."""
     first, second = checked(first, names[0]), checked(second, names[1])
     if first.shape[0] != second.shape[0]:
         raise ValueError(
             f"{names[1]}: expected as many images as {names[0]}, B = {first.shape[0]}, got {second.shape[0]}"
         )
+    if first.dtype != second.dtype:
+        raise ValueError(f"{names[1]}: expected {first.dtype} as {names[0]}, got {second.dtype}")
     if first.device != second.device:
         raise ValueError(f"{names[1]}: expected a tensor on {first.device} as {names[0]}, got {second.device}")
-
-
-def full(coords: Tensor) -> Tensor:
-    """Half precision is widened: bfloat16 coords would be a whole cell wrong at 28x28."""
-    return coords if coords.dtype == torch.float64 else coords.float()
 
 
 def unit_grid(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:

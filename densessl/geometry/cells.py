@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densessl.geometry._points import Size, checked, checked_size, full, locate, project, unit_grid
+from densessl.geometry._points import Size, checked, checked_size, locate, project, unit_grid
 
 
 def cell_centers(coords: Tensor, size: Size) -> Tensor:
@@ -21,7 +21,7 @@ def cell_centers(coords: Tensor, size: Size) -> Tensor:
     Raises:
         ValueError: on another shape or dtype of ``coords``, or a size below 1.
     """
-    coords = full(checked(coords, "coords"))
+    coords = checked(coords, "coords")
     return locate(coords, *unit_grid(checked_size(size, "size"), coords))
 
 
@@ -61,7 +61,7 @@ def measured_cells(coords: Tensor, size: Size, source_size: Tensor | None = None
     Raises:
         ValueError: on shapes or dtypes other than these.
     """
-    coords = full(checked(coords, "coords"))
+    coords = checked(coords, "coords")
     h, w = size = checked_size(size, "size")
     x, y = unit_grid(size, coords)
     if coords.ndim == 4:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densessl.geometry._points import Size, checked_size, full
+from densessl.geometry._points import Size, check_precision, checked_size
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
@@ -17,7 +17,13 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
     Returns:
         ``(B, 3, 3)``.
+
+    Raises:
+        ValueError: on half precision, or on two dtypes.
     """
+    check_precision(outer, "outer")
+    if inner.dtype != outer.dtype:
+        raise ValueError(f"inner: expected {outer.dtype} as outer, got {inner.dtype}")
     with torch.autocast(outer.device.type, enabled=False):
         product = outer @ inner
     center = 0.5 * (product[:, 2, 0] + product[:, 2, 1]) + product[:, 2, 2]
@@ -37,7 +43,11 @@ def inverse_homography(matrix: Tensor) -> Tensor:
 
     Returns:
         ``(B, 3, 3)``; infinite or NaN where the matrix is singular.
+
+    Raises:
+        ValueError: on half precision.
     """
+    check_precision(matrix, "matrix")
     a, b, c = matrix.unbind(-2)
     rows = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
     determinant = (a * rows[0]).sum(-1)
@@ -59,7 +69,8 @@ def coords_from_boxes(boxes: Tensor) -> Tensor:
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes: expected floating point (B, 4) x0 y0 x1 y1, got {boxes.dtype} {tuple(boxes.shape)}")
-    x0, y0, x1, y1 = full(boxes).unbind(-1)
+    check_precision(boxes, "boxes")
+    x0, y0, x1, y1 = boxes.unbind(-1)
     zero, one = torch.zeros_like(x0), torch.ones_like(x0)
     return torch.stack([x1 - x0, zero, x0, zero, y1 - y0, y0, zero, zero, one], -1).unflatten(-1, (3, 3))
 
@@ -82,6 +93,7 @@ def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Ten
     """
     if matrix.ndim != 3 or tuple(matrix.shape[-2:]) != (3, 3) or not matrix.is_floating_point():
         raise ValueError(f"matrix: expected floating point (B, 3, 3), got {matrix.dtype} {tuple(matrix.shape)}")
+    check_precision(matrix, "matrix")
     image_h, image_w = checked_size(image_size, "image_size")
     view_h, view_w = checked_size(view_size, "view_size")
     # float64: the inverse of a pixel-unit perspective mixes numbers of size 1e-4 and 1e3.
@@ -90,4 +102,4 @@ def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Ten
     index_from_unit = wide.new_tensor([[view_w, 0, -0.5], [0, view_h, -0.5], [0, 0, 1]])
     index_from_index = inverse_homography(wide)
     coords = compose(compose(unit_from_index.expand_as(wide), index_from_index), index_from_unit.expand_as(wide))
-    return coords.to(full(matrix).dtype)
+    return coords.to(matrix.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl.geometry._inverse import inverse_dense
-from densessl.geometry._points import Size, check_pair, checked, checked_size, full, project, sample_dense
+from densessl.geometry._points import Size, check_pair, checked, checked_size, project, sample_dense
 from densessl.geometry.cells import cell_centers
 from densessl.geometry.homography import compose, coords_from_boxes, inverse_homography
 
@@ -31,7 +31,7 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
         ValueError: on shapes, dtypes or devices other than these.
     """
     check_pair(dst, src, ("dst", "src"))
-    dst, src = full(checked(dst, "dst")), full(checked(src, "src"))
+    dst, src = checked(dst, "dst"), checked(src, "src")
     if src.ndim == 4:
         size = dst.shape[-2:] if dst.ndim == 4 else src.shape[-2:]
         points = dst.flatten(2).mT if dst.ndim == 4 else cell_centers(dst, size)
@@ -62,7 +62,8 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: on shapes, dtypes or devices other than these.
     """
     check_pair(a, b, ("a", "b"))
-    (low_a, high_a), (low_b, high_b) = (_bounds(full(checked(coords, name))) for name, coords in (("a", a), ("b", b)))
+    bounds = [_bounds(checked(coords, name)) for name, coords in (("a", a), ("b", b))]
+    (low_a, high_a), (low_b, high_b) = bounds
     low, high = torch.maximum(low_a, low_b), torch.minimum(high_a, high_b)
     shared = (high > low).all(1)
     low, high = torch.where(shared[:, None], low, 0.0), torch.where(shared[:, None], high, 1.0)

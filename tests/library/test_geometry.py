@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from densessl import (
+    DenseCoords,
+    DistanceMatcher,
+    ViewCoords,
     cell_centers,
     cell_diagonal,
     cell_distance,
@@ -284,14 +287,45 @@ def test_kornia_matrices_are_pixel_indices_from_image_to_view(seed):
     torch.testing.assert_close(cell_centers(coords, (3, 4)), cell_centers(matrix, (3, 4)), atol=1e-9, rtol=0)
 
 
-def test_half_precision_coords_are_widened_and_autocast_changes_nothing():
+def test_autocast_changes_nothing():
     coords = random_homographies(2, torch.Generator().manual_seed(1)).float()
     plain = cell_distance(coords, coords.flip(0), (28, 28)), relative_coords(coords, coords.flip(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = cell_distance(coords, coords.flip(0), (28, 28)), relative_coords(coords, coords.flip(0))
     assert torch.equal(plain[0], mixed[0])
     assert torch.equal(plain[1], mixed[1])
-    assert cell_centers(coords.bfloat16(), (2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_wherever_coords_enter(dtype):
+    coords, x, good = EYE.to(dtype), torch.zeros(2, 1, 4, 5), EYE.clone()
+    calls = {
+        "coords: ": [
+            lambda: cell_centers(coords, (2, 3)),
+            lambda: cell_diagonal(coords, (2, 3)),
+            lambda: cell_centers(torch.zeros(2, 2, 4, 5, dtype=dtype), (2, 3)),
+            lambda: inside(coords, (2, 3)),
+            lambda: warp(x, coords, (2, 3)),
+        ],
+        "coords_q: ": [
+            lambda: cell_distance(coords, coords, (2, 3)),
+            lambda: DistanceMatcher()(coords, coords, (2, 3)),
+        ],
+        "coords_k: ": [lambda: cell_distance(good, coords, (2, 3)), lambda: DistanceMatcher()(good, coords, (2, 3))],
+        "dst: ": [lambda: relative_coords(coords, coords)],
+        "src: ": [lambda: relative_coords(good, coords), lambda: relative_coords(good.double(), good)],
+        "b: ": [lambda: overlap_coords(good, coords)],
+        "boxes: ": [lambda: coords_from_boxes(torch.zeros(2, 4, dtype=dtype))],
+        "matrix: ": [lambda: coords_from_kornia(coords, (4, 5), (4, 5))],
+        "data: ": [
+            lambda: ViewCoords(coords[0], canvas_size=(4, 5)),
+            lambda: DenseCoords(torch.zeros(2, 4, 5, dtype=dtype)),
+        ],
+    }
+    for name, entrances in calls.items():
+        for call in entrances:
+            with pytest.raises(ValueError, match=rf"^{name}expected .*float.*got"):
+                call()
 
 
 EYE = torch.eye(3).expand(2, 3, 3)

@@ -287,14 +287,12 @@ def test_valid_cells():
     assert 0 < expected.sum() < full.sum()
 
 
-def test_half_precision_coords_are_widened_and_autocast_changes_nothing():
+def test_autocast_changes_nothing():
     q, k = random_homographies(8), random_homographies(8)
     match = DistanceMatcher()
     expected = match(q, k, (28, 28))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(match(q, k, (28, 28)), expected)
-    half = q.bfloat16(), k.bfloat16()
-    assert torch.equal(match(*half, (28, 28)), match(half[0].float(), half[1].float(), (28, 28)))
 
 
 def test_key_size_defaults_to_the_query_size():

@@ -1,4 +1,7 @@
+import random
+
 import kornia.augmentation as K
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,9 @@ from torchvision.transforms.v2 import functional as F
 
 from densessl import (
     BatchAugment,
+    DenseCoords,
     MultiView,
+    ViewCoords,
     byol_photometric,
     byol_views,
     check_tracking,
@@ -140,3 +145,157 @@ def test_the_global_generator_is_left_alone():
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(ValueError, match="no pixel of 2 draws could be compared"):
         check_tracking(v2.Resize(3), draws=2)
+
+
+# --- what moves and changes at once, and what hides -------------------------------------------------------------------
+
+
+def pasted(x):
+    plain = x.as_subclass(torch.Tensor).clone()
+    half = plain.shape[-1] // 2
+    plain[..., :half] = 0.9 * plain[..., -half:]
+    return plain
+
+
+CHANGING = {
+    "a dimmed shift": lambda x: x.roll(20, -1) * 0.9,
+    "a brighter flip": lambda x: x.flip(-1) + 0.05,
+    "an inverted half turn": lambda x: 1 - x.flip(-1, -2),
+    "half the image dimmed over the other": pasted,
+    "colours alone": lambda x: x * 0.9,
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("often", [1.0, 0.3])
+def test_changed_colours_are_not_taken_for_fill(name, often):
+    bad = OnImages(CHANGING[name])
+    for step in (v2.RandomApply([bad], p=often), v2.RandomChoice([v2.Identity(), bad], p=[1 - often, often])):
+        with pytest.raises(ValueError, match="colours changed, cannot be compared"):
+            check_tracking(v2.Compose([v2.RandomResizedCrop(96), step]), draws=25)
+
+
+def test_a_choice_with_one_bad_branch_is_found():
+    for bad in (OnImages(FORGETFUL["a shift of 2 px"]), Thrown(0.02)):
+        with pytest.raises(ValueError, match="did not follow"):
+            check_tracking(v2.RandomChoice([v2.Identity(), v2.RandomVerticalFlip(), bad]), draws=20)
+
+
+class Thrown(v2.Transform):
+    """Leaves pixels alone and puts the coords elsewhere."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def transform(self, inpt, params):
+        if isinstance(inpt, DenseCoords):
+            return DenseCoords(inpt.as_subclass(torch.Tensor) + self.shift)
+        if isinstance(inpt, ViewCoords):
+            shift = torch.tensor([[1.0, 0, self.shift], [0, 1, 0], [0, 0, 1]])
+            return ViewCoords(shift @ inpt.as_subclass(torch.Tensor), canvas_size=inpt.canvas_size)
+        return inpt
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("shift", [2.5, -7.3, float("nan")])
+def test_coords_thrown_out_of_the_source_are_found(dense, shift):
+    with pytest.raises(ValueError, match=r"did not follow|know nothing"):
+        check_tracking(MultiView(v2.Compose([v2.CenterCrop(120), Thrown(shift)]), dense=dense), draws=4)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "symmetric", "edge"])
+def test_padding_that_repeats_the_source_beyond_its_edge_is_no_error(mode):
+    report = check_tracking(v2.Compose([v2.Pad(90, padding_mode=mode), v2.RandomCrop(80)]), draws=8)
+    assert report.max_error < 0.1
+
+
+class OnMasks(v2.Transform):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def transform(self, inpt, params):
+        return tv_tensors.wrap(self.change(inpt), like=inpt) if isinstance(inpt, tv_tensors.Mask) else inpt
+
+
+def test_masks_are_audited_as_images_are():
+    for change in (lambda m: m.roll(3, -1), lambda m: m.flip(-2)):
+        with pytest.raises(ValueError, match="the mask's pixels moved and coords did not follow"):
+            check_tracking(v2.Compose([v2.CenterCrop(100), OnMasks(change)]), draws=4)
+    with pytest.raises(ValueError, match="the mask's labels changed"):
+        check_tracking(OnMasks(lambda m: m.flip(-1) // 2), draws=4)
+    assert check_tracking(OnMasks(lambda m: m * 0), draws=4).max_error == 0  # fill
+
+
+def test_steps_that_take_image_and_coords_alone_are_audited_without_a_mask():
+    def flip(image, coords):
+        return F.horizontal_flip(image), F.horizontal_flip(coords)
+
+    class Unpacks(v2.Transform):
+        def forward(self, *inputs):
+            image, coords = inputs
+            return flip(image, coords)
+
+    for step in (flip, Unpacks()):
+        assert check_tracking(step, draws=4).max_error < 1e-3
+
+
+def test_views_of_fill_and_strong_perspective_end_in_a_report_or_an_error_of_ours():
+    gone = v2.Compose([v2.RandomRotation((180, 180), center=(0, 0)), v2.RandomVerticalFlip(1.0)])
+    with pytest.raises(ValueError, match="nothing but fill"):
+        check_tracking(MultiView(gone, dense=True), draws=4)
+    assert check_tracking(v2.RandomPerspective(0.8, p=1.0, interpolation=BILINEAR), draws=8).max_error < 1
+
+
+def test_the_share_is_that_of_the_source_pixels_shown():
+    whole = check_tracking(v2.Identity(), draws=4)
+    assert whole.share == 1
+    turned = check_tracking(v2.RandomRotation((30, 30), BILINEAR), draws=4)
+    assert 0.9 < turned.share < 1  # fill does not count, rims do
+    with pytest.raises(ValueError, match=r"no pixel|could be compared"):
+        check_tracking(v2.Resize(4), draws=2)
+
+
+def test_generators_of_random_and_numpy_are_left_alone():
+    class Draws(v2.Transform):
+        def transform(self, inpt, params):
+            random.random(), np.random.rand()  # noqa: NPY002
+            return inpt
+
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    check_tracking(Draws(), draws=2)
+    assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
+
+
+# --- kornia -----------------------------------------------------------------------------------------------------------
+
+
+class MovingIntensity(K.IntensityAugmentationBase2D):
+    def apply_transform(self, input, params, flags, transform=None):
+        return input.roll(5, -1)
+
+
+class MovingBlur(K.RandomGaussianBlur):
+    def apply_transform(self, input, params, flags, transform=None):
+        return input.flip(-2)
+
+
+class DerivedBlur(K.RandomGaussianBlur):
+    """Adds nothing to kornia's."""
+
+
+def test_intensity_classes_of_ones_own_that_move_pixels_are_found():
+    for moving in (MovingIntensity(p=1.0), MovingBlur((3, 3), (0.1, 2.0), p=1.0)):
+        for augmentation in (moving, K.AugmentationSequential(K.ColorJitter(0.4), moving)):
+            with pytest.raises(ValueError, match="did not follow"):
+                check_tracking(BatchAugment(augmentation), draws=3)
+    assert check_tracking(BatchAugment(DerivedBlur((3, 3), (0.1, 2.0), p=1.0)), draws=3).max_error == 0
+
+
+def test_batches_are_audited_from_cropped_coords():
+    """Border padding is right for whole sources, beyond which nothing matches, and wrong for crops."""
+    with pytest.raises(ValueError, match="did not follow"):
+        check_tracking(BatchAugment(K.RandomAffine(0.0, (0.2, 0.2), p=1.0, padding_mode="border")), draws=4)

@@ -1,0 +1,58 @@
+"""Draws that are a function of a seed alone and leave the generators as they were.
+
+Steps of one's own may draw from NumPy's global generator, so that it is NumPy's old interface that must be seeded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def drawn_from(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, everything is drawn from ``seed``; afterwards the generators are as they were before.
+
+    Seeds the generators of ``random``, of NumPy and of torch on the CPU, and that of ``device`` if it is a CUDA device.
+    ``torch.manual_seed`` is not used, because it seeds the generators of all CUDA devices too.
+
+    Args:
+        seed: None leaves everything alone, inside too.
+        device: that draws are made on; None is the CPU.
+    """
+    if seed is None:
+        yield
+        return
+    cuda = device is not None and device.type == "cuda"
+    states = generator_states()
+    with torch.random.fork_rng([device] if cuda else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.default_generators[_index_of(device)].manual_seed(seed)
+        try:
+            yield
+        finally:
+            set_generators(states)
+
+
+def _index_of(device: torch.device | None) -> int:
+    return torch.cuda.current_device() if device is None or device.index is None else device.index
+
+
+def generator_states() -> tuple[Any, Any, torch.Tensor]:
+    """The states of the generators of ``random``, NumPy and torch on the CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
+def set_generators(states: tuple[Any, Any, torch.Tensor]) -> None:
+    """Gives the generators the states that ``generator_states`` returned."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
