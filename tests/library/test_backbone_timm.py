@@ -129,9 +129,9 @@ def test_last_level_is_the_models_own_or_refused(name):
         with torch.no_grad():
             features = encoder(x)
     except ValueError as error:
-        assert name in REFUSED, error
-        assert level["module"] in str(error) or type(model).__name__ in str(error)
-        return
+        if name in REFUSED and (level["module"] in str(error) or type(model).__name__ in str(error)):
+            return
+        raise
     assert name not in REFUSED
     assert features.shape[:2] == (1, level["num_chs"])
     if name in OWN_FORM:
@@ -207,6 +207,7 @@ def test_channels_last_within_a_model(name, layer, options, channels):
     try:
         features = FeatureMap(model, layer)(torch.randn(1, 3, side, side))
     except ValueError as error:
-        assert layer in str(error)
-        return
+        if layer in str(error):
+            return
+        raise
     assert features.shape[1] == channels

@@ -1,4 +1,4 @@
-"""FeatureMap leaves hooks, gradient checkpointing and FSDP by blocks in force; Hugging Face's models and torch.hub's."""
+"""FeatureMap keeps hooks, gradient checkpointing and FSDP by blocks; Hugging Face's models and torch.hub's."""
 
 import copy
 import os
@@ -32,7 +32,7 @@ def test_gradient_checkpointing(when):
     model.blocks[0].attn.register_forward_hook(lambda *args: calls.append(1))
     encoder(torch.randn(1, 3, 64, 96)).sum().backward()
     assert len(calls) == 2  # once more in the backward pass
-    with pytest.raises(ValueError, match="model: .* has no set_grad_checkpointing"):
+    with pytest.raises(ValueError, match=r"model: .* has no set_grad_checkpointing"):
         FeatureMap(tv.resnet18()).set_grad_checkpointing()
 
 
