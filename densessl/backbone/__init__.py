@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densessl.backbone import _graph, _hub, _huggingface, _timm
+from densessl.backbone._graph import GraphRun, cut
+from densessl.backbone._hub import prepare as prepare_hub
+from densessl.backbone._huggingface import prepare as prepare_huggingface
 from densessl.backbone._layout import Layout
+from densessl.backbone._timm import prepare as prepare_timm
 from densessl.backbone._tree import REGISTRIES, shallow
 
 __all__ = ["FeatureMap"]
@@ -129,7 +132,7 @@ def _prepare(
     model: nn.Module, layers: list[str]
 ) -> tuple[nn.Module, tuple[nn.Module, nn.Module], Callable[[nn.Module, Tensor], list[Any]]]:
     """The part of the model that is used, its programs for evaluation and for training, and what runs a program."""
-    for prepare in (_timm.prepare, _huggingface.prepare, _hub.prepare):
+    for prepare in (prepare_timm, prepare_huggingface, prepare_hub):
         prepared = prepare(model, layers)
         if prepared is not None:
             part, run = prepared
@@ -144,5 +147,5 @@ def _prepare(
         if layer not in modules:
             names = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"layer: {type(model).__name__} has no {layer!r}; its top modules are {names}")
-    part, (evaluation, training) = _graph.cut(model, layers)
-    return part, (evaluation, training), _graph.GraphRun(layers)
+    part, (evaluation, training) = cut(model, layers)
+    return part, (evaluation, training), GraphRun(layers)
