@@ -49,7 +49,12 @@ ALLOWED = {
     "matching.pairs": set(),
     "matching.nearest": {"matching.pairs"},
     "matching.similarity": {"_checks", "_normalize"},
-    "backbone": {"features"},
+    "backbone._tree": set(),
+    "backbone._layout": {"features"},
+    "backbone._graph": {"backbone._tree"},
+    "backbone._timm": {"backbone._tree"},
+    "backbone._huggingface": {"backbone._tree", "features"},
+    "backbone._hub": {"backbone._layout", "backbone._tree", "features"},
     "queue": {"_normalize"},
     "propagation._triton": set(),
     "propagation._blockwise": {"propagation._triton"},
@@ -76,7 +81,7 @@ ALLOWED = {
     "evaluation.clustering": {"_normalize", "evaluation._common", "features"},
     "evaluation.correspondence": {"_normalize", "evaluation._common", "features", "geometry"},
 }
-for package in ("geometry", "coords", "augment", "matching", "propagation", "losses", "evaluation"):
+for package in ("geometry", "coords", "augment", "matching", "propagation", "losses", "evaluation", "backbone"):
     ALLOWED[package] = {name for name in ALLOWED if name.startswith(f"{package}.")}
 
 

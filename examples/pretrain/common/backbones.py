@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 
 import torch
@@ -61,8 +62,11 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
     import timm
 
     if timm.is_model(name):  # with or without the tag that names its weights
-        sized = {"img_size": size} if "vit" in name else {}
-        model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
+        sized = _size_argument(name, size)
+        try:
+            model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"backbone.name: {name} cannot be made for views of {size} px: {error}") from error
         stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", (1, 1))
         if any(size % side for side in stride):  # cells would lie elsewhere than their coords say
             raise ValueError(f"data.size: expected a multiple of {name}'s patch of {stride[0]} px, got {size}")
@@ -70,6 +74,27 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
     known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
     close = ", ".join(difflib.get_close_matches(name, known)) or "none close"
     raise ValueError(f"backbone.name: expected the name of a torchvision or timm model ({close}), got {name!r}")
+
+
+def _size_argument(name: str, size: int) -> dict[str, int]:
+    """How the timm model of this name is told the size of its images: nothing for models that take every size.
+
+    The name says little (fastvit, efficientvit and tiny_vit have no such argument, while eva02 and swin do): the
+    signature of the model's class is asked, and the configuration of its weights.
+
+    Raises:
+        ValueError: if the model takes one size alone, and this is another.
+    """
+    import timm
+
+    with torch.device("meta"):  # without memory for the weights, or time to draw them
+        probe = timm.create_model(name)
+    if "img_size" in inspect.signature(type(probe).__init__).parameters:
+        return {"img_size": size}
+    own = probe.pretrained_cfg["input_size"][-1]
+    if probe.pretrained_cfg.get("fixed_input_size") and size != own:
+        raise ValueError(f"data.size: {name} takes images of {own} px alone, got {size}")
+    return {}
 
 
 def _with_channels(model: nn.Module, channels: int) -> nn.Module:

@@ -1,0 +1,151 @@
+"""Backbones as feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from densessl.backbone._graph import GraphRun, cut
+from densessl.backbone._hub import prepare as prepare_hub
+from densessl.backbone._huggingface import prepare as prepare_huggingface
+from densessl.backbone._layout import Layout
+from densessl.backbone._timm import prepare as prepare_timm
+from densessl.backbone._tree import REGISTRIES, shallow
+
+__all__ = ["FeatureMap"]
+
+
+class FeatureMap(nn.Module):
+    """A torchvision, timm or Hugging Face model as an encoder from images to a feature map, or to several.
+
+    What comes after ``layer`` (pooling, classifier) is dropped, so that no parameter stays without gradient. Parameter
+    and buffer names stay the model's own: ``state_dict()`` loads into the plain model (``strict=False`` for the dropped
+    head), and the other way round. The modules are the model's, too: hooks on them, gradient checkpointing and
+    ``fully_shard`` of blocks work as on the plain model.
+
+    Models are run in the way that they offer:
+
+    - timm's by ``forward_intermediates``, for the layers that ``feature_info`` names (``"blocks.11"``, ``"stages.3"``,
+      ``"layer4"``) and for ``"norm"``. Class and register tokens are dropped, channels come first.
+    - Hugging Face's by their outputs: ``"encoder.layer.11"``, ``"encoder.stages.3"``, ``"layernorm"``; the stages of an
+      ``AutoBackbone`` (which is kept whole) by their names, ``"stage4"``.
+    - DINO's of torch.hub by ``get_intermediate_layers``: ``"blocks.11"``, ``"norm"``.
+    - All others, and other layers of timm's, by their graph, which is cut after the layer: hooks on the modules that
+      contain the layer do not fire.
+
+    Args:
+        model: a model of these, or any module that ``torch.fx`` can trace.
+        layer: name of the module to cut after. Default ``"layer4"``, the C5 map of a ResNet. ``"encoder.ln"`` for
+            torchvision's ViTs, ``"features"`` for its ConvNeXt, ``"permute"`` for its Swin.
+        layers: in place of ``layer``, names of several modules: the output is a list of their maps, in this order.
+
+    Attributes:
+        layer: as given; None where ``layers`` is. A model's own part of this name takes its place.
+
+    Raises:
+        ValueError: if the model has no such layer, or there is no way to its output.
+    """
+
+    _programs: tuple[nn.Module, nn.Module]
+    _run: Callable[[nn.Module, Tensor], list[Any]]
+
+    def __init__(self, model: nn.Module, layer: str = "layer4", *, layers: Sequence[str] | None = None) -> None:
+        super().__init__()
+        names = [layer] if layers is None else list(layers)
+        if isinstance(layers, str) or not names:
+            raise ValueError(f"layers: expected a list of names of layers, got {layers!r}")
+        part, self._programs, self._run = _prepare(model, names)
+        # Having the registries, not nesting the part, keeps the model's names.
+        for registry in REGISTRIES:
+            self.__dict__[registry] = part.__dict__[registry]
+        self._non_persistent_buffers_set = set(part._non_persistent_buffers_set) & set(self._buffers)
+        self._share()
+        self.training = model.training
+        self._several = layers is not None
+        self._layouts = [Layout(model, name) for name in names]
+        if "layer" not in self._modules:  # some models have a part of that name, which stays theirs
+            self.layer = layer if layers is None else None
+
+    def _share(self) -> None:
+        """Makes the programs run on this module's own parameters, buffers and modules."""
+        for program in self._programs:
+            for registry in REGISTRIES:
+                program.__dict__[registry] = self.__dict__[registry]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()  # copied and unpickled programs come with modules of their own
+
+    def extra_repr(self) -> str:
+        names = [layout.layer for layout in self._layouts]
+        return f"layers={names!r}" if self._several else f"layer={names[0]!r}"
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switches the model's gradient checkpointing, as its own method of this name does.
+
+        Args:
+            enable: whether to compute activations again in the backward pass.
+
+        Raises:
+            ValueError: if the model has no such method.
+        """
+        for program in self._programs:
+            switch: Any = getattr(program, "set_grad_checkpointing", None)
+            if switch is None:
+                raise ValueError(
+                    f"model: {type(program).__name__} has no set_grad_checkpointing; switch gradient checkpointing on "
+                    "in the model, before FeatureMap takes it"
+                )
+            switch(enable)
+
+    def forward(self, image: Tensor) -> Any:
+        """Encodes.
+
+        Args:
+            image: floating point ``(B, 3, H, W)``.
+
+        Returns:
+            ``(B, C, h, w)``; with ``layers``, a list of such maps.
+
+        Raises:
+            ValueError: on another shape or integer images; at a size that the model does not take; if a map is a single
+                cell, or no map comes out.
+        """
+        if image.ndim != 4 or not image.is_floating_point():
+            raise ValueError(
+                f"image: expected floating point images (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
+                + ("; scale uint8 to 0..1 and normalise it first" if not image.is_floating_point() else "")
+            )
+        size = (image.shape[2], image.shape[3])
+        self._layouts[0].refuse_size(size)
+        try:
+            outs = self._run(self._programs[self.training], image)
+        except AssertionError as error:  # what timm and torchvision raise at sizes that they do not take
+            raise ValueError(f"image: the model does not take {size[0]}x{size[1]} pixels: {error}") from error
+        maps = [layout(out, size) for layout, out in zip(self._layouts, outs, strict=True)]
+        return maps if self._several else maps[0]
+
+
+def _prepare(
+    model: nn.Module, layers: list[str]
+) -> tuple[nn.Module, tuple[nn.Module, nn.Module], Callable[[nn.Module, Tensor], list[Any]]]:
+    """The part of the model that is used, its programs for evaluation and for training, and what runs a program."""
+    for prepare in (prepare_timm, prepare_huggingface, prepare_hub):
+        prepared = prepare(model, layers)
+        if prepared is not None:
+            part, run = prepared
+            if part is model:
+                return model, (model, model), run
+            programs = (shallow(part), shallow(part))
+            for mode, program in zip((False, True), programs, strict=True):
+                program.training = mode
+            return shallow(part), programs, run
+    modules = dict(model.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"layer: {type(model).__name__} has no {layer!r}; its top modules are {names}")
+    part, (evaluation, training) = cut(model, layers)
+    return part, (evaluation, training), GraphRun(layers)
