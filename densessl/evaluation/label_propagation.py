@@ -110,16 +110,17 @@ def _carried(
     left, right = max(0, corner[1] - radius), min(w, corner[1] + columns + radius)
     flat = target.reshape(-1, channels)
     similar = torch.stack([flat @ unit[top:bottom, left:right].reshape(-1, channels).mT for unit in units], 1)
-    device = target.device
-    away_y = torch.arange(corner[0], corner[0] + rows, device=device)[:, None] - torch.arange(
-        top, bottom, device=device
-    )
-    away_x = torch.arange(corner[1], corner[1] + columns, device=device)[:, None] - torch.arange(
-        left, right, device=device
-    )
-    near = (away_y.abs() <= radius)[:, None, :, None] & (away_x.abs() <= radius)[None, :, None, :]
+    near_y = _near(corner[0], rows, top, bottom, radius, target.device)
+    near_x = _near(corner[1], columns, left, right, radius, target.device)
+    near = near_y[:, None, :, None] & near_x[None, :, None, :]
     similar = similar.masked_fill_(~near.flatten(2).flatten(0, 1).unsqueeze(1), -torch.inf).flatten(1)
     best, place = similar.topk(min(neighbors, similar.shape[1]), dim=1)
     weights = (best / temperature).softmax(1)
     sources = shares[:, :, top:bottom, left:right].movedim(1, -1).reshape(-1, shares.shape[1])
     return (weights.unsqueeze(1) @ sources[place]).squeeze(1).mT.reshape(-1, rows, columns)
+
+
+def _near(start: int, count: int, low: int, high: int, radius: int, device: torch.device) -> Tensor:
+    """Which of the rows low..high-1 are within the radius of each of the rows from start on, bool."""
+    rows, sources = torch.arange(start, start + count, device=device), torch.arange(low, high, device=device)
+    return (rows[:, None] - sources).abs() <= radius

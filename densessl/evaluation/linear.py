@@ -42,8 +42,8 @@ def linear_segmentation(
         Mean intersection over union on the test split, 0..1.
 
     Raises:
-        ValueError: if a split is empty or ``fit`` has no label, if a feature is not finite or a setting out of range, or
-            on other shapes and dtypes.
+        ValueError: if a split is empty or ``fit`` has no label, if a feature is not finite or a setting out of
+            range, or on other shapes and dtypes.
     """
     check_probe(classes, batch_size)
     check_at_least(steps, 1, "steps")

@@ -70,7 +70,7 @@ def iou_of_overlap(overlap: Tensor, *, rule: str, unmatched: str | int) -> float
     if not bool(overlap.any()):
         raise ValueError("labels: expected at least one labelled pixel, got none")
     overlap = overlap.cpu().double()
-    classes, clusters = overlap.shape
+    classes = len(overlap)
     of_class, of_cluster = overlap.sum(1), overlap.sum(0)
     iou = overlap / (of_class[:, None] + of_cluster - overlap).clamp(min=1)
     if rule == "hungarian":
