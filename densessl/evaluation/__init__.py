@@ -7,6 +7,7 @@ normalising the images is part of it.
 
 from densessl.evaluation.clustering import cluster_segmentation
 from densessl.evaluation.correspondence import correspondence_accuracy
+from densessl.evaluation.in_context import FAST, HUMMINGBIRD, HUMMINGBIRD_OPEN, InContext, in_context_segmentation
 from densessl.evaluation.keypoints import KeypointAccuracy, keypoint_accuracy
 from densessl.evaluation.label_propagation import propagate_labels
 from densessl.evaluation.linear import linear_segmentation
@@ -17,10 +18,15 @@ from densessl.evaluation.shares import class_shares
 from densessl.evaluation.tokens import outlier_tokens, position_share, remove_position
 
 __all__ = [
+    "FAST",
+    "HUMMINGBIRD",
+    "HUMMINGBIRD_OPEN",
+    "InContext",
     "KeypointAccuracy",
     "class_shares",
     "cluster_segmentation",
     "correspondence_accuracy",
+    "in_context_segmentation",
     "keypoint_accuracy",
     "linear_segmentation",
     "matched_iou",

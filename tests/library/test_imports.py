@@ -65,6 +65,13 @@ ALLOWED = {
     "evaluation.keypoints": {"evaluation._refuse"},
     "evaluation.label_propagation": {"evaluation._refuse"},
     "evaluation.tokens": {"_checks", "evaluation._refuse"},
+    "evaluation.in_context": {
+        "evaluation._common",
+        "evaluation.matched",
+        "evaluation.retrieval",
+        "evaluation.shares",
+        "features",
+    },
     "evaluation.linear": {"evaluation._common", "evaluation._refuse"},
     "evaluation.neighbors": {
         "_normalize",
