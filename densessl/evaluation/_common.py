@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
+
+from densessl.evaluation._refuse import check_at_least, check_finite
+from densessl.evaluation.shares import class_shares
 
 Features = Callable[[Tensor], Tensor]
 Labelled = Sequence[tuple[Tensor, Tensor]]
 IGNORED = -1
+
+__all__ = ["IGNORED", "Features", "Labelled", "check_labelled", "check_probe", "class_shares", "encoded", "mean_iou"]
 
 
 def check_labelled(labelled: Labelled, name: str) -> None:
@@ -33,6 +37,12 @@ def check_labelled(labelled: Labelled, name: str) -> None:
             )
 
 
+def check_probe(classes: int, batch_size: int) -> None:
+    """Raises ValueError unless there are classes to tell apart and images to encode."""
+    check_at_least(classes, 2, "classes")
+    check_at_least(batch_size, 1, "batch_size")
+
+
 def encoded(features: Features, labelled: Labelled, classes: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Feature maps and labels on their device, batch by batch; labels that name no class become IGNORED."""
     for start in range(0, len(labelled), batch_size):
@@ -41,24 +51,9 @@ def encoded(features: Features, labelled: Labelled, classes: int, batch_size: in
             maps = features(torch.stack([image for image, _ in part]))
         if maps.ndim != 4 or not maps.is_floating_point():
             raise ValueError(f"features: expected it to return maps (B, C, h, w), got {maps.dtype} {tuple(maps.shape)}")
+        check_finite(maps, "features")
         labels = torch.stack([labels for _, labels in part]).to(maps.device)
         yield maps.detach().float(), labels.masked_fill((labels < 0) | (labels >= classes), IGNORED)
-
-
-def class_shares(labels: Tensor, classes: int, size: tuple[int, int]) -> Tensor:
-    """How much of each cell each class covers, among its labelled pixels.
-
-    Args:
-        labels: int64 ``(B, H, W)``, 0..classes-1 or IGNORED.
-        classes: how many there are.
-        size: ``(h, w)`` of the cells.
-
-    Returns:
-        ``(B, h * w, classes)``; rows sum to 1, or to 0 where no pixel of the cell is labelled.
-    """
-    one_hot = F.one_hot(labels.clamp(min=0), classes) * (labels != IGNORED).unsqueeze(-1)
-    shares = F.adaptive_avg_pool2d(one_hot.movedim(-1, 1).float(), size).flatten(2).mT
-    return shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 def mean_iou(classes: int) -> MulticlassJaccardIndex:

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from densessl._normalize import normalized
-from densessl.evaluation._common import IGNORED, Features, Labelled, check_labelled, encoded, mean_iou
+from densessl.evaluation._common import IGNORED, Features, Labelled, check_labelled, check_probe, encoded, mean_iou
+from densessl.evaluation._refuse import check_at_least
 from densessl.features import map_to_tokens
 
 
@@ -47,6 +48,9 @@ def cluster_segmentation(
         ValueError: if there are fewer clusters than classes or fewer cells than clusters, or on other shapes.
         ImportError: without SciPy, ``pip install 'densessl[evaluation]'``.
     """
+    check_probe(classes, batch_size)
+    check_at_least(cells, 1, "cells")
+    check_at_least(iterations, 1, "iterations")
     clusters = classes if clusters is None else clusters
     if clusters < classes:
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")

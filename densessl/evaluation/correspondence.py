@@ -10,8 +10,11 @@ from torch import Tensor
 
 from densessl._normalize import normalized
 from densessl.evaluation._common import Features
+from densessl.evaluation._refuse import check_at_least, check_finite
 from densessl.features import map_to_tokens
 from densessl.geometry import cell_centers, inside, warp
+
+_TABLE = 1 << 24  # similarities held at once
 
 
 def correspondence_accuracy(
@@ -44,6 +47,7 @@ def correspondence_accuracy(
     Raises:
         ValueError: if there is no photo, or on other shapes and dtypes.
     """
+    check_at_least(batch_size, 1, "batch_size")
     for index, photo in enumerate(photos):
         if photo.ndim != 3 or photo.dtype != torch.uint8:
             raise ValueError(f"photos[{index}]: expected uint8 (3, H, W), got {photo.dtype} {tuple(photo.shape)}")
@@ -65,9 +69,17 @@ def correspondence_accuracy(
 def _errors(features: Features, photos: Tensor, copies: Tensor, coords: Tensor) -> Tensor:
     """Distance in cells from the answer to the truth, of all cells of the copies that show part of their photo."""
     sought, maps = features(copies), features(photos)
+    check_finite(sought, "features")
+    check_finite(maps, "features")
     h, w = maps.shape[2:]
     queries, keys = normalized(map_to_tokens(sought)), normalized(map_to_tokens(maps))
-    answer = (queries @ keys.mT).argmax(-1)
+    rows = max(1, _TABLE // (h * w))
+    answer = torch.stack(
+        [
+            torch.cat([(part @ key.mT).argmax(-1) for part in query.split(rows)])
+            for query, key in zip(queries, keys, strict=True)
+        ]
+    )
     place = torch.stack([answer % w + 0.5, answer // w + 0.5], -1)
     coords = coords.to(maps.device)
     truth = cell_centers(coords, (h, w)) * torch.tensor([w, h], device=maps.device)

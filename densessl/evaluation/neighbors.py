@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._common import Features, Labelled, check_labelled, class_shares, encoded, mean_iou
+from densessl.evaluation._common import Features, Labelled, check_labelled, check_probe, encoded, mean_iou
+from densessl.evaluation._refuse import check_at_least, check_positive
+from densessl.evaluation.retrieval import retrieve_shares
+from densessl.evaluation.shares import class_shares
 from densessl.features import map_to_tokens, tokens_to_map
 
 
@@ -44,16 +47,27 @@ def nearest_neighbor_segmentation(
         Mean intersection over union on the test split, 0..1.
 
     Raises:
-        ValueError: if a split is empty or the memory holds no labelled cell, or on other shapes and dtypes.
+        ValueError: if a split is empty or the memory holds no labelled cell, if a feature is not finite or a setting
+            out of range, or on other shapes and dtypes.
     """
+    check_probe(classes, batch_size)
+    check_at_least(neighbors, 1, "neighbors")
+    check_positive(temperature, "temperature")
+    check_at_least(cells, 1, "cells")
     check_labelled(memory, "memory")
     check_labelled(test, "test")
     keys, shares = _memory(features, memory, classes, cells, batch_size, seed)
     meter = mean_iou(classes).to(keys.device)
     for maps, labels in encoded(features, test, classes, batch_size):
         # Not lightly's knn_predict: it takes one label per key and returns a ranking, which cannot be upsampled.
-        scores = torch.stack([_vote(image, keys, shares, neighbors, temperature) for image in map_to_tokens(maps)])
-        scores = tokens_to_map(scores, (maps.shape[2], maps.shape[3]))
+        votes = retrieve_shares(
+            map_to_tokens(maps).flatten(0, 1),
+            keys,
+            shares,
+            neighbors=min(neighbors, len(keys)),
+            temperature=temperature,
+        )
+        scores = tokens_to_map(votes.unflatten(0, (len(maps), -1)), (maps.shape[2], maps.shape[3]))
         predicted = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False).argmax(1)
         meter.update(predicted, labels)
     return float(meter.compute())
@@ -63,23 +77,17 @@ def _memory(
     features: Features, memory: Labelled, classes: int, cells: int, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Unit features (M, C) and class shares (M, classes) of at most ``cells`` labelled cells."""
-    # As many of each image as needed: a memory of all cells of all images may not fit.
-    per_batch = -(-cells * batch_size // len(memory))
     generator = torch.Generator().manual_seed(seed)
-    keys, shares = [], []
+    keys, shares, left, images = [], [], cells, len(memory)
     for maps, labels in encoded(features, memory, classes, batch_size):
+        # Each batch may take its images' part of what is left: a memory of all cells of all images may not fit.
+        allowed = -(-left * len(maps) // images)
         share = class_shares(labels, classes, (maps.shape[2], maps.shape[3])).flatten(0, 1)
         known = share.sum(-1).nonzero()[:, 0]
-        chosen = known[torch.randperm(len(known), generator=generator)[:per_batch].to(known.device)]
+        chosen = known[torch.randperm(len(known), generator=generator)[:allowed].to(known.device)]
         keys.append(normalized(map_to_tokens(maps).flatten(0, 1)[chosen]))
         shares.append(share[chosen])
+        left, images = left - len(chosen), images - len(maps)
     if not sum(len(part) for part in keys):
         raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {len(memory)} images")
     return torch.cat(keys), torch.cat(shares)
-
-
-def _vote(tokens: Tensor, keys: Tensor, shares: Tensor, neighbors: int, temperature: float) -> Tensor:
-    """Class shares (N, classes) of the tokens (N, C) of one image."""
-    nearest, index = (normalized(tokens) @ keys.T).topk(min(neighbors, len(keys)), dim=1)
-    weights = (nearest / temperature).softmax(1)
-    return (weights.unsqueeze(1) @ shares[index]).squeeze(1)

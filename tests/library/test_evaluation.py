@@ -19,6 +19,7 @@ from densessl.evaluation import (
 from densessl.evaluation._common import class_shares, mean_iou
 from densessl.evaluation.clustering import _names
 from densessl.evaluation.correspondence import _homographies
+from densessl.evaluation.neighbors import _memory
 
 CLASSES, CELL = 4, 8
 
@@ -233,3 +234,43 @@ def test_photometric_changes_reach_the_copies_only():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def without_labels(labelled):
+    return [(image, torch.full_like(labels, 255)) for image, labels in labelled]
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("features", lambda known, bad: linear_segmentation(bad, known, known, CLASSES)),
+        ("features", lambda known, bad: nearest_neighbor_segmentation(bad, known, known, CLASSES)),
+        ("features", lambda known, bad: cluster_segmentation(bad, known, CLASSES)),
+        ("features", lambda known, bad: correspondence_accuracy(bad, [image for image, _ in known])),
+        ("fit", lambda known, bad: linear_segmentation(one_hot, without_labels(known), known, CLASSES)),
+        ("memory", lambda known, bad: nearest_neighbor_segmentation(one_hot, without_labels(known), known, CLASSES)),
+        ("classes", lambda known, bad: linear_segmentation(one_hot, known, known, 1)),
+        ("classes", lambda known, bad: cluster_segmentation(one_hot, known, 1)),
+        ("neighbors", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, known, CLASSES, neighbors=0)),
+        ("temperature", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, known, 4, temperature=0)),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_by_name(name, call):
+    def bad(images: Tensor) -> Tensor:
+        return one_hot(images) * float("nan")
+
+    with pytest.raises(ValueError, match=f"^{name}:"):
+        call(colour_by_class(3), bad)
+
+
+def test_linear_probe_runs_without_gradients():
+    known = colour_by_class(3)
+    expected = linear_segmentation(one_hot, known, known, CLASSES, steps=20)
+    with torch.no_grad():
+        assert linear_segmentation(one_hot, known, known, CLASSES, steps=20) == expected
+
+
+@pytest.mark.parametrize("images", [10, 17, 40])
+def test_memory_holds_at_most_the_cells_asked_for(images):
+    keys, _ = _memory(one_hot, colour_by_class(images), CLASSES, 100, 16, 0)
+    assert len(keys) == 100

@@ -1,0 +1,49 @@
+"""Refuses by name what the evaluation cannot score: settings out of range, features and labels that are not such."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_at_least(value: float, least: float, name: str) -> None:
+    """Raises ValueError if a setting is smaller than it may be."""
+    if not value >= least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_positive(value: float, name: str) -> None:
+    """Raises ValueError unless a setting is greater than 0."""
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number greater than 0, got {value}")
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raises ValueError if a value is NaN or infinite, since a score of such features would say nothing."""
+    # The least and the greatest value tell, without a mask as large as the values; NaN spreads to both.
+    if values.numel() and not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def check_floating(values: Tensor, shape: tuple[str, ...], name: str) -> None:
+    """Raises ValueError unless there are floating point values with so many dimensions, none of length 0."""
+    if values.ndim != len(shape) or not values.is_floating_point() or 0 in values.shape:
+        raise ValueError(
+            f"{name}: expected floating point ({', '.join(shape)}), got {values.dtype} {tuple(values.shape)}"
+        )
+
+
+def known_labels(labels: Tensor, classes: int, name: str) -> Tensor:
+    """Which labels name a class; -1 and 255 mark what is ignored.
+
+    Raises:
+        ValueError: on another dtype than int64, or if a label is neither a class nor an ignored one.
+    """
+    if labels.dtype != torch.int64:
+        raise ValueError(f"{name}: expected int64, got {labels.dtype}")
+    known = (labels >= 0) & (labels < classes)
+    wrong = ~known & (labels != -1) & (labels != 255)
+    if bool(wrong.any()):
+        found = int(labels[wrong][0])
+        raise ValueError(f"{name}: expected 0..{classes - 1}, or -1 or 255 where ignored, got {found}")
+    return known

@@ -1,0 +1,127 @@
+"""In-context segmentation by its published settings."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densessl.evaluation._common import Features, Labelled, check_labelled, check_probe, encoded
+from densessl.evaluation.matched import iou_of_overlap, overlap_of
+from densessl.evaluation.retrieval import rare_first_cells, retrieve_shares
+from densessl.evaluation.shares import class_shares
+from densessl.features import map_to_tokens, tokens_to_map
+
+
+class InContext(NamedTuple):
+    """Settings of the in-context segmentation.
+
+    Attributes:
+        source: where the settings come from.
+        neighbors: how many cells vote.
+        temperature: of the softmax over them.
+        cells: the memory holds at most so many.
+        ignored: what becomes of ignored pixels in the memory, as of ``class_shares``.
+        matched: whether predicted classes are matched to the classes before they are scored.
+        normalize_query: whether the memory is searched by the cosine.
+    """
+
+    source: str
+    neighbors: int = 30
+    temperature: float = 0.02
+    cells: int = 10_240_000
+    ignored: Literal["exclude", 0] = "exclude"
+    matched: bool = False
+    normalize_query: bool = True
+
+
+HUMMINGBIRD = InContext("Balazevic et al. 2023, Towards In-context Scene Understanding")
+HUMMINGBIRD_OPEN = InContext("open-hummingbird-eval 2.0.0", ignored=0, matched=True, normalize_query=False)
+FAST = InContext("densessl: a small memory, for comparisons of one's own", cells=50_000)
+
+
+@torch.no_grad()
+def in_context_segmentation(
+    features: Features,
+    memory: Labelled,
+    test: Labelled,
+    classes: int,
+    protocol: InContext = HUMMINGBIRD,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> float:
+    """Labels each cell by the most similar cells of a memory of labelled ones.
+
+    Resizing and normalising the images, and augmented passes over the memory's images, are the caller's.
+
+    Args:
+        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
+        test: the same to report on.
+        classes: labels run 0..classes-1; all others are ignored.
+        protocol: HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or settings of your own.
+        batch_size: images encoded at once.
+        seed: of the choice of cells.
+
+    Returns:
+        Mean intersection over union over all classes, 0..1; a class that occurs nowhere counts as 0.
+
+    Raises:
+        ValueError: on an unknown protocol, other shapes and dtypes, features that are not finite, a memory smaller
+            than the number of neighbours, or a memory without a label.
+    """
+    if not isinstance(protocol, InContext):
+        raise ValueError(f"protocol: expected HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or an InContext, got {protocol!r}")
+    check_probe(classes, batch_size)
+    check_labelled(memory, "memory")
+    check_labelled(test, "test")
+    keys, shares = _memory(features, memory, classes, protocol, batch_size, seed)
+    overlap = torch.zeros(classes, classes, dtype=torch.int64)
+    for maps, labels in encoded(features, test, classes, batch_size):
+        read = retrieve_shares(
+            map_to_tokens(maps).flatten(0, 1),
+            keys,
+            shares,
+            neighbors=protocol.neighbors,
+            temperature=protocol.temperature,
+            normalize_query=protocol.normalize_query,
+        )
+        scores = tokens_to_map(read.unflatten(0, (len(maps), -1)), (maps.shape[2], maps.shape[3]))
+        for score, answer in zip(scores, labels, strict=True):  # one at a time: scores at full size are large
+            full = F.interpolate(score[None], answer.shape, mode="bilinear", align_corners=False)
+            overlap += overlap_of(full.argmax(1)[0], answer, classes, classes).cpu()
+    if protocol.matched:
+        return iou_of_overlap(overlap, rule="hungarian", unmatched="own")
+    if not bool(overlap.any()):
+        raise ValueError("test: expected at least one labelled pixel, got none")
+    hits = overlap.diagonal().double()
+    return float((hits / (overlap.sum(0) + overlap.sum(1) - hits).clamp(min=1)).mean())
+
+
+def _memory(
+    features: Features, memory: Labelled, classes: int, protocol: InContext, batch_size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Unit features (M, C) and class shares (M, classes); each image keeps as many cells, rare classes first."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, shares, labelled = [], [], False
+    count = protocol.cells // len(memory)
+    if count < 1:
+        raise ValueError(
+            f"protocol.cells: expected at least one for each of {len(memory)} images, got {protocol.cells}"
+        )
+    for maps, labels in encoded(features, memory, classes, batch_size):
+        labelled = labelled or bool((labels >= 0).any())
+        share = class_shares(labels, classes, (maps.shape[2], maps.shape[3]), ignored=protocol.ignored)
+        tokens = F.normalize(map_to_tokens(maps), dim=-1)
+        if count < tokens.shape[1]:
+            chosen = rare_first_cells(share, count, generator).unsqueeze(2)
+            tokens, share = tokens.take_along_dim(chosen, 1), share.take_along_dim(chosen, 1)
+        known = share.sum(2) > 0
+        keys.append(tokens[known])
+        shares.append(share[known])
+    if not labelled:
+        raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {len(memory)} images")
+    return torch.cat(keys), torch.cat(shares)

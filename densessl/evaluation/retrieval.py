@@ -1,0 +1,146 @@
+"""Reads class shares out of a memory of labelled cells, and chooses which cells a bounded memory keeps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densessl.evaluation._refuse import check_at_least, check_finite, check_floating, check_positive, known_labels
+
+_GROUP = 32  # keys whose greatest score stands for them in the first pass
+_TABLE = 1 << 24  # scores held at once
+
+
+@torch.no_grad()
+def retrieve_shares(
+    query: Tensor,
+    keys: Tensor,
+    shares: Tensor,
+    *,
+    neighbors: int = 30,
+    temperature: float = 0.02,
+    block: int = 32_768,
+    normalize_query: bool = True,
+) -> Tensor:
+    """Weighted mean of the class shares of the most similar keys, weighted by ``softmax(cos / temperature)``.
+
+    The keys are searched in blocks with a running list of the best, so that memory does not grow with their number.
+    The defaults are those of Balazevic et al. 2023 ("Towards In-context Scene Understanding").
+
+    Args:
+        query: floating point ``(N, C)``.
+        keys: floating point ``(M, C)``, of any length; they are compared by direction.
+        shares: floating point ``(M, K)``, the class shares of the keys.
+        neighbors: how many keys vote, at most M.
+        temperature: of the softmax.
+        block: keys compared at once.
+        normalize_query: False searches by the inner product with the query as it is, like the open code does; the
+            weights are those of the cosine either way.
+
+    Returns:
+        ``(N, K)`` in the dtype of the shares.
+
+    Raises:
+        ValueError: on other shapes, if a feature is not finite, or if there are fewer keys than neighbours.
+    """
+    check_floating(query, ("N", "C"), "query")
+    check_floating(keys, ("M", str(query.shape[1])), "keys")
+    check_floating(shares, (str(len(keys)), "K"), "shares")
+    if keys.shape[1] != query.shape[1]:
+        raise ValueError(f"keys: expected (M, C) with C = {query.shape[1]} as the query, got {tuple(keys.shape)}")
+    if len(shares) != len(keys):
+        raise ValueError(f"shares: expected one row for each of the {len(keys)} keys, got {len(shares)}")
+    check_at_least(neighbors, 1, "neighbors")
+    if neighbors > len(keys):
+        raise ValueError(f"neighbors: expected at most as many as there are keys, {len(keys)}, got {neighbors}")
+    check_positive(temperature, "temperature")
+    check_at_least(block, 1, "block")
+    check_finite(query, "query")
+    check_finite(keys, "keys")
+    check_finite(shares, "shares")
+    rows = max(1, min(1024, _TABLE // min(block, len(keys))))
+    read = torch.empty(len(query), shares.shape[1], dtype=shares.dtype, device=shares.device)
+    for start in range(0, len(query), rows):
+        part = query[start : start + rows].float()
+        unit = F.normalize(part, dim=1)
+        best = _nearest(unit if normalize_query else part, keys, neighbors, block)
+        cos = (F.normalize(keys[best].float(), dim=-1) @ unit.unsqueeze(2)).squeeze(2)
+        weights = (cos / temperature).softmax(1).to(shares.dtype)
+        read[start : start + rows] = (weights.unsqueeze(1) @ shares[best]).squeeze(1)
+    return read
+
+
+def _nearest(query: Tensor, keys: Tensor, neighbors: int, block: int) -> Tensor:
+    """Indices (N, neighbors) of the keys with the greatest inner products with the query."""
+    best = query.new_full((len(query), neighbors), -torch.inf)
+    index = torch.zeros(len(query), neighbors, dtype=torch.int64, device=query.device)
+    for start in range(0, len(keys), block):
+        part = keys[start : start + block].float()
+        scores = query @ (part / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).mT
+        score, place = _best_of(scores, neighbors)
+        best, chosen = torch.cat([best, score], 1).topk(neighbors, dim=1)
+        index = torch.cat([index, place + start], 1).gather(1, chosen)
+    return index
+
+
+def _best_of(scores: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+    """Greatest scores of each row and their columns, as many as asked for or as there are."""
+    rows, columns = scores.shape
+    groups = columns // _GROUP
+    if groups <= 2 * neighbors:
+        return scores.topk(min(neighbors, columns), dim=1)
+    # The k best lie in the k groups with the greatest maxima: sorting these is far cheaper than sorting all scores.
+    # A group is a strided set of columns, so that its maximum is taken over whole vectors.
+    whole = groups * _GROUP
+    first = scores[:, :whole].unflatten(1, (_GROUP, groups)).amax(1).topk(neighbors, dim=1, sorted=False).indices
+    members = torch.arange(_GROUP, device=scores.device) * groups
+    columns_of = (first.unsqueeze(2) + members).flatten(1)
+    if whole < columns:
+        columns_of = torch.cat([columns_of, torch.arange(whole, columns, device=scores.device).expand(rows, -1)], 1)
+    best, chosen = scores.gather(1, columns_of).topk(neighbors, dim=1)
+    return best, columns_of.gather(1, chosen)
+
+
+def rare_first_cells(labels_or_presence: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Which cells of each image a bounded memory keeps: those of rare classes first.
+
+    The score of a cell is the sum, over the classes present in it, of the number of the image's cells in which the
+    class is present, times a uniform random number. The cells with the least score are kept. Source:
+    open-hummingbird-eval 2.0.0. One call of ``torch.rand`` is made for the batch.
+
+    Args:
+        labels_or_presence: presence bool ``(B, N, K)``, or class shares ``(B, N, K)``, present where greater than 0;
+            or one label for each cell, int64 ``(B, N)`` or ``(B, h, w)``, -1 or 255 where ignored.
+        count: cells kept of each image, at most N.
+        generator: of the random numbers, on the CPU; None takes the global one.
+
+    Returns:
+        int64 ``(B, count)``, indices of cells in increasing order of their scores. Cells without any class come last.
+
+    Raises:
+        ValueError: on another shape or dtype, or if there are fewer cells than asked for.
+    """
+    present = _presence(labels_or_presence)
+    check_at_least(count, 1, "count")
+    if count > present.shape[1]:
+        raise ValueError(f"count: expected at most as many as an image has cells, {present.shape[1]}, got {count}")
+    counts = present.float()
+    score = (counts @ counts.sum(1).unsqueeze(2)).squeeze(2)
+    score = score * torch.rand(score.shape, generator=generator).to(score.device)
+    return score.masked_fill(~present.any(2), torch.inf).topk(count, dim=1, largest=False).indices
+
+
+def _presence(given: Tensor) -> Tensor:
+    """Which classes are present in each cell, bool (B, N, K)."""
+    if given.dtype == torch.int64 and given.ndim in (2, 3) and given.numel():
+        labels = given.flatten(1)
+        classes = max(int(labels.masked_fill(labels == 255, -1).max()) + 1, 1)
+        known = known_labels(labels, classes, "labels_or_presence")
+        return F.one_hot(labels.clamp(0, classes - 1), classes).bool() & known.unsqueeze(2)
+    if given.ndim == 3 and given.numel() and (given.dtype == torch.bool or given.is_floating_point()):
+        return given if given.dtype == torch.bool else given > 0
+    raise ValueError(
+        f"labels_or_presence: expected bool or floating point (B, N, K), or int64 (B, N) or (B, h, w), "
+        f"got {given.dtype} {tuple(given.shape)}"
+    )

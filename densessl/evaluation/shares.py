@@ -1,0 +1,50 @@
+"""How much of each cell of a map each class covers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densessl.evaluation._refuse import check_at_least, known_labels
+
+
+def class_shares(
+    labels: Tensor, classes: int, size: tuple[int, int], *, ignored: Literal["exclude", 0] = "exclude"
+) -> Tensor:
+    """How much of each cell each class covers.
+
+    Where the labels' sides are no multiples of the map's, neighbouring cells share the pixels on their border, as
+    ``adaptive_avg_pool2d`` has it.
+
+    Args:
+        labels: int64 ``(B, H, W)``, 0..classes-1, or -1 or 255 for ignored pixels.
+        classes: how many there are.
+        size: ``(h, w)`` of the cells.
+        ignored: "exclude" counts among the labelled pixels only. 0 counts ignored pixels as class 0, as the open code
+            of the in-context evaluation (open-hummingbird-eval 2.0.0) does.
+
+    Returns:
+        float32 ``(B, h * w, classes)``; rows sum to 1, or to 0 where no pixel of the cell is labelled.
+
+    Raises:
+        ValueError: on another shape or dtype, or if a label is out of range.
+    """
+    check_at_least(classes, 1, "classes")
+    if ignored not in ("exclude", 0):
+        raise ValueError(f'ignored: expected "exclude" or 0, got {ignored!r}')
+    if labels.ndim != 3 or 0 in labels.shape:
+        raise ValueError(f"labels: expected int64 (B, H, W), got {labels.dtype} {tuple(labels.shape)}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
+    known = known_labels(labels, classes, "labels")
+    if ignored == 0:
+        labels, known = labels.masked_fill(~known, 0), torch.ones_like(known)
+    shares = torch.empty(len(labels), size[0] * size[1], classes, device=labels.device)
+    for image, (label, counts) in enumerate(zip(labels, known, strict=True)):  # one at a time: one-hot maps are large
+        one_hot = torch.zeros(classes, *label.shape, device=labels.device)
+        one_hot.scatter_(0, label.clamp(0, classes - 1)[None], counts.float()[None])
+        shares[image] = F.adaptive_avg_pool2d(one_hot, size).flatten(1).mT
+    return shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
