@@ -22,6 +22,7 @@ from densessl.augment import (
 )
 from densessl.coords import DenseCoords, ViewCoords
 from densessl.geometry import (
+    align,
     cell_centers,
     cell_diagonal,
     cell_distance,
@@ -52,16 +53,22 @@ from densessl.queue import KeyQueue
 
 # Losses
 from densessl.losses import (
+    GramLoss,
     InfoNCELoss,
     InstanceConsistencyLoss,
     InstanceContrastLoss,
+    KernelAlignmentLoss,
     MaskedInfoNCELoss,
+    NeighborOrderLoss,
     PixContrastLoss,
     PixProLoss,
+    gram_loss,
     info_nce_loss,
     instance_consistency_loss,
     instance_contrast_loss,
+    kernel_alignment_loss,
     masked_info_nce_loss,
+    neighbor_order_loss,
     pixcontrast_loss,
     pixpro_loss,
 )
@@ -90,6 +97,7 @@ __all__ = [
     "simclr_views",
     "DenseCoords",
     "ViewCoords",
+    "align",
     "cell_centers",
     "cell_diagonal",
     "cell_distance",
@@ -124,16 +132,22 @@ __all__ = [
     "EMA",
     "KeyQueue",
     # Losses
+    "GramLoss",
     "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
+    "KernelAlignmentLoss",
     "MaskedInfoNCELoss",
+    "NeighborOrderLoss",
     "PixContrastLoss",
     "PixProLoss",
+    "gram_loss",
     "info_nce_loss",
     "instance_consistency_loss",
     "instance_contrast_loss",
+    "kernel_alignment_loss",
     "masked_info_nce_loss",
+    "neighbor_order_loss",
     "pixcontrast_loss",
     "pixpro_loss",
     # Levels
