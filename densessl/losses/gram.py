@@ -41,8 +41,8 @@ def gram_loss(
         key: ``(B, C', h, w)`` or ``(B, N, C')`` of the same cells, features of the model to stay close to; it takes a
             gradient if it asks for one. C' may differ from C; then tiles are used.
         negatives: what becomes of negative similarities. ``"keep"`` leaves them (the published configuration),
-            ``"drop"`` sets those of both to 0, ``"drop_key"`` sets those of the key to 0 and those of the query where
-            both are negative.
+            ``"drop"`` sets those of both to 0, ``"drop_key"`` sets those of the key alone to 0. The published code
+            means to set the query's to 0 as well where both are negative, but asks after the key's are gone.
         valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is not read.
         across: ``"image"`` compares cells of one image, ``"batch"`` cells of all images of the batch.
         reduction: ``"mean"`` or ``"none"``.
@@ -51,7 +51,7 @@ def gram_loss(
         float32 scalar (float64 for float64 features), or ``(B,)``; an image without valid cells counts as 0.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these, and on ``reduction="none"`` across the batch.
+        ValueError: on shapes, dtypes, devices or options other than these; across the batch also on "none".
     """
     _check_options(negatives, across, reduction)
     x, g = as_tokens(query, "query"), as_tokens(key, "key")
@@ -94,7 +94,7 @@ def _difference(own: Tensor, other: Tensor, negatives: Negatives) -> tuple[Tenso
     if negatives == "keep":
         return own - other, torch.ones_like(own), torch.ones_like(own)
     key = other > 0
-    query = own > 0 if negatives == "drop" else ~((own < 0) & (other < 0))
+    query = own > 0 if negatives == "drop" else torch.ones_like(key)
     return own * query - other * key, query.to(own.dtype), key.to(own.dtype)
 
 
