@@ -107,6 +107,11 @@ class _Products(torch.autograd.Function):
                 (grads[1] + grads[1].mT).to(x.dtype),
                 grads[2].to(x.dtype),
             )
+            # What the rows of either product are multiplied by. Of U = X - G and V = X + G the C x C parts are added
+            # first, so that each gradient takes two products of the tokens' size.
+            to_x, to_g = (by_p, by_pq.mT), (by_pq, by_q)
+            if ctx.difference:
+                to_x, to_g = (by_p + by_pq, by_pq.mT + by_q), (by_pq - by_p, by_q - by_pq.mT)
             grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
             grad_g = torch.empty_like(g) if ctx.needs_input_grad[1] else None
             for image in range(len(x)):
@@ -116,13 +121,10 @@ class _Products(torch.autograd.Function):
                     unit_x, divisor_x = _portion(x[image, part], keep, ctx.means[image][0])
                     unit_g, divisor_g = _portion(g[image, part], keep, ctx.means[image][1])
                     p, q = (unit_x - unit_g, unit_x + unit_g) if ctx.difference else (unit_x, unit_g)
-                    one = p @ by_p[image] + q @ by_pq[image].mT
-                    other = None
-                    if ctx.difference or grad_g is not None:
-                        other = q @ by_q[image] + p @ by_pq[image]
                     if grad_x is not None:
-                        inner = one + other if ctx.difference and other is not None else one
+                        inner = p @ to_x[0][image] + q @ to_x[1][image]
                         grad_x[image, part] = _along(inner, unit_x, divisor_x)
-                    if grad_g is not None and other is not None:
-                        grad_g[image, part] = _along(other - one if ctx.difference else other, unit_g, divisor_g)
+                    if grad_g is not None:
+                        inner = p @ to_g[0][image] + q @ to_g[1][image]
+                        grad_g[image, part] = _along(inner, unit_g, divisor_g)
         return grad_x, grad_g, None, None
