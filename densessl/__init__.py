@@ -29,6 +29,7 @@ from densessl.coords import (
     coords_from_points,
 )
 from densessl.geometry import (
+    align,
     cell_centers,
     cell_diagonal,
     cell_distance,
@@ -59,16 +60,22 @@ from densessl.queue import KeyQueue
 
 # Losses
 from densessl.losses import (
+    GramLoss,
     InfoNCELoss,
     InstanceConsistencyLoss,
     InstanceContrastLoss,
+    KernelAlignmentLoss,
     MaskedInfoNCELoss,
+    NeighborOrderLoss,
     PixContrastLoss,
     PixProLoss,
+    gram_loss,
     info_nce_loss,
     instance_consistency_loss,
     instance_contrast_loss,
+    kernel_alignment_loss,
     masked_info_nce_loss,
+    neighbor_order_loss,
     pixcontrast_loss,
     pixpro_loss,
 )
@@ -101,6 +108,7 @@ __all__ = [
     "coords_from_disparity",
     "coords_from_flow",
     "coords_from_points",
+    "align",
     "cell_centers",
     "cell_diagonal",
     "cell_distance",
@@ -135,16 +143,22 @@ __all__ = [
     "EMA",
     "KeyQueue",
     # Losses
+    "GramLoss",
     "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
+    "KernelAlignmentLoss",
     "MaskedInfoNCELoss",
+    "NeighborOrderLoss",
     "PixContrastLoss",
     "PixProLoss",
+    "gram_loss",
     "info_nce_loss",
     "instance_consistency_loss",
     "instance_contrast_loss",
+    "kernel_alignment_loss",
     "masked_info_nce_loss",
+    "neighbor_order_loss",
     "pixcontrast_loss",
     "pixpro_loss",
     # Levels

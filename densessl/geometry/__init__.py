@@ -11,6 +11,7 @@ and the few matrix products are taken outside of it.
 """
 
 from densessl.geometry._points import Size, check_pair, check_precision, is_dense, sample_dense
+from densessl.geometry.alignment import align
 from densessl.geometry.cells import cell_centers, cell_diagonal, in_source, inside, measured_cells, pixel_scale
 from densessl.geometry.distance import UNITS, Unit, cell_distance, offset_distance, pair_distance
 from densessl.geometry.homography import compose, coords_from_boxes, coords_from_kornia, inverse_homography
@@ -20,6 +21,7 @@ __all__ = [
     "UNITS",
     "Size",
     "Unit",
+    "align",
     "cell_centers",
     "cell_diagonal",
     "cell_distance",

@@ -1,5 +1,6 @@
 """Losses: query and key features and a mask in, a scalar out."""
 
+from densessl.losses.gram import GramLoss, gram_loss
 from densessl.losses.info_nce import InfoNCELoss, info_nce_loss
 from densessl.losses.instance import (
     InstanceConsistencyLoss,
@@ -7,21 +8,29 @@ from densessl.losses.instance import (
     instance_consistency_loss,
     instance_contrast_loss,
 )
+from densessl.losses.kernel_alignment import KernelAlignmentLoss, kernel_alignment_loss
 from densessl.losses.masked_info_nce import MaskedInfoNCELoss, masked_info_nce_loss
+from densessl.losses.neighbor_order import NeighborOrderLoss, neighbor_order_loss
 from densessl.losses.pixcontrast import PixContrastLoss, pixcontrast_loss
 from densessl.losses.pixpro import PixProLoss, pixpro_loss
 
 __all__ = [
+    "GramLoss",
     "InfoNCELoss",
     "InstanceConsistencyLoss",
     "InstanceContrastLoss",
+    "KernelAlignmentLoss",
     "MaskedInfoNCELoss",
+    "NeighborOrderLoss",
     "PixContrastLoss",
     "PixProLoss",
+    "gram_loss",
     "info_nce_loss",
     "instance_consistency_loss",
     "instance_contrast_loss",
+    "kernel_alignment_loss",
     "masked_info_nce_loss",
+    "neighbor_order_loss",
     "pixcontrast_loss",
     "pixpro_loss",
 ]

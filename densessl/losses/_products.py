@@ -1,0 +1,130 @@
+"""The C x C products that losses of relations between tokens stand on, without a table of all pairs of tokens.
+
+Rows are taken in portions, once forward and once more backward. Nothing of the tokens' size is kept between the two
+passes but the inputs themselves. Each portion's products are float32 and their sum is float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ROWS = 1024  # of one portion: with 256 channels its copies take 1 MB each
+
+
+def difference_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of difference and sum of unit tokens: with U = X - G and V = X + G, ``(U^T U, V^T V, U^T V)``.
+
+    Args:
+        x: ``(B, N, C)``, float32 or float64, of any length; normalised here.
+        g: the same.
+        valid: bool ``(B, N)``, the tokens that count, or None: all.
+
+    Returns:
+        three tensors ``(B, C, C)``, float64.
+    """
+    return _Products.apply(x, g, valid, True)
+
+
+def centered_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of tokens less their mean over the valid ones: ``(X^T X, G^T G, X^T G)``.
+
+    Args:
+        x: ``(B, N, C)``, float32 or float64.
+        g: ``(B, N, C')``.
+        valid: bool ``(B, N)``, or None: all.
+
+    Returns:
+        ``(B, C, C)``, ``(B, C', C')`` and ``(B, C, C')``, float64.
+    """
+    return _Products.apply(x, g, valid, False)
+
+
+def _divisor(rows: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.where(length > 1e-12, length, torch.inf)
+
+
+def _mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over an image's valid tokens, (C,)."""
+    if valid is None:
+        return tokens.sum(0, dtype=torch.float64).div(max(len(tokens), 1)).to(tokens.dtype)
+    total = torch.zeros(tokens.shape[1], dtype=torch.float64, device=tokens.device)
+    for start in range(0, len(tokens), _ROWS):
+        part = slice(start, start + _ROWS)
+        total += torch.where(valid[part, None], tokens[part], 0.0).sum(0, dtype=torch.float64)
+    return (total / valid.sum().clamp(min=1)).to(tokens.dtype)
+
+
+def _portion(tokens: Tensor, valid: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows less the shift or, without one, at unit length, and what they were divided by; 0 where not valid."""
+    if valid is not None:
+        tokens = torch.where(valid[:, None], tokens, 0.0 if shift is None else shift)
+    if shift is not None:
+        return tokens - shift, None
+    divisor = _divisor(tokens)
+    return tokens / divisor, divisor
+
+
+def _along(grad: Tensor, unit: Tensor, divisor: Tensor | None) -> Tensor:
+    """Gradient of the rows that ``_portion`` took, from that of its result."""
+    if divisor is None:
+        return grad  # the sum of centred rows is 0, and so is the mean of this gradient
+    return torch.addcmul(grad, unit, (grad * unit).sum(-1, keepdim=True), value=-1) / divisor
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, valid: Tensor | None, difference: bool) -> tuple[Tensor, ...]:
+        sizes = (x.shape[2], x.shape[2]), (g.shape[2], g.shape[2]), (x.shape[2], g.shape[2])
+        sums = [torch.zeros(len(x), *size, dtype=torch.float64, device=x.device) for size in sizes]
+        means: list[tuple[Tensor | None, Tensor | None]] = []
+        for image in range(len(x)):
+            keep = None if valid is None else valid[image]
+            means.append((None, None) if difference else (_mean(x[image], keep), _mean(g[image], keep)))
+            for start in range(0, x.shape[1], _ROWS):
+                part = slice(start, start + _ROWS)
+                keep = None if valid is None else valid[image, part]
+                p = _portion(x[image, part], keep, means[image][0])[0]
+                q = _portion(g[image, part], keep, means[image][1])[0]
+                p, q = (p - q, p + q) if difference else (p, q)
+                for total, (left, right) in zip(sums, ((p, p), (q, q), (p, q)), strict=True):
+                    total[image] += left.mT @ right
+        ctx.save_for_backward(x, g, valid)
+        ctx.means, ctx.difference = means, difference
+        return tuple(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, g, valid = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            by_p, by_q, by_pq = (
+                (grads[0] + grads[0].mT).to(x.dtype),
+                (grads[1] + grads[1].mT).to(x.dtype),
+                grads[2].to(x.dtype),
+            )
+            # What the rows of either product are multiplied by. Of U = X - G and V = X + G the C x C parts are added
+            # first, so that each gradient takes two products of the tokens' size.
+            to_x, to_g = (by_p, by_pq.mT), (by_pq, by_q)
+            if ctx.difference:
+                to_x, to_g = (by_p + by_pq, by_pq.mT + by_q), (by_pq - by_p, by_q - by_pq.mT)
+            grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+            grad_g = torch.empty_like(g) if ctx.needs_input_grad[1] else None
+            for image in range(len(x)):
+                for start in range(0, x.shape[1], _ROWS):
+                    part = slice(start, start + _ROWS)
+                    keep = None if valid is None else valid[image, part]
+                    unit_x, divisor_x = _portion(x[image, part], keep, ctx.means[image][0])
+                    unit_g, divisor_g = _portion(g[image, part], keep, ctx.means[image][1])
+                    p, q = (unit_x - unit_g, unit_x + unit_g) if ctx.difference else (unit_x, unit_g)
+                    if grad_x is not None:
+                        inner = p @ to_x[0][image] + q @ to_x[1][image]
+                        grad_x[image, part] = _along(inner, unit_x, divisor_x)
+                    if grad_g is not None:
+                        inner = p @ to_g[0][image] + q @ to_g[1][image]
+                        grad_g[image, part] = _along(inner, unit_g, divisor_g)
+        return grad_x, grad_g, None, None
