@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densessl.geometry._points import Size, check_pair, checked, checked_size, full, project, sample_dense
+from densessl.geometry._points import Size, check_pair, checked, checked_size, project, sample_dense
 from densessl.geometry.cells import cell_centers, in_source
 from densessl.geometry.homography import coords_from_boxes, inverse_homography
 from densessl.geometry.warping import warp
@@ -44,7 +44,7 @@ def align(map: Tensor, coords_from: Tensor, coords_to: Tensor, size: Size) -> tu
             f"got B = {coords_from.shape[0]} on {coords_from.device}"
         )
     h, w = checked_size(size, "size")
-    first, second = full(checked(coords_from, "coords_from")), full(checked(coords_to, "coords_to"))
+    first, second = checked(coords_from, "coords_from"), checked(coords_to, "coords_to")
     with torch.no_grad():
         (low_a, high_a), (low_b, high_b) = _bounds(first), _bounds(second)
         low, high = torch.maximum(low_a, low_b), torch.minimum(high_a, high_b)
