@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from densessl._sightings import Seen, Where, compared_image, compared_mask, largest_excess
 from densessl._tracer import (
     Tracer,
-    claims,
     classify,
     colours_changed,
-    folded,
-    mask_positions,
     reach_of,
     source_steps,
     tracers,
@@ -32,9 +30,7 @@ from densessl.coords import DenseCoords, MovingMask, ViewCoords
 
 _SIZES = ((240, 320), (320, 240), (300, 300), (181, 403))
 _LEAST_SHARE = 0.05  # of all that the views show of their sources
-_LEAST_SHARE_OF_A_VIEW = 0.25  # of a view's pixels, less the rims
 _BATCH = 4
-_ROUNDING = 1e-3  # source pixels; what float32 loses where nothing moved is no error
 
 
 class TrackingReport(NamedTuple):
@@ -54,27 +50,6 @@ class TrackingReport(NamedTuple):
     draws: int
     pixels: int
     share: float
-
-
-class _Where(NamedTuple):
-    """Names a draw in an error; a pipeline's text is long, and only made when it is needed."""
-
-    size: tuple[int, int]
-    draw: int
-    pipeline: Any
-    step: Any = None
-
-    def __str__(self) -> str:
-        by = "" if self.step is None else f"by {self.step!r}, "
-        return f"{by}on a source of {self.size[0]}x{self.size[1]} in draw {self.draw} of {self.pipeline!r}"
-
-
-class _Seen(NamedTuple):
-    """One view: errors of the compared pixels, what they may be, and how many pixels show the source."""
-
-    errors: Tensor
-    allowance: float
-    shown: int
 
 
 def check_tracking(
@@ -122,15 +97,15 @@ def check_tracking(
     for draw in range(draws):
         size = _SIZES[draw % len(_SIZES)]
         for pipeline in pipelines:
-            where = _Where(size, draw, pipeline)
+            where = Where(size, draw, pipeline)
             if isinstance(pipeline, BatchAugment):
                 views = _batch_draw(pipeline, size, seed + draw, where)
             else:
                 views = _draw(pipeline, size, dense, seed + draw, where)
             for image, mask in views:
-                worst = max(worst, _excess(image, tolerance, "pixels", where))
+                worst = max(worst, largest_excess(image, tolerance, "pixels", where))
                 if mask is not None:
-                    _excess(mask, tolerance, "the mask's pixels", where)
+                    largest_excess(mask, tolerance, "the mask's pixels", where)
                 total, pixels = total + float(image.errors.sum()), pixels + len(image.errors)
                 shown += image.shown
     if pixels == 0:
@@ -144,23 +119,10 @@ def check_tracking(
     return TrackingReport(worst, total / pixels, draws * len(pipelines), pixels, share)
 
 
-_Views = list[tuple[_Seen, "_Seen | None"]]
+_Views = list[tuple[Seen, "Seen | None"]]
 
 
-def _excess(seen: _Seen, tolerance: float, what: str, where: _Where) -> float:
-    """The largest error beyond the allowance; ValueError where it is beyond the tolerance too."""
-    if seen.errors.numel() == 0:
-        return 0.0
-    excess = float((seen.errors - seen.allowance).max())
-    if not excess <= tolerance:
-        raise ValueError(
-            f"transform: {what} moved and coords did not follow: {float(seen.errors.max()):.2f} source pixels apart, "
-            f"{tolerance + seen.allowance:.2f} allowed, {where}"
-        )
-    return excess if excess > _ROUNDING else 0.0
-
-
-def _draw(pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, seed: int, where: _Where) -> _Views:
+def _draw(pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, seed: int, where: Where) -> _Views:
     masked = all(_takes_a_mask(step) for step in steps(pipeline))
     try:
         with drawn_from(seed):
@@ -183,7 +145,7 @@ def _takes_a_mask(step: Callable[..., Any]) -> bool:
 
 
 def _steps_drawn(
-    pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, masked: bool, where: _Where
+    pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, masked: bool, where: Where
 ) -> _Views:
     """One draw, taken twice, step after step, because the rim's width in view pixels follows from each step."""
     kind = DenseCoords if dense else ViewCoords
@@ -216,13 +178,13 @@ def _steps_drawn(
             )
         parts = [[image.as_subclass(Tracer), *rest] for image, rest in zip(kept, (first[1:], second[1:]), strict=True)]
     slack = 2 + 2 * largest
-    image = _seen(parts[0][0], parts[1][0], parts[0][1], size, _half(coarsest), slack, where)
+    image = compared_image(parts[0][0], parts[1][0], parts[0][1], size, _half(coarsest), slack, where)
     if not masked:
         return [(image, None)]
-    return [(image, _seen_mask(parts[0][2], parts[1][2], parts[0][1], size, _half(apart), slack, where))]
+    return [(image, compared_mask(parts[0][2], parts[1][2], parts[0][1], size, _half(apart), slack, where))]
 
 
-def _compared_images(first: Tensor, second: Tensor, enlarged: float, most: float, where: _Where) -> list[Tensor]:
+def _compared_images(first: Tensor, second: Tensor, enlarged: float, most: float, where: Where) -> list[Tensor]:
     """Both passes without their rims; ValueError where the step between changed colours.
 
     Enlarging widens rims and seams in view pixels: ``enlarged`` is by how much at least, ``most`` at most.
@@ -242,7 +204,7 @@ def _compared_images(first: Tensor, second: Tensor, enlarged: float, most: float
     return without_rim((first, second), pixels, reach_of(2 * enlarged, first.shape))
 
 
-def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: _Where) -> _Views:
+def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: Where) -> _Views:
     """From views that were cropped and flipped: what follows goes on from coords that are not the whole source's."""
     height, width = round(0.8 * size[0]), round(0.7 * size[1])
     generator = torch.Generator().manual_seed(seed)
@@ -265,17 +227,17 @@ def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: 
             passes.append(augment(batch))
     first, second = passes
     nearest = any(str(getattr(m, "flags", {}).get("resample", "")).endswith("NEAREST") for m in augment.modules())
-    seen: _Views = []
+    found: _Views = []
     for index, coords in enumerate(first.coords):
         canvas = (int(first.image.shape[-2]), int(first.image.shape[-1]))
         spans = source_steps(coords, canvas, size, 1.0)
         span, most = max(spans), max(1.0, 1 / min(spans))
         one, two = _compared_images(first.image[index], second.image[index], max(1.0, 1 / span), most, where)
         slack = 2 + 2 * max(1.0, span)
-        image = _seen(one, two, coords, size, _half(max(1.0, span) if nearest else 0.0), slack, where)
-        mask = _seen_mask(first.mask[index], second.mask[index], coords, size, _half(1.0), slack, where)
-        seen.append((image, mask))
-    return seen
+        image = compared_image(one, two, coords, size, _half(max(1.0, span) if nearest else 0.0), slack, where)
+        mask = compared_mask(first.mask[index], second.mask[index], coords, size, _half(1.0), slack, where)
+        found.append((image, mask))
+    return found
 
 
 _CALLED = ("apply_transform", "apply_non_transform", "apply_func", "transform_tensor", "transform_inputs", "forward")
@@ -315,54 +277,3 @@ def _by_nearest(transform: Any) -> bool:
 def _half(step: float) -> float:
     """Half a step along each axis: the diagonal of half a pixel."""
     return step / 2 * math.sqrt(2)
-
-
-def _seen(
-    first: Tensor, second: Tensor, coords: Tensor, size: tuple[int, int], allowance: float, slack: float, where: _Where
-) -> _Seen:
-    pixels = classify(first, second)
-    claimed = claims(coords, first.shape[-2:])
-    errors, compared, padding = _errors(
-        first.as_subclass(Tensor)[:2].movedim(0, -1), pixels.known, claimed, size, slack
-    )
-    candidates = int((pixels.known & ~padding).sum())
-    if len(errors) < _LEAST_SHARE_OF_A_VIEW * candidates:
-        raise ValueError(
-            f"transform: the coords know nothing of {1 - len(errors) / candidates:.0%} of what a view shows of its "
-            f"source, at least {_LEAST_SHARE_OF_A_VIEW:.0%} must be comparable, {where}"
-        )
-    beyond = ~((claimed >= 0) & (claimed <= 1)).all(-1) & ~claimed.isnan().any(-1)
-    return _Seen(errors, allowance, int((~pixels.fill & (~beyond | compared)).sum()))
-
-
-def _seen_mask(
-    first: Tensor, second: Tensor, coords: Tensor, size: tuple[int, int], allowance: float, slack: float, where: _Where
-) -> _Seen:
-    position, known, changed = mask_positions(first, second, size)
-    if changed.any():
-        raise ValueError(
-            f"transform: the mask's labels changed, cannot be compared: {changed.float().mean():.1%} of the view, "
-            f"{where}. Leave steps that change labels out of the audit"
-        )
-    claimed = claims(coords, position.shape[:2])
-    errors, compared, _ = _errors(position.float(), known, claimed, size, slack + 2 * allowance)
-    return _Seen(errors, allowance, int(compared.sum()))
-
-
-def _errors(
-    position: Tensor, known: Tensor, claimed: Tensor, size: tuple[int, int], slack: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances in source pixels; which pixels they are of; which show padding that repeats the source.
-
-    Where a pixel of the source is shown at a place that the coords put beyond the source, it is padding if it is the
-    pixel that mirroring or repeating would put there, and an error if not.
-    """
-    scale = torch.tensor([size[1], size[0]])
-    inside = ((claimed >= 0) & (claimed <= 1)).all(-1)
-    beyond = known & ~inside & ~claimed.isnan().any(-1)
-    padding = torch.zeros_like(known)
-    if beyond.any():
-        repeated = [((position - place) * scale).norm(dim=-1) <= slack for place in folded(claimed)]
-        padding = beyond & (repeated[0] | repeated[1])
-    compared = known & (inside | (beyond & ~padding))
-    return ((position - claimed) * scale).norm(dim=-1)[compared], compared, padding

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from examples.pretrain.common.data.decode import as_bytes, find_photos, read_photo, shown
+from examples.pretrain.common.data.decode import find_photos, read_photo, shown
+from examples.pretrain.common.data.depths import as_bytes
 
 CAMVID_CLASSES = 11  # ids 0..10; 11 is "ignore"
 

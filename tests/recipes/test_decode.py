@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from examples.pretrain.common.data.decode import alike, as_bytes, find_photos, read_photo
+from examples.pretrain.common.data.decode import find_photos, read_photo
+from examples.pretrain.common.data.depths import alike, as_bytes
 
 tifffile = pytest.importorskip("tifffile")
 

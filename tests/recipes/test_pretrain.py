@@ -424,6 +424,16 @@ def test_depths_and_channels(channels, bits, tmp_path):
     assert sample.view1.image.shape == (channels, 32, 32)
 
 
+def test_8_and_16_bits_in_one_batch_are_both_in_0_to_1(tmp_path):
+    for bits in (8, 16):
+        pixels = np.full((48, 64, 3), 2**bits // 2)
+        (tmp_path / f"{bits}.png").write_bytes(png(pixels, bits))
+    photos = dataset(sorted(tmp_path.glob("*.png")))
+    batch = next(iter(ResumableLoader(photos, batch_size=2, rank=0, world_size=1, seed=0, workers=0)))
+    for view in batch[:2]:
+        torch.testing.assert_close(view.image, torch.full_like(view.image, 0.5), atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(
     ("photometric", "preset"), [("none", "byol"), ("cpu", "multichannel"), ("device", "multichannel")]

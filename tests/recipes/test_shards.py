@@ -15,7 +15,8 @@ pytest.importorskip("webdataset")
 
 from making import TINY, cli, drawing
 
-from examples.pretrain.common.data.shards import ShardLoader, find_shards, is_shards
+from examples.pretrain.common.data.shard_lists import find_shards, is_shards
+from examples.pretrain.common.data.shards import ShardLoader
 from examples.pretrain.pixpro import PixPro
 
 SHARDS, EACH = 4, 10

@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 from torchvision.transforms.v2 import functional as F
 
-from examples.pretrain.common.data.decode import as_bytes, read_photo
+from examples.pretrain.common.data.decode import read_photo
+from examples.pretrain.common.data.depths import as_bytes
 from examples.transfer.datasets.own_masks import class_names, find_masks
 
 IGNORE = 255  # the class number of pixels that neither loss nor metric counts, in all three

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torchvision import tv_tensors
 
-from examples.pretrain.common.data.decode import as_bytes, read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, shown
+from examples.pretrain.common.data.depths import as_bytes
 
 ORIENTATION = 274  # the number of the EXIF entry
 

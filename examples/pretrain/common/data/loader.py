@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from examples.pretrain.common.data.files import Photos
 from examples.pretrain.common.data.seeds import seed_of
+from examples.pretrain.common.data.views import collate
 
 
 def outlive_sigterm(worker: int) -> None:
@@ -50,6 +51,7 @@ class ResumableLoader:
         self._loader = DataLoader(
             dataset,
             batch_sampler=_Keys(self),
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -11,7 +11,6 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from densessl import (
-    MultiView,
     View,
     byol_photometric,
     byol_views,
@@ -136,7 +135,7 @@ def photo_views(
         )
     whole, on_device = PRESETS[preset]
     turns = [*([v2.RandomVerticalFlip()] if vertical_flip else []), *([QuarterTurn()] if quarter_turns else [])]
-    views = with_turns(whole(size, photometric == "cpu", scale=scale, mean=mean, std=std), turns)
+    views = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std, extra=turns)
     draw = DrawViews(
         views, seed=seed, redraws=redraws, size=size, mask_of=_mask_of(segments, grid, segment_scale, nodata)
     )
@@ -149,11 +148,6 @@ def photo_views(
         channels=channels,
         max_unreadable=max_unreadable,
     )
-
-
-def with_turns(published: MultiView, turns: Sequence[Any]) -> MultiView:
-    """The pipelines with further steps after crop and flip, where there are few pixels to move."""
-    return MultiView(*(v2.Compose([*p.transforms[:2], *turns, *p.transforms[2:]]) for p in published.transforms))
 
 
 def _mask_of(segments: str, grid: int, segment_scale: int, nodata: float | None) -> MaskOf | None:

@@ -8,56 +8,24 @@ images at its end not at all. (A folder continues exactly.)
 from __future__ import annotations
 
 import atexit
-import glob
 import logging
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from examples.pretrain.common.data.decode import SUFFIXES, decode_photo
 from examples.pretrain.common.data.loader import kill_readers, outlive_sigterm
 from examples.pretrain.common.data.seeds import seed_of
-from examples.pretrain.common.data.views import Batch, DrawViews
+from examples.pretrain.common.data.shard_lists import webdataset
+from examples.pretrain.common.data.views import Batch, DrawViews, collate
 
 log = logging.getLogger(__name__)
 BUFFER = 256  # files of one shard in memory, to mix their order
-
-
-def is_shards(folder: str) -> bool:
-    """Whether ``data.folder`` means tar shards."""
-    return folder.startswith("pipe:") or (".tar" in folder and not Path(folder).is_dir())
-
-
-def find_shards(pattern: str, images: int | None, processes: int, workers: int) -> list[str]:
-    """The shards of a pattern with braces or, on a disk, asterisks.
-
-    Raises:
-        ValueError: if a shard is missing, there are too few for all that read, or ``images`` is not given.
-    """
-    _webdataset()
-    from webdataset.shardlists import expand_urls
-
-    if images is None or images < 1:
-        raise ValueError(f"data.images: expected the number of images in all shards of {pattern}, got {images}")
-    found = {url: [url] if ":" in url else sorted(glob.glob(url)) for url in expand_urls(pattern)}
-    missing = [url for url, shards in found.items() if not shards]
-    if missing:
-        raise ValueError(
-            f"data.folder: expected tar shards, found none at {', '.join(missing[:3])} "
-            f"({len(missing)} of {len(found)} places in {pattern})"
-        )
-    shards = [shard for some in found.values() for shard in some]
-    if len(shards) < processes * max(1, workers):
-        raise ValueError(
-            f"data.folder: expected a shard for each of {processes} processes x {max(1, workers)} workers, found "
-            f"{len(shards)}: make smaller shards or lower data.workers"
-        )
-    return shards
 
 
 class ShardStream(IterableDataset):
@@ -105,11 +73,11 @@ class ShardStream(IterableDataset):
 
     def _files(self, epoch: int, shard: int) -> Iterator[tuple[int, str, bytes | Exception]]:
         """Number, name and bytes of a shard's photos, mixed; at last what ended it early."""
-        tar = _webdataset().tariterators
+        tar = webdataset().tariterators
         url, errors = self.shards[shard], []
         stream = tar.url_opener([{"url": url}], handler=errors.append)
         files = tar.tar_file_expander(stream, handler=errors.append, select_files=_is_photo, eof_value=None)
-        mix = _webdataset().filters.shuffle(
+        mix = webdataset().filters.shuffle(
             BUFFER, initial=BUFFER, rng=random.Random(seed_of(self.draw.seed, epoch, shard))
         )
         for number, file in mix(enumerate(files)):
@@ -241,16 +209,6 @@ class ShardLoader:
         self.finished.copy_(torch.tensor(finished))
 
 
-def _webdataset() -> Any:
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ImportError(
-            "data.folder: webdataset reads tar shards; install the extra: pip install 'densessl[shards]'"
-        ) from error
-    return webdataset
-
-
 def _is_photo(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and path.name[0] != "."
@@ -258,7 +216,7 @@ def _is_photo(name: str) -> bool:
 
 def _collate(samples: list[tuple[Batch, list[int]]]) -> tuple[Batch, list[int]]:
     batches, ended = zip(*samples, strict=True)
-    return default_collate(list(batches)), [shard for some in ended for shard in some]
+    return collate(list(batches)), [shard for some in ended for shard in some]
 
 
 def _each(change: Callable[[tuple[Tensor, ...]], Tensor], *parts: Any) -> Any:

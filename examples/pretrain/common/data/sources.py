@@ -63,14 +63,15 @@ class ShardSource:
         Raises:
             ValueError: If it is not known, a shard is missing, or there are too few shards for all that read.
         """
-        from examples.pretrain.common.data.shards import find_shards
+        from examples.pretrain.common.data.shard_lists import find_shards
 
         self._found = find_shards(self.folder, self.images, processes, workers)
         return self.images
 
     def loader(self, draw: DrawViews, channels: int, **process: Any) -> Any:
         """The loader of one process; ``process`` names its batch_size, rank, world_size and workers."""
-        from examples.pretrain.common.data.shards import ShardLoader, find_shards
+        from examples.pretrain.common.data.shard_lists import find_shards
+        from examples.pretrain.common.data.shards import ShardLoader
 
         shards = find_shards(self.folder, self.images, process["world_size"], process["workers"])
         return ShardLoader(shards, draw, images=self.images, channels=channels, **process)
@@ -78,6 +79,6 @@ class ShardSource:
 
 def source_of(folder: str, images: int | None) -> FolderSource | ShardSource:
     """The source that ``data.folder`` means."""
-    from examples.pretrain.common.data.shards import is_shards
+    from examples.pretrain.common.data.shard_lists import is_shards
 
     return ShardSource(folder, images) if is_shards(folder) else FolderSource(folder)

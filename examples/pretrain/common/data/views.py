@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from densessl import DistanceMatcher, MaskedView, MultiView, View
+from examples.pretrain.common.data.decode import shown
+from examples.pretrain.common.data.depths import alike
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.step import valid_cells
 
@@ -89,4 +92,15 @@ class DrawViews:
         """Logs what befell an image, the first time."""
         if name not in self._named:
             self._named.add(name)
-            log.warning("%s: %s", name, what)
+            log.warning("%s: %s", shown(name), what)
+
+
+def collate(samples: list[Batch]) -> Batch:
+    """Makes a batch of single images; 8 bits beside 16 become floating point in 0..1, as those are."""
+    for number in range(2):
+        images = alike([sample[number].image for sample in samples])
+        samples = [
+            sample._replace(**{f"view{number + 1}": sample[number]._replace(image=image)})
+            for sample, image in zip(samples, images, strict=True)
+        ]
+    return default_collate(samples)

@@ -1,0 +1,98 @@
+"""One draw of a pipeline compared with its coords: distances between what a view shows and what its coords say."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from densessl._tracer import claims, classify, folded, mask_positions
+
+_LEAST_SHARE_OF_A_VIEW = 0.25  # of a view's pixels, less the rims
+_ROUNDING = 1e-3  # source pixels; what float32 loses where nothing moved is no error
+
+
+class Where(NamedTuple):
+    """Names a draw in an error; a pipeline's text is long, and only made when it is needed."""
+
+    size: tuple[int, int]
+    draw: int
+    pipeline: Any
+    step: Any = None
+
+    def __str__(self) -> str:
+        by = "" if self.step is None else f"by {self.step!r}, "
+        return f"{by}on a source of {self.size[0]}x{self.size[1]} in draw {self.draw} of {self.pipeline!r}"
+
+
+class Seen(NamedTuple):
+    """One view: errors of the compared pixels, what they may be, and how many pixels show the source."""
+
+    errors: Tensor
+    allowance: float
+    shown: int
+
+
+def largest_excess(seen: Seen, tolerance: float, what: str, where: Where) -> float:
+    """The largest error beyond the allowance; ValueError where it is beyond the tolerance too."""
+    if seen.errors.numel() == 0:
+        return 0.0
+    excess = float((seen.errors - seen.allowance).max())
+    if not excess <= tolerance:
+        raise ValueError(
+            f"transform: {what} moved and coords did not follow: {float(seen.errors.max()):.2f} source pixels apart, "
+            f"{tolerance + seen.allowance:.2f} allowed, {where}"
+        )
+    return excess if excess > _ROUNDING else 0.0
+
+
+def compared_image(
+    first: Tensor, second: Tensor, coords: Tensor, size: tuple[int, int], allowance: float, slack: float, where: Where
+) -> Seen:
+    pixels = classify(first, second)
+    claimed = claims(coords, first.shape[-2:])
+    errors, compared, padding = _errors(
+        first.as_subclass(Tensor)[:2].movedim(0, -1), pixels.known, claimed, size, slack
+    )
+    candidates = int((pixels.known & ~padding).sum())
+    if len(errors) < _LEAST_SHARE_OF_A_VIEW * candidates:
+        raise ValueError(
+            f"transform: the coords know nothing of {1 - len(errors) / candidates:.0%} of what a view shows of its "
+            f"source, at least {_LEAST_SHARE_OF_A_VIEW:.0%} must be comparable, {where}"
+        )
+    beyond = ~((claimed >= 0) & (claimed <= 1)).all(-1) & ~claimed.isnan().any(-1)
+    return Seen(errors, allowance, int((~pixels.fill & (~beyond | compared)).sum()))
+
+
+def compared_mask(
+    first: Tensor, second: Tensor, coords: Tensor, size: tuple[int, int], allowance: float, slack: float, where: Where
+) -> Seen:
+    position, known, changed = mask_positions(first, second, size)
+    if changed.any():
+        raise ValueError(
+            f"transform: the mask's labels changed, cannot be compared: {changed.float().mean():.1%} of the view, "
+            f"{where}. Leave steps that change labels out of the audit"
+        )
+    claimed = claims(coords, position.shape[:2])
+    errors, compared, _ = _errors(position.float(), known, claimed, size, slack + 2 * allowance)
+    return Seen(errors, allowance, int(compared.sum()))
+
+
+def _errors(
+    position: Tensor, known: Tensor, claimed: Tensor, size: tuple[int, int], slack: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances in source pixels; which pixels they are of; which show padding that repeats the source.
+
+    Where a pixel of the source is shown at a place that the coords put beyond the source, it is padding if it is the
+    pixel that mirroring or repeating would put there, and an error if not.
+    """
+    scale = torch.tensor([size[1], size[0]])
+    inside = ((claimed >= 0) & (claimed <= 1)).all(-1)
+    beyond = known & ~inside & ~claimed.isnan().any(-1)
+    padding = torch.zeros_like(known)
+    if beyond.any():
+        repeated = [((position - place) * scale).norm(dim=-1) <= slack for place in folded(claimed)]
+        padding = beyond & (repeated[0] | repeated[1])
+    compared = known & (inside | (beyond & ~padding))
+    return ((position - claimed) * scale).norm(dim=-1)[compared], compared, padding
