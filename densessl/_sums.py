@@ -1,4 +1,4 @@
-"""Checked unit tokens, and sums of keys over a mask: what dense losses and metrics stand on."""
+"""Masks and their pairs, checked unit tokens, and sums of keys over a mask: what dense losses and metrics stand on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,79 @@ from densessl._checks import as_tokens
 from densessl._normalize import normalized
 
 
-def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 (float64 stays), checked against the mask."""
+def check_mask(mask: Tensor) -> None:
+    """Refuses what is no mask of pairs: other dtypes, other shapes, sparse tensors that are not plain COO.
+
+    Args:
+        mask: bool ``(B, Nq, Nk)``, strided or sparse COO with all three dimensions sparse.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    if mask.ndim != 3 or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool (B, Nq, Nk), got {mask.dtype} {tuple(mask.shape)}")
+    if mask.layout not in (torch.strided, torch.sparse_coo):
+        raise ValueError(f"mask: expected a strided or sparse COO mask, got {mask.layout}")
+    if mask.layout == torch.sparse_coo and mask.dense_dim():
+        raise ValueError(
+            f"mask: expected a sparse COO mask with 3 sparse dimensions, got a hybrid one with {mask.sparse_dim()} "
+            f"sparse and {mask.dense_dim()} dense"
+        )
+
+
+def positive_pairs(mask: Tensor) -> Tensor:
+    """Image, query cell and key cell of each positive pair of a sparse mask.
+
+    Entries may be stored with the value False, as in the product of a sparse mask and a strided one. To count them
+    would wait for the device, so they are not cut off but moved to the end, as pairs of an image that does not exist.
+
+    Args:
+        mask: bool ``(B, Nq, Nk)``, sparse COO.
+
+    Returns:
+        int64 ``(3, P)``, sorted, no pair twice; the columns at the end that stand for False entries are ``(B, 0, 0)``.
+    """
+    mask = mask.coalesce()
+    indices, positive = mask.indices(), mask.values()
+    count = indices.shape[1]
+    place = torch.where(positive, positive.cumsum(0) - 1, count)
+    pairs = indices.new_zeros(3, count + 1)
+    pairs[0] = mask.shape[0]
+    return pairs.scatter_(1, place.expand(3, -1), indices)[:, :count]
+
+
+def matched_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which query cells and which key cells have a positive, bool (B, Nq) and (B, Nk); no value is read back."""
+    if mask.layout != torch.sparse_coo:
+        return mask.any(2), mask.any(1)
+    image, *cells = positive_pairs(mask)
+    batch = mask.shape[0]
+    found = []
+    for cell, count in zip(cells, mask.shape[1:], strict=True):
+        # The place after the last is for the entries with the value False.
+        flat = torch.zeros(batch * count + 1, dtype=torch.bool, device=mask.device)
+        found.append(flat.index_fill_(0, image * count + cell, True)[:-1].view(batch, count))
+    return found[0], found[1]
+
+
+def unit_tokens(
+    query: Tensor, key: Tensor, mask: Tensor, used_q: Tensor | None = None, used_k: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 (float64 stays), checked against the mask.
+
+    Cells outside ``used_q`` (B, Nq) and ``used_k`` (B, Nk) become 0 before anything is computed of them, so that a NaN
+    there reaches neither values nor gradients.
+    """
+    q, k = as_tokens(query, "query"), as_tokens(key, "key")
+    check_pairs(query, key, mask)
+    dtype = torch.promote_types(q.dtype, k.dtype)  # half precision is widened where it is normalised
+    q = q if used_q is None else q.masked_fill(~used_q[..., None], 0)
+    k = k if used_k is None else k.masked_fill(~used_k[..., None], 0)
+    return normalized(q.to(dtype)), normalized(k.to(dtype))
+
+
+def check_pairs(query: Tensor, key: Tensor, mask: Tensor) -> None:
+    """Refuses features that do not belong together or to the mask, and what is no mask."""
     q, k = as_tokens(query, "query"), as_tokens(key, "key")
     if q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
         raise ValueError(
@@ -21,12 +92,9 @@ def unit_tokens(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     expected = (q.shape[0], q.shape[1], k.shape[1])
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(f"mask: expected bool (B, Nq, Nk) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
-    if mask.layout not in (torch.strided, torch.sparse_coo):
-        raise ValueError(f"mask: expected a strided or sparse COO mask, got {mask.layout}")
+    check_mask(mask)
     if not query.device == key.device == mask.device:
         raise ValueError(f"query, key, mask: expected one device, got {query.device}, {key.device} and {mask.device}")
-    dtype = torch.promote_types(q.dtype, k.dtype)  # half precision is widened where it is normalised
-    return normalized(q.to(dtype)), normalized(k.to(dtype))
 
 
 def sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,9 +105,11 @@ def sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         summed = weights @ k if k.stride(-1) == 1 else (k.mT @ weights.mT).mT
         return summed, mask.sum((1, 2))
     batch, n_query, n_key = mask.shape
-    image, row, column = mask.coalesce().indices()  # the mask serves as an index list only
-    bag = image * n_query + row  # sorted, because coalesced
-    offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 1, device=bag.device))
-    summed = F.embedding_bag(image * n_key + column, k.flatten(0, 1), offsets, mode="sum", include_last_offset=True)
+    image, row, column = positive_pairs(mask)
+    bag = image * n_query + row  # sorted, as the pairs are
+    # One bag more takes the entries with the value False, and is cut off.
+    offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 2, device=bag.device))
+    cell = (image * n_key + column).clamp(max=batch * n_key - 1)
+    summed = F.embedding_bag(cell, k.flatten(0, 1), offsets, mode="sum", include_last_offset=True)[:-1]
     # Not bincount, which reads its largest value back to the host.
-    return summed.unflatten(0, (batch, n_query)), offsets[::n_query].diff()
+    return summed.unflatten(0, (batch, n_query)), offsets[:-1:n_query].diff()

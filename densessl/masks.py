@@ -54,7 +54,7 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         labels: integer ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a batch of
-            ``MaskedView``.
+            ``MaskedView``. Negative labels, such as the -1 of "ignored", count as nothing, which is 0.
         size: ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel belongs to the
             cell that its upper left corner lies in.
 
@@ -74,7 +74,7 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     row, column = (torch.arange(n, device=labels.device) * m // n for n, m in ((height, h), (width, w)))
     cell = (row[:, None] * w + column).flatten()
     # Pixels in order of cell and label: how often a label comes in a cell is the length of a run.
-    ordered = ((cell << _BITS) + labels.flatten(1).long()).sort(1).values
+    ordered = ((cell << _BITS) + labels.flatten(1).long().clamp(min=0)).sort(1).values
     place = torch.arange(height * width, device=labels.device)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -125,7 +125,7 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
 
     Returns:
         The means, float32 (float64 stays) ``(B, R, C)``, and bool ``(B, R)``: which regions there are. The others, and
-        those of label 0, have a mean of 0.
+        those of label 0, have a mean of 0. A cell that is not finite makes the means of its own regions NaN, no others.
 
     Raises:
         ValueError: on other shapes or dtypes.
@@ -144,7 +144,10 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
     area = member.sum(2)
     with torch.autocast(features.device.type, enabled=False):
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        known = tokens.isfinite().all(2)
+        tokens = tokens.masked_fill(~known[..., None], 0)  # in the product below 0 * NaN would reach every region
         means = member.to(tokens.dtype) @ tokens / area.clamp(min=1)[:, :, None]
+        means = means.masked_fill((member & ~known[:, None]).any(2, keepdim=True), torch.nan)
     return means, area > 0
 
 

@@ -13,20 +13,15 @@ from torch import Tensor
 
 from densessl._checks import as_tokens, as_valid
 from densessl._normalize import normalized
-from densessl._sums import sum_keys, unit_tokens
+from densessl._sums import check_mask, matched_cells, positive_pairs, sum_keys, unit_tokens
 from densessl.propagation import propagation_weights
-
-
-def _checked(mask: Tensor) -> Tensor:
-    if mask.ndim != 3 or mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected bool (B, Nq, Nk), got {mask.dtype} {tuple(mask.shape)}")
-    return mask
 
 
 def _positives(mask: Tensor) -> Tensor:
     """Positives of each image, (B,)."""
-    if _checked(mask).layout == torch.sparse_coo:
-        image = mask.coalesce().indices()[0]  # sorted, because coalesced
+    check_mask(mask)
+    if mask.layout == torch.sparse_coo:
+        image = positive_pairs(mask)[0]  # sorted
         return torch.searchsorted(image, torch.arange(mask.shape[0] + 1, device=image.device)).diff()
     return mask.sum((1, 2))
 
@@ -111,18 +106,21 @@ def effective_rank(features: Tensor, valid: Tensor | None = None) -> Tensor:
         valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count.
 
     Returns:
-        Scalar in 1..C.
+        Scalar in 1..C; NaN if a feature that counts is not finite.
 
     Raises:
         ValueError: on another shape or dtype.
     """
     unit = _counted(normalized(as_tokens(features, "features")), valid, features)[0].flatten(0, 1)
     with torch.autocast(unit.device.type, enabled=False):
-        spectrum = torch.linalg.eigvalsh(unit.mT @ unit).clamp(min=0)
+        product = unit.mT @ unit
+        known = product.isfinite().all()
+        # The solver fails on NaN, in the very run that this meter should diagnose.
+        spectrum = torch.linalg.eigvalsh(torch.where(known, product, 0.0)).clamp(min=0)
     # Squares of singular values come with rounding noise of 1e-7 of the largest; its roots would count.
     spectrum = torch.where(spectrum > 1e-6 * spectrum.max(), spectrum, 0.0)
     share = spectrum.sqrt() / spectrum.sqrt().sum().clamp(min=1e-12)
-    return torch.special.entr(share).sum().exp()
+    return torch.where(known, torch.special.entr(share).sum().exp(), torch.nan)
 
 
 @torch.no_grad()
@@ -149,9 +147,10 @@ def pair_similarity(
     q, k = unit_tokens(query, key, mask)
     (q, counts_q), (k, counts_k) = _counted(q, valid_q, query, "valid_q"), _counted(k, valid_k, key, "valid_k")
     with torch.autocast(q.device.type, enabled=False):
-        summed, positives = sum_keys(mask, k)
+        matched_q, matched_k = matched_cells(mask)
+        summed, positives = sum_keys(mask, k.masked_fill(~matched_k[..., None], 0))
     # The sum over all pairs is the product of the sums: no (Nq, Nk) tensor for the negatives.
-    everything, positive = (q.sum(1) * k.sum(1)).sum(), (q * summed).sum()
+    everything, positive = (q.sum(1) * k.sum(1)).sum(), (q.masked_fill(~matched_q[..., None], 0) * summed).sum()
     count = positives.sum()
     rest = (counts_q.sum(1) * counts_k.sum(1)).sum() - count
     return positive / count, torch.where(rest > 0, (everything - positive) / rest, torch.nan)

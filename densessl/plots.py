@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densessl._sums import check_mask, positive_pairs
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -55,7 +57,12 @@ def plot_correspondence(
         raise ValueError(
             f"mask: expected bool (Nq, Nk) = {(n_q, n_k)} of one image, got {mask.dtype} {tuple(mask.shape)}"
         )
-    pairs = (mask.coalesce().indices().T if mask.layout == torch.sparse_coo else mask.nonzero()).cpu()
+    check_mask(mask[None])
+    if mask.layout == torch.sparse_coo:
+        found = positive_pairs(mask[None])
+        pairs = found[1:, found[0] == 0].T.cpu()
+    else:
+        pairs = mask.nonzero().cpu()
     if cell is None:
         cell = _most_central(pairs[:, 0].unique(), size_q)
     _check_cell(cell, n_q)

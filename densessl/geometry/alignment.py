@@ -47,7 +47,7 @@ def align(map: Tensor, coords_from: Tensor, coords_to: Tensor, size: Size) -> tu
     first, second = checked(coords_from, "coords_from"), checked(coords_to, "coords_to")
     with torch.no_grad():
         (low_a, high_a), (low_b, high_b) = _bounds(first), _bounds(second)
-        low, high = torch.maximum(low_a, low_b), torch.minimum(high_a, high_b)
+        low, high = torch.maximum(low_a, low_b).clamp(min=0), torch.minimum(high_a, high_b).clamp(max=1)
         shared = (high > low).all(1)
         box = torch.where(shared[:, None], torch.cat([low, high], 1), low.new_tensor([0, 0, 1, 1]))
         places = cell_centers(coords_from_boxes(box), (h, w))

@@ -47,6 +47,8 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
 def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Coords of the box that two views share in the source image: a third view, upright, with nothing else in it.
 
+    The box lies inside the source's unit square: padding around the source that both views show is not shared.
+
     ``warp(x_a, relative_coords(overlap, a), size)`` and the same of b then hold the same places cell by cell, as
     aligning regions of interest does. Of views that are turned, in perspective or dense, the bounding boxes are taken.
 
@@ -64,7 +66,7 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     check_pair(a, b, ("a", "b"))
     bounds = [_bounds(checked(coords, name)) for name, coords in (("a", a), ("b", b))]
     (low_a, high_a), (low_b, high_b) = bounds
-    low, high = torch.maximum(low_a, low_b), torch.minimum(high_a, high_b)
+    low, high = torch.maximum(low_a, low_b).clamp(min=0), torch.minimum(high_a, high_b).clamp(max=1)
     shared = (high > low).all(1)
     low, high = torch.where(shared[:, None], low, 0.0), torch.where(shared[:, None], high, 1.0)
     return coords_from_boxes(torch.cat([low, high], 1)), shared

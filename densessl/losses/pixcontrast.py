@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl._checks import as_valid
-from densessl._sums import unit_tokens
+from densessl._sums import check_pairs, matched_cells, positive_pairs, unit_tokens
 from densessl.losses._blockwise import cell_losses
 from densessl.losses._reduce import NoMatch, Reduction, check_options, check_temperature, reduce_images
 
@@ -35,7 +35,8 @@ def pixcontrast_loss(
         key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
         mask: bool ``(B, Nq, Nk)``, strided or sparse COO.
         valid_k: optional bool ``(B, Nk)`` or ``(B, h', w')``, as from ``densessl.cell_validity``: the key cells that
-            the denominator is over; the others are no positives either. Query cells need no such argument: one without
+            the denominator is over; the others are no positives either, and
+            what they hold, even NaN, is not read. Query cells need no such argument: one without
             a positive does not count.
         temperature: t.
         reduction: ``"mean"`` or ``"none"``.
@@ -62,11 +63,13 @@ def _loss(
     reduction: Reduction,
     no_match: NoMatch,
 ) -> Tensor:
-    q, k = unit_tokens(query, key, mask)
+    check_pairs(query, key, mask)
     valid = None if valid_k is None else as_valid(valid_k, key, "valid_k")
+    q, k = unit_tokens(query, key, mask, matched_cells(mask)[0], valid)
     with torch.autocast(q.device.type, enabled=False):
         if mask.layout == torch.sparse_coo and mask.numel() > _FEW_PAIRS[mask.layout]:
-            indices = mask.coalesce().indices()
+            indices = positive_pairs(mask)
+            indices = indices[:, indices[0] < mask.shape[0]]  # the blocks below read from the device in any case
             if valid is not None:
                 indices = indices[:, valid[indices[0], indices[2]]]
             per_cell, has_positive = cell_losses(q, k, None, indices, valid, temperature), _rows_of(indices, q)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl._sums import sum_keys, unit_tokens
+from densessl._sums import check_pairs, matched_cells, sum_keys, unit_tokens
 from densessl.losses._reduce import NoMatch, Reduction, check_options, reduce_images
 
 
@@ -22,6 +22,8 @@ def pixpro_loss(
         no_match: ``"zero"``: an image without positives counts as 0 in the mean (published code); ``"skip"``: it does
             not count (paper).
 
+    Cells without a positive, in either map, are not read: a NaN there reaches neither the loss nor a gradient.
+
     Returns:
         float32 scalar in [-1, 1], or ``(B,)`` with 0 for images without positives.
 
@@ -34,7 +36,8 @@ def pixpro_loss(
 
 
 def _loss(query: Tensor, key: Tensor, mask: Tensor, reduction: Reduction, no_match: NoMatch) -> Tensor:
-    q, k = unit_tokens(query, key, mask)
+    check_pairs(query, key, mask)
+    q, k = unit_tokens(query, key, mask, *matched_cells(mask))
     with torch.autocast(q.device.type, enabled=False):
         # Bilinear: sum_ij mask_ij <q_i, k_j> = sum_i <q_i, sum_j mask_ij k_j>, so no logits are needed.
         summed, count = sum_keys(mask, k)

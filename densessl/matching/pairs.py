@@ -51,13 +51,14 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
 
     Args:
         pairs: of a matcher such as ``NearestMatcher``.
-        shape: ``(Nq, Nk)``, cells of the query and of the key map. Pairs beyond it are an error of the indexing.
+        shape: ``(Nq, Nk)``, cells of the query and of the key map. Valid pairs beyond it are refused on
+            a CPU; on other devices, where the check would wait for the device, they are left out.
 
     Returns:
         bool ``(B, Nq, Nk)``, strided: True where a valid pair is.
 
     Raises:
-        ValueError: on other shapes or dtypes.
+        ValueError: on other shapes or dtypes; on a CPU also on a valid pair whose index is out of range.
     """
     query, key, valid = pairs
     if query.ndim != 2 or query.dtype != torch.int64:
@@ -71,6 +72,11 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
     n_query, n_key = shape
     if n_query < 1 or n_key < 1:
         raise ValueError(f"shape: expected two positive numbers of cells (Nq, Nk), got {shape}")
+    for index, size, name in ((query, n_query, "pairs.query"), (key, n_key, "pairs.key")):
+        beyond = valid & ((index < 0) | (index >= size))
+        if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool(beyond.any()):
+            raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(index[beyond][0])}")
+        valid = valid & ~beyond
     count = n_query * n_key
     flat = torch.zeros(len(query), count + 1, dtype=torch.bool, device=query.device)
     # Unused slots have index 0, where a valid pair may be: they go to a place of their own, which is cut off.

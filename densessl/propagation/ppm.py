@@ -78,7 +78,8 @@ class PPM(nn.Module):
         Args:
             x: ``(B, C, h, w)`` or ``(B, N, C)``, floating point.
             valid: optional bool ``(B, N)`` or ``(B, h, w)``, as from ``densessl.cell_validity``: the cells that the
-                sum is over. The others get a sum too, which a mask of valid cells leaves unused.
+                sum is over. The others get a sum too, which a mask of valid cells leaves unused; those of them that are
+                not finite enter as 0.
 
         Returns:
             The same form and size; channels as ``transform`` gives them. The losses normalise it (the published code
@@ -89,13 +90,19 @@ class PPM(nn.Module):
                 with ``algorithm="triton"``, where Triton or a CUDA device is missing, and on float64.
         """
         tokens = as_tokens(x, "x")
+        if valid is not None:
+            keep = as_valid(valid, x, "valid")
+            # 0 * NaN would reach all cells, by the sum, by a norm within g and by the gradients.
+            read = keep | tokens.isfinite().all(2)
+            x = x.masked_fill(~(read[..., None] if x.ndim == 3 else read.view(-1, 1, *x.shape[2:])), 0)
+            tokens = as_tokens(x, "x")
         # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
         values = self.transform(x if x.ndim == 4 else tokens_to_map(tokens, (tokens.shape[1], 1)))
         values = values.flatten(2).mT
         if self.normalize_values:
             values = normalized(values)
         if valid is not None:
-            values = values.masked_fill(~as_valid(valid, x, "valid")[..., None], 0)
+            values = values.masked_fill(~keep[..., None], 0)
         algorithm = self.algorithm or ("dense" if tokens.shape[1] < _MANY_CELLS else "blockwise")
         if algorithm == "dense":
             held = _BYTES_A_PAIR * tokens.shape[0] * tokens.shape[1] ** 2

@@ -101,3 +101,14 @@ def test_views_that_share_nothing_and_views_not_known_at_all():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_padding_around_the_source_is_not_shared(dense):
+    first = coords_from_boxes(torch.tensor([[-0.5, -0.5, 0.2, 0.2], [-0.5, -0.25, 0.75, 0.5]]))
+    second = coords_from_boxes(torch.tensor([[-0.6, -0.6, -0.1, -0.1], [-0.25, -0.5, 0.5, 1.5]]))
+    if dense:
+        first, second = as_dense(first, (6, 8)), as_dense(second, (5, 7))
+    coords, shared = overlap_coords(first, second)
+    assert shared.tolist() == [False, True]
+    torch.testing.assert_close(coords[1], coords_from_boxes(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))[0])

