@@ -1,4 +1,4 @@
-"""The momentum encoder."""
+"""The target encoder: a moving average of the online encoder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class EMA(nn.Module):
-    """A moving average of a module: PixPro's momentum (target) encoder.
+    """A moving average of a module: PixPro's target encoder, which the paper calls the momentum encoder.
 
     Only parameters are averaged; buffers are the target's own: in train mode its batch norms keep statistics of what
     they see, as in the published code. Gradients never flow into it.
+
+    In bfloat16 or float16 a small step of the average would round to nothing: at 0.99 the target of a bfloat16 model
+    goes a quarter of its way in 500 updates. Averages of such parameters are kept in float32 beside the module, which
+    runs in the precision that it has. Parameters that are no floating point numbers are copied.
+
+    With FSDP2, make the average of the plain module, then call ``fully_shard`` on the online module and on
+    ``target.module``, in the same way. A module that is sharded already cannot be copied.
 
     torch's ``AveragedModel`` is not used because it copies the student at its first update, keeps its step on the
     device, and has no schedule.
@@ -31,16 +38,22 @@ class EMA(nn.Module):
         step: number of updates so far, a Python int, saved with the state.
 
     Raises:
-        ValueError: if a constant momentum is not in 0..1.
+        ValueError: if a constant momentum is not in 0..1, or the module is sharded already.
     """
 
     def __init__(self, online: nn.Module, momentum: float | Callable[[int], float] = 0.99) -> None:
         super().__init__()
         if not callable(momentum):
             _check_momentum(momentum)
+        if any(base.__name__ == "FSDPModule" for part in online.modules() for base in type(part).__mro__):
+            raise ValueError(
+                "online: expected a module that is not sharded yet, got one after fully_shard; make the EMA first, "
+                "then call fully_shard on the online module and on target.module"
+            )
         self.module = copy.deepcopy(_unwrapped(online)).requires_grad_(False)
         self.momentum = momentum
         self.step = 0
+        self._averages: dict[str, Tensor] = {}  # float32, of parameters in half precision, by name
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,22 +77,37 @@ class EMA(nn.Module):
         if momentum is None:
             momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum
         momentum = _check_momentum(float(momentum))
-        targets: list[Tensor] = list(self.module.parameters())
-        sources: list[Tensor] = list(_unwrapped(online).parameters())
-        _check_fit(targets, sources)
-        # The target may be kept wider than a half-precision student.
-        sources = [source.to(target.dtype) for target, source in zip(targets, sources, strict=True)]
-        if targets:
-            torch._foreach_lerp_(targets, sources, 1.0 - momentum)  # one launch for all of them
+        parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        every: list[Tensor] = list(_unwrapped(online).parameters())
+        _check_fit(list(parameters.values()), every)
+        averages: list[Tensor] = []
+        sources: list[Tensor] = []
+        narrow: list[tuple[Tensor, Tensor]] = []  # parameters in half precision with their averages
+        for (name, target), source in zip(parameters.items(), every, strict=True):
+            if not target.is_floating_point():
+                target.copy_(source)
+                continue
+            average: Tensor = target
+            if target.dtype in (torch.bfloat16, torch.float16):
+                average = self._averages.get(name, target).to(target.device, torch.float32)
+                self._averages[name] = average
+                narrow.append((target, average))
+            averages.append(average)
+            sources.append(source.to(average.dtype))
+        if averages:
+            torch._foreach_lerp_(averages, sources, 1.0 - momentum)  # one launch for all of them
+        for target, average in narrow:
+            target.copy_(average)
         self.step += 1
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The step, so that a resumed run continues its schedule (the published code restarts it)."""
-        return {"step": self.step}
+    def get_extra_state(self) -> dict[str, Any]:
+        """The step, so that a resumed run continues its schedule (the published code restarts it), and the averages."""
+        return {"step": self.step} | ({"averages": self._averages} if self._averages else {})
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restores the step."""
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores the step and the averages."""
         self.step = state["step"]
+        self._averages = {name: average.clone() for name, average in state.get("averages", {}).items()}
 
 
 def _check_momentum(momentum: float) -> float:

@@ -61,6 +61,9 @@ class LARS(Optimizer):
 
         Returns:
             The closure's loss, or None.
+
+        Raises:
+            ValueError: on a sparse gradient.
         """
         loss = None
         if closure is not None:
@@ -71,6 +74,11 @@ class LARS(Optimizer):
             kinds: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
+                    if p.grad.is_sparse:
+                        raise ValueError(
+                            f"params: expected dense gradients, got a sparse one of a parameter {tuple(p.shape)}; give "
+                            "embeddings with sparse=True to an optimiser of their own"
+                        )
                     kinds.setdefault((p.ndim > 1, p.dtype), []).append(p)
             for (adapt, _), params in kinds.items():
                 for part in _portions(params):
@@ -82,9 +90,11 @@ class LARS(Optimizer):
         steps = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         if adapt:
             # Norms in float32 at least: half-precision gradients overflow a sum of squares.
+            # Named only where it differs, because sharded tensors (DTensor) have no rule for it.
             wide = torch.promote_types(params[0].dtype, torch.float32)
-            size = torch._foreach_norm(params, 2, wide)
-            length = torch._foreach_norm(steps, 2, wide)
+            in_wide = () if wide == params[0].dtype else (wide,)
+            size = torch._foreach_norm(params, 2, *in_wide)
+            length = torch._foreach_norm(steps, 2, *in_wide)
             ratios = [
                 torch.where((p > 0) & (d > 0), group["trust_coefficient"] * p / (d + group["eps"]), 1.0)
                 for p, d in zip(size, length, strict=True)

@@ -289,3 +289,48 @@ def test_student_that_does_not_fit():
     with pytest.raises(ValueError, match=r"online: expected parameter 0 on cpu as the target, got meta"):
         ema.update(nn.Linear(3, 4, device="meta"))
     assert ema.step == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_target_follows_a_float32_average(dtype):
+    student = nn.Linear(16, 16, bias=False)
+    target, wide = EMA(student.to(dtype), 0.99), EMA(nn.Linear(16, 16, bias=False).float(), 0.99)
+    wide.module.load_state_dict({"weight": student.weight.float()})
+    with torch.no_grad():
+        student.weight.add_(0.01 * torch.randn_like(student.weight))
+    follower = nn.Linear(16, 16, bias=False)
+    follower.load_state_dict({"weight": student.weight.float()})
+    for step in range(300):
+        target.update(student)
+        wide.update(follower)
+        if step == 150:  # a resumed run
+            state, target = target.state_dict(), EMA(student, 0.99)
+            target.load_state_dict(state)
+    assert target.module.weight.dtype == dtype
+    assert torch.equal(target.module.weight, wide.module.weight.to(dtype))
+    target.load_state_dict({"module.weight": student.weight, "_extra_state": {"step": 3}})  # of an earlier version
+    target.update(student)
+    assert target.step == 4
+
+
+def test_integer_parameters_are_copied():
+    class WithInt(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.index = nn.Parameter(torch.ones(3)), nn.Parameter(torch.arange(3), requires_grad=False)
+
+    online = WithInt()
+    target = EMA(online, 0.5)
+    online.index.add_(2)
+    target.update(online)
+    assert target.module.index.tolist() == [2, 3, 4]
+
+
+def test_a_sharded_module_is_refused_by_name():
+    class FSDPModule(nn.Linear):  # stands for what fully_shard makes of a module
+        pass
+
+    with pytest.raises(
+        ValueError, match=r"online: expected a module that is not sharded yet, got one after fully_shard"
+    ):
+        EMA(FSDPModule(2, 2))
