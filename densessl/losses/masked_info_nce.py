@@ -48,11 +48,15 @@ def masked_info_nce_loss(
     check_temperature(temperature)
     _check(query, key, positive, negative)
     with torch.autocast(query.device.type, enabled=False):
-        wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-        logits = normalized(query.to(wide)) @ normalized(key.to(wide)).mT / temperature
         count = positive.sum(1)
         matched = count > 0
-        against = logits.masked_fill(~(positive | negative), -torch.inf).logsumexp(1)
+        allowed = positive | negative
+        # What no counting pair reads, even NaN, reaches no gradient.
+        query = query.masked_fill(~matched[:, None], 0)
+        key = key.masked_fill(~(allowed & matched[:, None]).any(0)[:, None], 0)
+        wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+        logits = normalized(query.to(wide)) @ normalized(key.to(wide)).mT / temperature
+        against = logits.masked_fill(~allowed, -torch.inf).logsumexp(1)
         toward = torch.where(positive, logits, 0.0).sum(1) / count.clamp(min=1)
         return reduce_images(torch.where(matched, against - toward, 0.0), matched, reduction, no_match)
 
@@ -68,6 +72,8 @@ def _check(query: Tensor, key: Tensor, positive: Tensor, negative: Tensor) -> No
     for name, mask in (("positive", positive), ("negative", negative)):
         if mask.dtype != torch.bool or mask.shape != expected:
             raise ValueError(f"{name}: expected bool (N, M) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
+        if mask.layout != torch.strided:
+            raise ValueError(f"{name}: expected a strided mask, got {mask.layout}")
     if not query.device == key.device == positive.device == negative.device:
         raise ValueError(
             f"query, key, positive, negative: expected one device, got {query.device}, {key.device}, "

@@ -26,7 +26,9 @@ def with_false_entries() -> tuple[Tensor, Tensor]:
     valid[1], valid[0, 3], stored[0, 3, 2] = False, True, True
     valid[2, -1] = False
     stored[2, -1, -1] = True
-    return stored & valid, torch.sparse_coo_tensor(stored.nonzero().T, valid.expand_as(stored)[stored], stored.shape)
+    return stored & valid, torch.sparse_coo_tensor(
+        stored.nonzero().T, valid.expand_as(stored)[stored], stored.shape, check_invariants=True
+    )
 
 
 @pytest.fixture(params=["few", "many"])

@@ -140,3 +140,19 @@ def test_errors_name_the_argument(change, message):
     given = {"query": query, "key": key, "positive": positive, "negative": negative, **change}
     with pytest.raises(ValueError, match=re.escape(message)):
         masked_info_nce_loss(**given)
+
+
+def test_vectors_that_no_counting_pair_reads_may_hold_nan():
+    positive, negative = torch.rand(6, 7) < 0.3, torch.rand(6, 7) < 0.5
+    positive[:, 0], positive[2], positive[:, 3], negative[:, 3] = True, False, False, False
+    results = []
+    clean = torch.randn(6, 5), torch.randn(7, 5)
+    for fill in (1.0, torch.nan):
+        query, key = (x.clone() for x in clean)
+        query[2], key[3] = fill, fill
+        inputs = query.requires_grad_(), key.requires_grad_()
+        total = masked_info_nce_loss(*inputs, positive, negative)
+        results.append((total, *torch.autograd.grad(total, inputs)))
+    torch.testing.assert_close(results[1], results[0])
+    with pytest.raises(ValueError, match=r"negative: expected a strided mask, got torch.sparse_coo"):
+        masked_info_nce_loss(*clean, positive, negative.to_sparse())
