@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -48,13 +49,23 @@ class StopOnCollapse(Callback):
             )
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
-        # Before the batch goes on: a run on rubbish should not train first.
+        if not is_logged(trainer):
+            return  # the counts of all processes are added up, and they would wait for each other
         data = trainer.datamodule
-        if is_logged(trainer):
-            module.log_dict({"data/unreadable": float(data.unreadable), "data/enlarged": data.enlarged / data.seen})
-        if data.unreadable > max(1, data.max_unreadable * data.seen):
+        module.log_dict({"data/unreadable": float(data.unreadable), "data/enlarged": data.enlarged / data.seen})
+        self._judge_files(trainer, module, least=1000)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._judge_files(trainer, module, least=1)
+
+    def _judge_files(self, trainer: pl.Trainer, module: Any, least: int) -> None:
+        """Of few images a share says nothing: two bad files among the first hundred would be too many."""
+        data = trainer.datamodule
+        counts = torch.tensor([data.unreadable, data.seen], dtype=torch.float32, device=module.device)
+        unreadable, seen = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if seen >= least and unreadable > max(1, data.max_unreadable * seen):
             raise RuntimeError(
-                f"{data.unreadable} unreadable files met in {data.seen} images: more than data.max_unreadable = "
+                f"{unreadable:.0f} unreadable files met in {seen:.0f} images: more than data.max_unreadable = "
                 f"{data.max_unreadable}. Their names are in the log."
             )
 
@@ -98,6 +109,7 @@ class Encoders(Callback):
             weights = {key: value.cpu().contiguous() for key, value in backbone_of(module.method).state_dict().items()}
             part = Path(folder) / "encoder.safetensors.part"
             save_file(weights, part)
+            part.chmod(0o644)  # others may read it
             part.replace(part.with_suffix(""))  # never half a file under the final name
 
 
