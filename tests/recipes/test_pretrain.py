@@ -377,15 +377,15 @@ def test_too_many_unreadable_photos_stop_the_run(folder, tmp_path):
 
 
 def test_few_unreadable_photos_among_the_first_do_not_stop_a_run(folder, tmp_path):
-    """Two among the first eight: far more than the limit of their images, and of the epoch's 40 just below it."""
+    """Two among the first eight: far more than the limit, though not of the 40 images of the epoch."""
     some = tmp_path / "photos"
     some.mkdir()
     for index, path in enumerate(sorted(folder.rglob("*.jpg"))):
         (some / f"{index:02}.jpg").write_bytes(path.read_bytes() if index > 1 else b"rubbish")
-    options = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--data.max_unreadable=0.06"]
+    options = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--data.max_unreadable=0.08"]
     assert fit(PixPro, some, tmp_path / "out", *options).trainer.global_step == 5
-    with pytest.raises(RuntimeError, match=r"more than data.max_unreadable = 0.03"):
-        fit(PixPro, some, tmp_path / "again", *options[:2], "--data.max_unreadable=0.03")
+    with pytest.raises(RuntimeError, match=r"more than data.max_unreadable = 0.05"):
+        fit(PixPro, some, tmp_path / "again", *options[:2], "--data.max_unreadable=0.05")
     assert (tmp_path / "out" / "encoder.safetensors").stat().st_mode & 0o777 == 0o644
 
 
