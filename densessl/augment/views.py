@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -39,6 +40,10 @@ class View(NamedTuple):
     coords: Tensor
     source_size: Tensor
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> View:
+        """The same view with every part on the device."""
+        return View(*(part.to(device, non_blocking=non_blocking) for part in self))
+
 
 class MaskedView(NamedTuple):
     """A ``View`` with a mask that moved along.
@@ -54,6 +59,10 @@ class MaskedView(NamedTuple):
     coords: Tensor
     source_size: Tensor
     mask: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedView:
+        """The same view with every part on the device."""
+        return MaskedView(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
 class MultiView(nn.Module):

@@ -226,3 +226,13 @@ def test_learns():
 def test_negative_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected a number of at least 0, got {value}"):
         LARS([nn.Parameter(torch.ones(1))], **{"lr": 1.0, name: value})
+
+
+def test_sparse_gradients_are_refused_and_nothing_moves():
+    dense, table = nn.Linear(3, 2), nn.Embedding(5, 3, sparse=True)
+    before = dense.weight.detach().clone()
+    optimizer = LARS([*dense.parameters(), *table.parameters()], lr=1.0)
+    dense(table(torch.tensor([1]))).sum().backward()
+    with pytest.raises(ValueError, match=r"params: expected dense gradients, got torch.sparse_coo for parameter 2"):
+        optimizer.step()
+    assert torch.equal(dense.weight, before)
