@@ -1,4 +1,4 @@
-"""The target encoder: a moving average of the online encoder."""
+"""The momentum encoder."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
 class EMA(nn.Module):
-    """A moving average of a module: PixPro's target encoder, which the paper calls the momentum encoder.
+    """A moving average of a module: PixPro's momentum (target) encoder.
 
     Only parameters are averaged; buffers are the target's own: in train mode its batch norms keep statistics of what
     they see, as in the published code. Gradients never flow into it.
 
-    In bfloat16 or float16 a small step of the average would round to nothing: at 0.99 the target of a bfloat16 model
-    goes a quarter of its way in 500 updates. Averages of such parameters are kept in float32 beside the module, which
-    runs in the precision that it has. Parameters that are no floating point numbers are copied.
+    A step in bfloat16 or float16 rounds to nothing at usual momenta. Of such parameters the averages themselves are
+    kept in float32, from the first update on, and ``module`` holds them rounded to its own dtype. They are saved with
+    the state; a state without them continues from the rounded values. Integer and boolean parameters are copied.
 
-    With FSDP2, make the average of the plain module, then call ``fully_shard`` on the online module and on
-    ``target.module``, in the same way. A module that is sharded already cannot be copied.
+    With FSDP2, build the average first and shard afterwards, both in the same way: ``ema = EMA(model)``, then
+    ``fully_shard(model)`` and ``fully_shard(ema.module)``. A model that is sharded already cannot be copied.
 
     torch's ``AveragedModel`` is not used because it copies the student at its first update, keeps its step on the
     device, and has no schedule.
@@ -38,22 +40,25 @@ class EMA(nn.Module):
         step: number of updates so far, a Python int, saved with the state.
 
     Raises:
-        ValueError: if a constant momentum is not in 0..1, or the module is sharded already.
+        ValueError: if a constant momentum is not in 0..1, or the module is already sharded by ``fully_shard``.
     """
 
     def __init__(self, online: nn.Module, momentum: float | Callable[[int], float] = 0.99) -> None:
         super().__init__()
         if not callable(momentum):
             _check_momentum(momentum)
-        if any(base.__name__ == "FSDPModule" for part in online.modules() for base in type(part).__mro__):
+        if any(isinstance(part, FSDPModule) for part in online.modules()):
             raise ValueError(
-                "online: expected a module that is not sharded yet, got one after fully_shard; make the EMA first, "
-                "then call fully_shard on the online module and on target.module"
+                "online: expected a module that is not sharded yet, got one after fully_shard; "
+                "build EMA(model) first, then call fully_shard on model and on ema.module"
             )
         self.module = copy.deepcopy(_unwrapped(online)).requires_grad_(False)
         self.momentum = momentum
         self.step = 0
-        self._averages: dict[str, Tensor] = {}  # float32, of parameters in half precision, by name
+        # By the parameter's index; a plain dict because a buffer would be rounded by ``to(torch.bfloat16)``.
+        self._averages: dict[int, Tensor] = {}
+        # Which tensor each average was last written to, and its version then.
+        self._written: dict[int, tuple[int, int]] = {}
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,37 +82,71 @@ class EMA(nn.Module):
         if momentum is None:
             momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum
         momentum = _check_momentum(float(momentum))
-        parameters: dict[str, Tensor] = dict(self.module.named_parameters())
-        every: list[Tensor] = list(_unwrapped(online).parameters())
-        _check_fit(list(parameters.values()), every)
-        averages: list[Tensor] = []
-        sources: list[Tensor] = []
-        narrow: list[tuple[Tensor, Tensor]] = []  # parameters in half precision with their averages
-        for (name, target), source in zip(parameters.items(), every, strict=True):
-            if not target.is_floating_point():
-                target.copy_(source)
-                continue
-            average: Tensor = target
-            if target.dtype in (torch.bfloat16, torch.float16):
-                average = self._averages.get(name, target).to(target.device, torch.float32)
-                self._averages[name] = average
-                narrow.append((target, average))
-            averages.append(average)
-            sources.append(source.to(average.dtype))
+        # After a forward pass FSDP2 leaves the whole parameters of a root module in place of its shards.
+        _reshard(self)
+        _reshard(online)
+        targets: list[Tensor] = list(self.module.parameters())
+        sources: list[Tensor] = list(_unwrapped(online).parameters())
+        _check_fit(targets, sources)
+        self._keep_wide(targets)
+        averaged = [i for i, target in enumerate(targets) if target.is_floating_point() or target.is_complex()]
+        averages = [self._averages.get(i, targets[i]) for i in averaged]
+        # The target may be wider than a half-precision student.
+        steps = [sources[i].to(average.dtype) for i, average in zip(averaged, averages, strict=True)]
         if averages:
-            torch._foreach_lerp_(averages, sources, 1.0 - momentum)  # one launch for all of them
-        for target, average in narrow:
-            target.copy_(average)
+            torch._foreach_lerp_(averages, steps, 1.0 - momentum)  # one launch for all of them
+        for index, average in self._averages.items():
+            targets[index].copy_(average)  # not in one launch, for which DTensors have no rule
+        self._written = {i: (id(targets[i]), targets[i]._version) for i in self._averages}
+        for target, source in zip(targets, sources, strict=True):
+            if not (target.is_floating_point() or target.is_complex()):
+                target.copy_(source)
         self.step += 1
 
+    def _keep_wide(self, targets: list[Tensor]) -> None:
+        """One float32 average for each half-precision parameter, and for no other."""
+        kept = {}
+        for index, target in enumerate(targets):
+            if target.dtype not in (torch.bfloat16, torch.float16):
+                continue
+            average, written = self._averages.get(index), self._written.get(index)
+            if average is None or _was_overwritten(target, written):
+                kept[index] = target.detach().float()
+            else:
+                kept[index] = _placed_as(target, average)
+        self._averages = kept
+
     def get_extra_state(self) -> dict[str, Any]:
-        """The step, so that a resumed run continues its schedule (the published code restarts it), and the averages."""
-        return {"step": self.step} | ({"averages": self._averages} if self._averages else {})
+        """The step, so that a resumed run continues its schedule (the published code restarts it).
+
+        With half-precision parameters also their float32 ``averages``, by the parameter's index.
+        """
+        return {"step": self.step, **({"averages": dict(self._averages)} if self._averages else {})}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores the step and the averages."""
+        """Restores the step, and the averages where the state has them."""
         self.step = state["step"]
-        self._averages = {name: average.clone() for name, average in state.get("averages", {}).items()}
+        self._averages = {index: average.clone() for index, average in state.get("averages", {}).items()}
+        self._written = {}
+
+
+def _was_overwritten(target: Tensor, written: tuple[int, int] | None) -> bool:
+    """Whether the same tensor was written since, as by ``ema.module.load_state_dict``; a copied EMA has others."""
+    return written is not None and written[0] == id(target) and written[1] != target._version
+
+
+def _placed_as(target: Tensor, average: Tensor) -> Tensor:
+    """The average on the target's device, and sharded as the target is."""
+    average = average.to(target.device)
+    if isinstance(target, DTensor) and not isinstance(average, DTensor):
+        return distribute_tensor(average, target.device_mesh, target.placements)
+    return average
+
+
+def _reshard(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _check_momentum(momentum: float) -> float:
@@ -136,4 +175,10 @@ def _check_fit(targets: list[Tensor], sources: list[Tensor]) -> None:
         if target.device != source.device:
             raise ValueError(
                 f"online: expected parameter {index} on {target.device} as the target, got {source.device}"
+            )
+        if isinstance(target, DTensor) != isinstance(source, DTensor):
+            sharded = ["a plain tensor", "a sharded one"]
+            raise ValueError(
+                f"online: expected {sharded[isinstance(target, DTensor)]} for parameter {index} as the target has, "
+                f"got {sharded[isinstance(source, DTensor)]}; call fully_shard on both"
             )

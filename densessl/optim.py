@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
@@ -16,6 +17,7 @@ class LARS(Optimizer):
     ``d = g + weight_decay * p``, scaled by ``trust_coefficient * |p| / (|d| + eps)``, then momentum. The scale is 1
     where ``|p|`` or ``|d|`` is 0, so a weight that starts at zero moves. Tensors of one dimension or none (biases,
     norms) are never scaled; give them no weight decay with ``param_groups``. No value is read back to the host.
+    Parameters that FSDP2's ``fully_shard`` has cut are scaled by the norms of the whole tensors.
 
     lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
 
@@ -63,22 +65,18 @@ class LARS(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            ValueError: on a sparse gradient.
+            ValueError: if a gradient is sparse, as ``nn.Embedding(sparse=True)`` makes them; nothing is updated then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_sparse()
         for group in self.param_groups:
             # Each kind together, so that one multi-tensor launch does all of them.
             kinds: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    if p.grad.is_sparse:
-                        raise ValueError(
-                            f"params: expected dense gradients, got a sparse one of a parameter {tuple(p.shape)}; give "
-                            "embeddings with sparse=True to an optimiser of their own"
-                        )
                     kinds.setdefault((p.ndim > 1, p.dtype), []).append(p)
             for (adapt, _), params in kinds.items():
                 for part in _portions(params):
@@ -89,12 +87,7 @@ class LARS(Optimizer):
         gradients = [cast(Tensor, p.grad) for p in params]
         steps = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         if adapt:
-            # Norms in float32 at least: half-precision gradients overflow a sum of squares.
-            # Named only where it differs, because sharded tensors (DTensor) have no rule for it.
-            wide = torch.promote_types(params[0].dtype, torch.float32)
-            in_wide = () if wide == params[0].dtype else (wide,)
-            size = torch._foreach_norm(params, 2, *in_wide)
-            length = torch._foreach_norm(steps, 2, *in_wide)
+            size, length = _norms(params), _norms(steps)
             ratios = [
                 torch.where((p > 0) & (d > 0), group["trust_coefficient"] * p / (d + group["eps"]), 1.0)
                 for p, d in zip(size, length, strict=True)
@@ -107,11 +100,30 @@ class LARS(Optimizer):
             steps = buffers
         torch._foreach_add_(params, steps, alpha=-group["lr"])
 
+    def _refuse_sparse(self) -> None:
+        for number, group in enumerate(self.param_groups):
+            for index, p in enumerate(group["params"]):
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise ValueError(
+                        f"params: expected dense gradients, got {p.grad.layout} for parameter {index} of group {number}"
+                    )
+
     def _buffer(self, param: Tensor) -> Tensor:
         state = self.state[param]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(param)
         return state["momentum_buffer"]
+
+
+def _norms(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Norms in float32 at least: half-precision gradients overflow a sum of squares."""
+    dtype = tensors[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    if wide == dtype:
+        return torch._foreach_norm(tensors, 2)
+    if any(isinstance(t, DTensor) for t in tensors):  # they know no norm in another dtype
+        return torch._foreach_norm([t.to(wide) for t in tensors], 2)
+    return torch._foreach_norm(tensors, 2, wide)
 
 
 def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:

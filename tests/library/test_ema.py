@@ -291,46 +291,102 @@ def test_student_that_does_not_fit():
     assert ema.step == 0
 
 
+# --- half precision and integers ------------------------------------------------------------------------------------
+
+
+def half_precision_run(dtype: torch.dtype) -> tuple[nn.Module, list[nn.Module]]:
+    start = nn.Linear(16, 12).to(dtype)
+    student, students = copy.deepcopy(start), []
+    for _ in range(300):
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(torch.randn(p.shape).to(dtype) * 0.01)
+        students.append(copy.deepcopy(student))
+    return start, students
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_target_follows_a_float32_average(dtype):
-    student = nn.Linear(16, 16, bias=False)
-    target, wide = EMA(student.to(dtype), 0.99), EMA(nn.Linear(16, 16, bias=False).float(), 0.99)
-    wide.module.load_state_dict({"weight": student.weight.float()})
-    with torch.no_grad():
-        student.weight.add_(0.01 * torch.randn_like(student.weight))
-    follower = nn.Linear(16, 16, bias=False)
-    follower.load_state_dict({"weight": student.weight.float()})
-    for step in range(300):
-        target.update(student)
-        wide.update(follower)
-        if step == 150:  # a resumed run
-            state, target = target.state_dict(), EMA(student, 0.99)
-            target.load_state_dict(state)
-    assert target.module.weight.dtype == dtype
-    assert torch.equal(target.module.weight, wide.module.weight.to(dtype))
-    target.load_state_dict({"module.weight": student.weight, "_extra_state": {"step": 3}})  # of an earlier version
-    target.update(student)
-    assert target.step == 4
+def test_half_precision_model_equals_the_recursion(dtype):
+    start, students = half_precision_run(dtype)
+    ema = EMA(start, 0.99)
+    expected = [p.double() for p in parameters(start)]
+    for student in students:
+        ema.update(student)
+        expected = [0.99 * e + 0.01 * p.double() for e, p in zip(expected, parameters(student), strict=True)]
+    for p, wanted in zip(ema.module.parameters(), expected, strict=True):
+        assert p.dtype == dtype
+        torch.testing.assert_close(p.double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "state"])
+def test_half_precision_averages_are_saved(how):
+    start, students = half_precision_run(torch.bfloat16)
+    whole, halves = EMA(start, 0.99), EMA(start, 0.99)
+    for student in students[:100]:
+        whole.update(student)
+        halves.update(student)
+    if how == "deepcopy":
+        resumed = copy.deepcopy(halves)
+    elif how == "pickle":
+        resumed = pickle.loads(pickle.dumps(halves))
+    else:
+        file = io.BytesIO()
+        torch.save(halves.state_dict(), file)
+        file.seek(0)
+        resumed = EMA(nn.Linear(16, 12).bfloat16(), 0.99)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+    for student in students[100:]:
+        whole.update(student)
+        resumed.to("cpu", torch.bfloat16).update(student)
+    assert_equal(resumed.module, whole.module)
+    for index, average in whole.get_extra_state()["averages"].items():
+        assert torch.equal(average, resumed.get_extra_state()["averages"][index])
+    for student in students:
+        halves.update(student)
+    assert not torch.equal(halves.module.weight, resumed.module.weight)
+
+
+def test_half_precision_state_without_averages_continues_from_the_rounded_values():
+    start, students = half_precision_run(torch.bfloat16)
+    ema = EMA(start, 0.99)
+    for student in students:
+        ema.update(student)
+    state = ema.state_dict()
+    state["_extra_state"] = {"step": 7}
+    state = copy.deepcopy(state)
+    fresh = nn.Linear(16, 12).bfloat16()
+    for resumed in (EMA(fresh, 0.5), ema):  # the second has averages of its own
+        resumed.load_state_dict(state)
+        assert resumed.step == 7
+        resumed.update(fresh, 0.5)
+        wanted = (0.5 * state["module.weight"].float() + 0.5 * fresh.weight.float()).bfloat16()
+        assert torch.equal(resumed.module.weight, wanted)
+
+
+def test_weights_loaded_into_a_half_precision_target_count():
+    start, students = half_precision_run(torch.bfloat16)
+    ema = EMA(start, 0.99)
+    ema.update(students[0])
+    other = nn.Linear(16, 12).bfloat16()
+    ema.module.load_state_dict(other.state_dict())
+    ema.update(students[1], 1.0)
+    assert_equal(ema.module, other)
 
 
 def test_integer_parameters_are_copied():
-    class WithInt(nn.Module):
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.index = nn.Parameter(torch.ones(3)), nn.Parameter(torch.arange(3), requires_grad=False)
+            self.weight = nn.Parameter(torch.zeros(2))
+            self.table = nn.Parameter(torch.arange(3), requires_grad=False)
+            self.flags = nn.Parameter(torch.tensor([True, False]), requires_grad=False)
 
-    online = WithInt()
-    target = EMA(online, 0.5)
-    online.index.add_(2)
-    target.update(online)
-    assert target.module.index.tolist() == [2, 3, 4]
-
-
-def test_a_sharded_module_is_refused_by_name():
-    class FSDPModule(nn.Linear):  # stands for what fully_shard makes of a module
-        pass
-
-    with pytest.raises(
-        ValueError, match=r"online: expected a module that is not sharded yet, got one after fully_shard"
-    ):
-        EMA(FSDPModule(2, 2))
+    ema, student = EMA(Model(), 0.75), Model()
+    with torch.no_grad():
+        student.weight.add_(4.0)
+        student.table.mul_(5)
+        student.flags.logical_not_()
+    ema.update(student)
+    assert ema.module.weight.tolist() == [1.0, 1.0]
+    assert ema.module.table.tolist() == [0, 5, 10]
+    assert ema.module.flags.tolist() == [False, True]

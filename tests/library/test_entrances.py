@@ -346,3 +346,11 @@ def test_a_skipped_matrix_is_refused():
     for augmentation in (skipping, K.AugmentationSequential(skipping, K.RandomHorizontalFlip())):
         with pytest.raises(ValueError, match=r"augmentation: .*transformation_matrix_mode='skip'"):
             BatchAugment(augmentation)
+
+
+@pytest.mark.parametrize("kind", [View, MaskedView])
+def test_a_view_goes_to_a_device_as_a_whole(kind):
+    view = kind(*(torch.zeros(2) for _ in kind._fields))
+    moved = view.to("meta")
+    assert type(moved) is kind
+    assert {part.device.type for part in moved} == {"meta"}
