@@ -25,6 +25,9 @@ class Layout:
         self.whole = _needs_whole_patches(model)
         self.prefix = prefix_tokens(model)
         self.channels_last = _is_channels_last(model, layer)
+        # Found once: a layer keeps its layout, and comparing sizes anew would stand in the way of a compiler that
+        # takes them for symbols.
+        self._last_axis: bool | None = None
 
     def __call__(self, out: Any, size: tuple[int, int]) -> Tensor:
         """Returns the map.
@@ -67,8 +70,9 @@ class Layout:
 
     def _as_map(self, out: Any, size: tuple[int, int]) -> Tensor:
         if isinstance(out, Tensor) and out.ndim == 4:
-            last = self._last(out, size)
-            return out.permute(0, 3, 1, 2) if last else out
+            if self._last_axis is None:
+                self._last_axis = self._last(out, size)
+            return out.permute(0, 3, 1, 2) if self._last_axis else out
         if isinstance(out, Tensor) and out.ndim == 3 and self.patch is not None:
             grid = (size[0] // self.patch[0], size[1] // self.patch[1])
             if out.shape[1] == self.prefix + grid[0] * grid[1]:

@@ -331,3 +331,13 @@ def test_bad_images(layer, image, message):
     encoder = FeatureMap(tv.resnet18(), layer).eval()
     with pytest.raises(ValueError, match=message):
         encoder(image)
+
+
+def test_a_compiled_encoder_takes_several_sizes():
+    """From the second size on the compiler takes sizes for symbols."""
+    encoder = FeatureMap(tv.resnet18(), "layer2").eval()
+    compiled = torch.compile(encoder, backend="eager")
+    for batch, side in ((2, 64), (3, 32), (4, 96)):
+        image = torch.randn(batch, 3, side, side + 16)
+        with torch.no_grad():
+            assert torch.equal(compiled(image), encoder(image))
