@@ -40,17 +40,23 @@ class Instance(nn.Module):
         backbone: Images to a feature map.
         width: Number of channels of that map.
         loss: Of query and key vectors ``(B, C)``.
-        predicted: Whether a prediction head lies between projection and loss.
+        predictor: Makes the head between projection and loss from its three widths.
         hidden_dim: Width of the heads' hidden layer.
         dim: Number of channels of the projections.
     """
 
     def __init__(
-        self, backbone: nn.Module, width: int, loss: nn.Module, predicted: bool, hidden_dim: int = 512, dim: int = 128
+        self,
+        backbone: nn.Module,
+        width: int,
+        loss: nn.Module,
+        predictor: Callable[[int, int, int], nn.Module],
+        hidden_dim: int = 512,
+        dim: int = 128,
     ) -> None:
         super().__init__()
         self.encoder = InstanceEncoder(backbone, width, hidden_dim, dim)
-        self.predictor = MLP(dim, hidden_dim, dim) if predicted else nn.Identity()
+        self.predictor = predictor(dim, hidden_dim, dim)
         self.target, self.loss = EMA(self.encoder), loss
 
     def forward(self, view1: View, view2: View) -> Step:
@@ -78,8 +84,8 @@ class Arm(NamedTuple):
 
 
 HEADS = {"hidden_dim": 512, "dim": 128}
-CONTRAST = partial(Instance, loss=InstanceContrastLoss(), predicted=False)
-CONSISTENCY = partial(Instance, loss=InstanceConsistencyLoss(), predicted=True)
+CONTRAST = partial(Instance, loss=InstanceContrastLoss(), predictor=nn.Identity)
+CONSISTENCY = partial(Instance, loss=InstanceConsistencyLoss(), predictor=MLP)
 
 ARMS = {
     "rate-0": Arm("learning rate 0", None),

@@ -55,7 +55,6 @@ class ShardSource:
 
     def __init__(self, pattern: str, images: int | None) -> None:
         self.folder, self.images = pattern, images
-        self._found: list[str] = []
 
     def count(self, processes: int, workers: int) -> int:
         """Number of images.
@@ -65,7 +64,7 @@ class ShardSource:
         """
         from examples.pretrain.common.data.shard_lists import find_shards
 
-        self._found = find_shards(self.folder, self.images, processes, workers)
+        find_shards(self.folder, self.images, processes, workers)
         return self.images
 
     def loader(self, draw: DrawViews, channels: int, **process: Any) -> Any:
