@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def normalized(tokens: Tensor) -> Tensor:
+def normalized(tokens: Tensor, used: Tensor | None = None) -> Tensor:
     """Unit length along the last axis.
 
     The norm is taken in float32 at least, since float16 overflows it. A vector of zeros has no direction: it stays
@@ -16,11 +16,13 @@ def normalized(tokens: Tensor) -> Tensor:
 
     Args:
         tokens: floating point, any shape.
+        used: bool, the shape of the tokens without its last axis, or None for all. The other vectors become 0
+            whatever they hold, even NaN, and take no gradient.
 
     Returns:
         The same shape, float32 (float64 stays).
     """
-    return _Normalized.apply(tokens if tokens.dtype == torch.float64 else tokens.float())[0]
+    return _Normalized.apply(tokens if tokens.dtype == torch.float64 else tokens.float(), used)[0]
 
 
 def _divisor(tokens: Tensor) -> Tensor:
@@ -37,19 +39,23 @@ class _Normalized(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(tokens: Tensor, used: Tensor | None) -> tuple[Tensor, Tensor]:
         divisor = _divisor(tokens)
-        return tokens / divisor, divisor
+        if used is None:
+            return tokens / divisor, divisor
+        # In place, so that no copy of the tokens is made or kept for the backward pass.
+        unit = (tokens / divisor).masked_fill_(~used[..., None], 0)
+        return unit, divisor.masked_fill_(~used[..., None], torch.inf)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        tokens, unit, divisor = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        tokens, used, unit, divisor = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative the lengths count as functions of the tokens
-            divisor = _divisor(tokens)
+            divisor = _divisor(tokens if used is None else tokens.masked_fill(~used[..., None], 0))
         along = (grad * unit).sum(-1, keepdim=True)
-        return torch.addcmul(grad, unit, along, value=-1) / divisor
+        return torch.addcmul(grad, unit, along, value=-1) / divisor, None

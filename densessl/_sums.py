@@ -54,7 +54,8 @@ def positive_pairs(mask: Tensor) -> Tensor:
 def matched_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Which query cells and which key cells have a positive, bool (B, Nq) and (B, Nk); no value is read back."""
     if mask.layout != torch.sparse_coo:
-        return mask.any(2), mask.any(1)
+        held = mask.view(torch.uint8)  # whose maximum takes a fifth of the time of ``mask.any`` on a CPU
+        return held.amax(2).bool(), held.amax(1).bool()
     image, *cells = positive_pairs(mask)
     batch = mask.shape[0]
     found = []
@@ -70,15 +71,13 @@ def unit_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 (float64 stays), checked against the mask.
 
-    Cells outside ``used_q`` (B, Nq) and ``used_k`` (B, Nk) become 0 before anything is computed of them, so that a NaN
-    there reaches neither values nor gradients.
+    Cells outside ``used_q`` (B, Nq) and ``used_k`` (B, Nk) become 0 whatever they hold, so that a NaN there reaches
+    neither values nor gradients.
     """
     q, k = as_tokens(query, "query"), as_tokens(key, "key")
     check_pairs(query, key, mask)
     dtype = torch.promote_types(q.dtype, k.dtype)  # half precision is widened where it is normalised
-    q = q if used_q is None else q.masked_fill(~used_q[..., None], 0)
-    k = k if used_k is None else k.masked_fill(~used_k[..., None], 0)
-    return normalized(q.to(dtype)), normalized(k.to(dtype))
+    return normalized(q.to(dtype), used_q), normalized(k.to(dtype), used_k)
 
 
 def check_pairs(query: Tensor, key: Tensor, mask: Tensor) -> None:
@@ -109,7 +108,8 @@ def sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     bag = image * n_query + row  # sorted, as the pairs are
     # One bag more takes the entries with the value False, and is cut off.
     offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 2, device=bag.device))
-    cell = (image * n_key + column).clamp(max=batch * n_key - 1)
+    cell = (image * n_key + column).clamp_(max=batch * n_key - 1)
+    del image, row, column, bag  # together half as large as the keys of a map of few channels
     summed = F.embedding_bag(cell, k.flatten(0, 1), offsets, mode="sum", include_last_offset=True)[:-1]
     # Not bincount, which reads its largest value back to the host.
     return summed.unflatten(0, (batch, n_query)), offsets[:-1:n_query].diff()
