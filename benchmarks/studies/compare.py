@@ -7,8 +7,9 @@
 
 A labelled FOLDER holds ``images/SPLIT/*`` and ``labels/SPLIT/*.png`` for train, val and test. ``tune`` runs every
 learning rate on seed 100 and scores on val; ``final`` takes the rate with the best mean over the val sets (or ``--lr``)
-and scores on test. Every arm sees the same photos, views and steps. A row that is there is not made again, so that a
-run can be stopped and continued, and several processes can share the work (``--only``). The protocol: docs/study.md.
+and scores on test. Every arm sees the same photos, views and steps. A row that is there is not made again, and a run
+that was killed goes on from its last state (every 100 steps), so that the work can be stopped, continued and shared by
+several processes (``--only``). The protocol: docs/study.md.
 The ViT starts at random here: no pretrained one fits the views.
 """
 
@@ -46,6 +47,7 @@ from examples.quickstart.scenes import CLASSES, draw_scene
 SIDE = 128  # of the photos that are held in memory
 SCORES = ("linear", "neighbors", "pck", "pck_colour")
 TUNE_SEED = 100
+SAVE_EVERY = 100  # steps
 CLASS_COUNTS = {"camvid": 11, "nuclei": 2, "scenes": len(CLASSES)}
 COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
 Labelled = list[tuple[Tensor, Tensor]]
@@ -124,6 +126,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     arm: Arm = ARMS[name]
     torch.manual_seed(seed)
     backbone, draw, start = make_backbone().to(photos.device), drawing(photos, args, seed), time.perf_counter()
+    path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
     facts = {"device": f"{photos.device} {platform.machine()}", "torch": torch.__version__, "commit": commit()}
     seen: list[tuple[float, float]] = []
 
@@ -131,8 +134,10 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
         seconds, modes = time.perf_counter() - start, [(m, m.training) for m in backbone.modules()]
         loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True)) if seen else ("", "")
         for of_set, values in scores(backbone, sets, args):
+            if has_row(rows, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=of_set):
+                continue
             row = {"arm": name, "lr": lr, "seed": seed, "step": step, "split": split, "set": of_set, "loss": loss}
-            add_row(args.out / "rows.csv", COLUMNS, row | values | {"std": std, "seconds": round(seconds)} | facts)
+            add_row(rows, COLUMNS, row | values | {"std": std, "seconds": round(seconds)} | facts)
         for module, training in modes:
             module.training = training
         weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
@@ -145,7 +150,13 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     method = arm.make(backbone, map_shape(backbone, args.size, 3)[0]).to(photos.device)
     images = 256 if arm.optimizer is LinearSGD else 1024  # at which the rate is --lr as it is
     scheduled = arm.optimizer(lr)(method, images, args.steps)
-    bar = tqdm(total=args.steps, desc=f"{name}, lr {lr:g}, seed {seed}", mininterval=10)
+    begin, states = 0, {"method": method, "optimizer": scheduled[0], "schedule": scheduled[1]}
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        begin, seen, start = saved["step"], saved["seen"], start - saved["seconds"]
+        for key, part in states.items():
+            part.load_state_dict(saved[key])
+    bar = tqdm(total=args.steps, initial=begin, desc=f"{name}, lr {lr:g}, seed {seed}", mininterval=10)
 
     def after(step: int, result) -> None:
         bar.update()
@@ -153,10 +164,16 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
             seen.append((float(result.loss), float(result.metrics()["health/std_times_sqrt_c"])))
         if step + 1 in args.snapshots:
             snapshot(step + 1)
+        if (step + 1) % SAVE_EVERY == 0:
+            state = {key: part.state_dict() for key, part in states.items()}
+            facts_now = {"step": step + 1, "seen": seen, "seconds": time.perf_counter() - start}
+            torch.save(state | facts_now, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)  # whole, or not at all
 
     masked = name == "detcon"
-    train(method, scheduled, partial(draw, masked=masked), args.steps, after, arm.momentum)
+    train(method, scheduled, partial(draw, masked=masked), args.steps, after, arm.momentum, begin)
     bar.close()
+    path.unlink(missing_ok=True)
 
 
 def commit() -> str:

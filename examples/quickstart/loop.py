@@ -26,6 +26,7 @@ def train(
     steps: int,
     after: Callable[[int, Step], None] = lambda step, result: None,
     momentum: tuple[float, float] = (0.99, 1.0),
+    begin: int = 0,
 ) -> None:
     """Trains a method in place.
 
@@ -36,16 +37,18 @@ def train(
         steps: Number of optimiser steps.
         after: Called after each step with its number and what the method returned.
         momentum: Momentum of the target encoder at the start and at the end.
+        begin: Number of steps that were taken before; the states of method, optimiser and schedule are those of then.
     """
     optimizer, schedule = scheduled
     target = getattr(method, "target", None)
     if target is not None:
         start, end = momentum
         target.momentum = partial(cosine_schedule, max_steps=steps + 1, start_value=start, end_value=end)
-        target.update(method.encoder)
+        if not begin:
+            target.update(method.encoder)
     method.train()
     device = next(method.parameters()).device
-    for step in range(steps):
+    for step in range(begin, steps):
         views = draw(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             result = method(*views)

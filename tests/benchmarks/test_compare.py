@@ -70,6 +70,33 @@ def test_the_rate_is_chosen_on_val_and_reported_on_test(folder, tmp_path):
     assert "| camvid | PixPro | 2 |" in text
 
 
+def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "SAVE_EVERY", 2)
+    command = [*TINY, "--steps=5", "--snapshots=1,3", "--only=pixpro,pixcontrast", "--lr=1"]
+    compare.main([*command, "--out", str(tmp_path / "whole")])
+    made = compare.add_row
+
+    def killed(path, columns, row):
+        made(path, columns, row)
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "add_row", killed)
+    for _ in range(2):  # once in each arm
+        with pytest.raises(KeyboardInterrupt):
+            compare.main([*command, "--out", str(tmp_path / "parts")])
+    compare.main([*command, "--out", str(tmp_path / "parts")])
+    of_both = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(tmp_path / out / "rows.csv")]
+        for out in ("whole", "parts")
+    ]
+    assert of_both[0] == of_both[1]
+    assert len(of_both[0]) == 6
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes()
+    assert not list((tmp_path / "parts").glob("*.pt"))
+
+
 def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path):
     torch.manual_seed(0)
     before = compare.make_backbone().state_dict()
