@@ -22,7 +22,7 @@ quickstart: .venv/installed
 	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

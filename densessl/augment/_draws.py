@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,28 +18,55 @@ import torch
 def drawn_from(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
     """Inside, everything is drawn from ``seed``; afterwards the generators are as they were before.
 
-    Seeds the generators of ``random``, of NumPy and of torch on the CPU, and that of ``device`` if it is a CUDA device.
-    ``torch.manual_seed`` is not used, because it seeds the generators of all CUDA devices too.
-
     Args:
         seed: None leaves everything alone, inside too.
         device: that draws are made on; None is the CPU.
     """
-    if seed is None:
+    with generators_kept(seed is not None, device):
+        seed_generators(seed, device)
+        yield
+
+
+@contextmanager
+def generators_kept(keep: bool = True, device: torch.device | None = None) -> Iterator[None]:
+    """Afterwards the generators are as they were before.
+
+    Args:
+        keep: False leaves them alone.
+        device: that draws are made on; None is the CPU.
+    """
+    if not keep:
         yield
         return
-    cuda = device is not None and device.type == "cuda"
     states = generator_states()
-    with torch.random.fork_rng([device] if cuda else []):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.default_generators[_index_of(device)].manual_seed(seed)
+    # Only where there is a GPU to draw on: fork_rng takes as long as a small crop.
+    with torch.random.fork_rng([device]) if _is_cuda(device) else nullcontext():
         try:
             yield
         finally:
             set_generators(states)
+
+
+def seed_generators(seed: int | None, device: torch.device | None = None) -> None:
+    """Seeds the generators of ``random``, of NumPy and of torch on the CPU, and that of ``device`` if it is a GPU.
+
+    ``torch.manual_seed`` is not used, because it seeds the generators of all CUDA devices too.
+
+    Args:
+        seed: None leaves everything alone.
+        device: that draws are made on; None is the CPU.
+    """
+    if seed is None:
+        return
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if _is_cuda(device):
+        torch.cuda.default_generators[_index_of(device)].manual_seed(seed)
+
+
+def _is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
 
 
 def _index_of(device: torch.device | None) -> int:

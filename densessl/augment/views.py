@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from densessl.augment._draws import drawn_from
+from densessl.augment._draws import generators_kept, seed_generators
 from densessl.augment._inputs import as_image, as_mask, checked_seeds, refuse_values
 from densessl.augment._start import carried, checked_source_size, checked_start
 from densessl.augment._steps import (
@@ -144,11 +144,12 @@ class MultiView(nn.Module):
         labels = None if mask is None else as_mask(mask, size)
         numbers = checked_seeds(seeds, len(self.transforms))
         views: list[Any] = []
-        for index, seed in enumerate(numbers):
-            with drawn_from(seed):
+        with generators_kept(seeds is not None):
+            for index, seed in enumerate(numbers):
+                seed_generators(seed)
                 pixels, place, *moved = self._drawn(index, source, labels, size)
-            place = place if start is None else carried(place, start)
-            views.append((MaskedView if moved else View)(pixels, place, shown_size, *moved))
+                place = place if start is None else carried(place, start)
+                views.append((MaskedView if moved else View)(pixels, place, shown_size, *moved))
         return views
 
     def _drawn(self, index: int, source: Any, mask: tv_tensors.Mask | None, size: tuple[int, ...]) -> Any:

@@ -34,5 +34,5 @@ def small(
 def drawing(seed: int = 0, redraws: int = 0, size: int = 32, mask_of=None, **options) -> DrawViews:
     """Draws two views of 32 px without colour changes; ``size`` only says below which size an image is enlarged."""
     options = {"size": 32, "photometric": "none", **options}
-    pipelines = [view.transforms[0] for view in photo_views("unused", **options).draw.views]
+    pipelines = photo_views("unused", **options).draw.views.transforms
     return DrawViews(MultiView(*pipelines), seed=seed, redraws=redraws, size=size, mask_of=mask_of)

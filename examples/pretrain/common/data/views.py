@@ -54,8 +54,7 @@ class DrawViews:
     """
 
     def __init__(self, views: MultiView, *, seed: int, redraws: int, size: int, mask_of: MaskOf | None = None) -> None:
-        self.views = [MultiView(transform) for transform in views.transforms]
-        self.seed, self.redraws, self.size, self.mask_of = seed, redraws, size, mask_of
+        self.views, self.seed, self.redraws, self.size, self.mask_of = views, seed, redraws, size, mask_of
         self._overlap = DistanceMatcher(0.7)
         self._named: set[str] = set()
 
@@ -66,20 +65,11 @@ class DrawViews:
             self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
         mask = None if self.mask_of is None else self.mask_of(image)
         for attempt in range(self.redraws + 1):
-            views = [self._draw(image, mask, view, *numbers, view, attempt) for view in range(2)]
+            seeds = [seed_of(self.seed, *numbers, view, attempt) for view in range(2)]
+            views = self.views(image, mask, seeds=seeds)
             if attempt == self.redraws or self.share_cells(*views):
                 break
         return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
-
-    def _draw(self, image: Tensor, mask: Tensor | None, view: int, *numbers: int) -> View | MaskedView:
-        # Not fork_rng: it asks after GPUs, which takes as long as a crop.
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(seed_of(self.seed, *numbers))
-        try:
-            return self.views[view](image, mask)[0]
-        finally:
-            generator.set_state(before)
 
     def share_cells(self, view1: View | MaskedView, view2: View | MaskedView) -> bool:
         """Whether any cell of one view matches one of the other."""
