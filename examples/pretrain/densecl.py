@@ -119,10 +119,10 @@ class DenseCL(nn.Module):
 
 
 def recipe():
-    from examples.pretrain.common.cli import WITHOUT_MASKS, Recipe
+    from examples.pretrain.common.cli import WITHOUT_ANCHOR, WITHOUT_MASKS, Recipe
     from examples.pretrain.common.optimizers import LinearSGD
 
-    return Recipe(DenseCL, LinearSGD, momentum=(0.999, 0.999), without=WITHOUT_MASKS)
+    return Recipe(DenseCL, LinearSGD, momentum=(0.999, 0.999), without=(*WITHOUT_MASKS, *WITHOUT_ANCHOR))
 
 
 if __name__ == "__main__":

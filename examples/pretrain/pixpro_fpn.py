@@ -85,10 +85,10 @@ def metrics_of_levels(*parts):
 
 
 def recipe():
-    from examples.pretrain.common.cli import Recipe
+    from examples.pretrain.common.cli import WITHOUT_ANCHOR, Recipe
     from examples.pretrain.common.fcos_trunk import make_trunk
 
-    return Recipe(PixProFPN, backbone=make_trunk)
+    return Recipe(PixProFPN, backbone=make_trunk, without=WITHOUT_ANCHOR)
 
 
 if __name__ == "__main__":

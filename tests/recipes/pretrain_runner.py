@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from examples.pretrain import densecl, pixcontrast, pixpro, pixpro_instance, vicregl
+from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.callbacks import SaveOnSigterm
 from examples.pretrain.common.data.options import photo_views
@@ -29,6 +30,7 @@ METHODS = {
     "pixpro_instance": pixpro_instance,
     "densecl": densecl,
     "vicregl": vicregl,
+    "anchored": pixcontrast,
 }
 OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
 TINY = {"hidden_dim": 32, "dim": 16}
@@ -74,6 +76,8 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
         without_batch_statistics(made)
         if hasattr(made, "target"):
             made.target.requires_grad_(False)  # the new norms of the target too
+    if method == "anchored":
+        made = Anchored(made, anchor=2.0, koleo=0.3)
     module = Pretraining(made, optimizer, recipe.momentum or (0.0, 0.0))
     data = photo_views(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3)
     losses = Losses()

@@ -227,7 +227,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
             assert torch.equal(value, continued["state"][key]), key
 
 
-@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl"])
+@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl", "anchored"])
 def test_one_process_equals_two(method, folder, tmp_path):
     """Group norm, no_match="zero", negatives gathered; DetCon and SlotCon, without processes: test_family.py."""
     for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):

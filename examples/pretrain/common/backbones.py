@@ -9,6 +9,7 @@ import logging
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densessl import FeatureMap
 from densessl.checkpoints import load_backbone
@@ -16,8 +17,29 @@ from densessl.checkpoints import load_backbone
 log = logging.getLogger(__name__)
 
 
+class FrozenStatistics(FeatureMap):
+    """A backbone whose batch norms use the statistics that they came with, in training mode too.
+
+    Their scales and shifts are trained. A copy, as the target encoder makes one, is frozen as well, with statistics of
+    its own that are the same; nothing ever changes either. Batch norm in the heads is not meant.
+    """
+
+    def train(self, mode: bool = True) -> FrozenStatistics:
+        """As of every module, but batch norms stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+
 def make_backbone(
-    name: str = "resnet50", layer: str = "layer4", init: str = "random", size: int = 224, channels: int = 3
+    name: str = "resnet50",
+    layer: str = "layer4",
+    init: str = "random",
+    size: int = 224,
+    channels: int = 3,
+    freeze_statistics: bool = False,
 ) -> tuple[FeatureMap, int]:
     """A backbone and the channels of its map.
 
@@ -29,12 +51,15 @@ def make_backbone(
             encoder.safetensors, PixPro's own.
         size: Side of the views in pixels, for a first pass that shows the map's size.
         channels: Number of channels of the images. Other than 3, the first convolution is made anew.
+        freeze_statistics: Whether batch norm keeps the statistics that come with ``init``, in the online and in the
+            target encoder; by default each takes those of its views.
 
     Raises:
         ValueError: on an unknown model, a file that does not fit, a map of a single cell, or a ViT whose patches do not
             fill the views.
     """
-    backbone = FeatureMap(make_model(name, init == "imagenet", size, channels), layer)
+    kind = FrozenStatistics if freeze_statistics else FeatureMap
+    backbone = kind(make_model(name, init == "imagenet", size, channels), layer)
     if init not in ("random", "imagenet"):
         try:
             read = load_backbone(backbone, init)
@@ -43,6 +68,8 @@ def make_backbone(
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
+    if freeze_statistics and init == "random":
+        log.warning("backbone.freeze_statistics: the statistics of backbone.init=random are those of no image")
     return backbone, width
 
 

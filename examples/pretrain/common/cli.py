@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
+from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.callbacks import keep_earlier_rows, standard_callbacks
 from examples.pretrain.common.data.datamodule import PhotoViews
@@ -34,6 +35,16 @@ NOT_OF_A_RECIPE = {
 }
 # Options of masks, for methods that hand no validity on: cells without data would count.
 WITHOUT_MASKS = ("data.nodata", "data.segments", "data.grid", "data.segment_scale")
+
+# Weights of the terms of anchor.py.
+ANCHOR_HELP = {
+    "method.anchor": "Weight of a Gram anchor: the similarities between an image's cells stay those of the backbone as "
+    "it was before the first step. 0, the default, leaves it out; DINOv3 has 2.",
+    "method.koleo": "Weight of KoLeo, which keeps the images of a batch apart. 0, the default, leaves it out; "
+    "DINOv2 has 0.1.",
+}
+# For methods whose backbone does not give one map of each view.
+WITHOUT_ANCHOR = tuple(ANCHOR_HELP)
 
 
 class Run(NamedTuple):
@@ -89,6 +100,9 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     parser = ArgumentParser(description="Trains the method on a folder of images.")
     parser.add_argument("--config", action="config", help="YAML file of options; later options win.")
     parser.add_class_arguments(recipe.method, "method", skip={"backbone", "width"} | left_out("method"))
+    for name, text in ANCHOR_HELP.items():
+        if name not in recipe.without:
+            parser.add_argument(f"--{name}", type=float, default=0.0, help=text)
     parser.add_function_arguments(recipe.backbone, "backbone", skip={"size", "channels"} | left_out("backbone"))
     parser.add_class_arguments(recipe.optimizer, "optimizer", instantiate=False)
     if recipe.momentum is not None:
@@ -123,7 +137,11 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     pl.seed_everything(config.seed, verbose=False)
     data = photo_views(**config.data, seed=config.seed)
     backbone, width = recipe.backbone(**config.backbone, size=config.data.size, channels=config.data.channels)
-    method = recipe.method(backbone, width, **config.method)
+    options = dict(config.method)
+    weights = {name: options.pop(name) for name in ("anchor", "koleo") if name in options}
+    method = recipe.method(backbone, width, **options)
+    if any(weights.values()):
+        method = Anchored(method, **weights)
     optimizer = recipe.optimizer(**config.optimizer)
     momentum = config.momentum if recipe.momentum is not None else (0.0, 0.0)
     module = Pretraining(method, optimizer, tuple(momentum), config.compile)
