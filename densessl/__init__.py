@@ -40,6 +40,7 @@ from densessl.geometry import (
     relative_coords,
     warp,
 )
+from densessl.block_mask import BlockMask
 from densessl.tracking import TrackingReport, check_tracking
 from densessl.masks import cell_labels, cell_validity, pool_regions, sample_labels
 
@@ -47,9 +48,9 @@ from densessl.masks import cell_labels, cell_validity, pool_regions, sample_labe
 from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, feature_distance, gather_tokens, pairs_to_mask
 
 # Backbone and heads
-from densessl.backbone import FeatureMap
+from densessl.backbone import FeatureMap, MaskToken
 from densessl.features import map_to_tokens, tokens_to_map
-from densessl.heads import MLP, ConvMLP
+from densessl.heads import MLP, ConvMLP, PrototypeHead
 
 # Propagation
 from densessl.propagation import PPM
@@ -69,6 +70,7 @@ from densessl.losses import (
     NeighborOrderLoss,
     PixContrastLoss,
     PixProLoss,
+    PrototypeLoss,
     gram_loss,
     info_nce_loss,
     instance_consistency_loss,
@@ -78,6 +80,7 @@ from densessl.losses import (
     neighbor_order_loss,
     pixcontrast_loss,
     pixpro_loss,
+    prototype_loss,
 )
 
 # Levels
@@ -118,6 +121,7 @@ __all__ = [
     "overlap_coords",
     "relative_coords",
     "warp",
+    "BlockMask",
     "TrackingReport",
     "check_tracking",
     "cell_labels",
@@ -133,10 +137,12 @@ __all__ = [
     "pairs_to_mask",
     # Backbone and heads
     "FeatureMap",
+    "MaskToken",
     "map_to_tokens",
     "tokens_to_map",
     "MLP",
     "ConvMLP",
+    "PrototypeHead",
     # Propagation
     "PPM",
     # Target
@@ -152,6 +158,7 @@ __all__ = [
     "NeighborOrderLoss",
     "PixContrastLoss",
     "PixProLoss",
+    "PrototypeLoss",
     "gram_loss",
     "info_nce_loss",
     "instance_consistency_loss",
@@ -161,6 +168,7 @@ __all__ = [
     "neighbor_order_loss",
     "pixcontrast_loss",
     "pixpro_loss",
+    "prototype_loss",
     # Levels
     "PerLevel",
     "level_mean",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from densessl._normalize import normalized
 
 
 class ConvMLP(nn.Module):
@@ -62,3 +65,46 @@ class MLP(nn.Module):
                 f"x: expected floating point vectors (B, {self.linear1.in_features}), got {x.dtype} {tuple(x.shape)}"
             )
         return self.linear2(self.relu(self.bn1(self.linear1(x))))
+
+
+class PrototypeHead(nn.Module):
+    """The likeness of each cell to K prototypes: the head of DINO and iBOT, as 1x1 convolutions.
+
+    Three layers with GELU between them, then the cosine with each prototype. Equals lightly's ``DINOProjectionHead``
+    (``norm_last_layer=True``) on every cell. That one is not used: it cannot be copied, as ``EMA`` does, because of the
+    old ``weight_norm`` in it, and scores lose their digits in half precision.
+
+    Args:
+        in_dim: channels that come in.
+        hidden_dim: channels of the two hidden layers.
+        dim: channels in which the prototypes lie.
+        prototypes: their number, K.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int = 2048, dim: int = 256, prototypes: int = 8192) -> None:
+        super().__init__()
+        self.linear1 = nn.Conv2d(in_dim, hidden_dim, kernel_size=1)
+        self.linear2 = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=1)
+        self.linear3 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
+        self.gelu = nn.GELU()
+        for layer in (self.linear1, self.linear2, self.linear3):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Parameter(torch.randn(prototypes, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_dim, h, w)`` to cosines ``(B, K, h, w)``, in float32 (float64 stays) whatever autocast says.
+
+        Raises:
+            ValueError: on another shape or integer features.
+        """
+        if x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.linear1.in_channels:
+            raise ValueError(
+                f"x: expected a floating point map (B, {self.linear1.in_channels}, h, w), "
+                f"got {x.dtype} {tuple(x.shape)}"
+            )
+        cells = self.linear3(self.gelu(self.linear2(self.gelu(self.linear1(x)))))
+        with torch.autocast(x.device.type, enabled=False):
+            unit, prototypes = normalized(cells.flatten(2).mT), normalized(self.prototypes)
+            return (unit @ prototypes.to(unit.dtype).mT).mT.unflatten(2, x.shape[2:])

@@ -13,8 +13,9 @@ from densessl.backbone._huggingface import prepare as prepare_huggingface
 from densessl.backbone._layout import Layout
 from densessl.backbone._timm import prepare as prepare_timm
 from densessl.backbone._tree import REGISTRIES, shallow
+from densessl.backbone.mask_token import MaskToken
 
-__all__ = ["FeatureMap"]
+__all__ = ["FeatureMap", "MaskToken"]
 
 
 class FeatureMap(nn.Module):

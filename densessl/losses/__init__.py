@@ -13,6 +13,7 @@ from densessl.losses.masked_info_nce import MaskedInfoNCELoss, masked_info_nce_l
 from densessl.losses.neighbor_order import NeighborOrderLoss, neighbor_order_loss
 from densessl.losses.pixcontrast import PixContrastLoss, pixcontrast_loss
 from densessl.losses.pixpro import PixProLoss, pixpro_loss
+from densessl.losses.prototype import PrototypeLoss, prototype_loss
 
 __all__ = [
     "GramLoss",
@@ -24,6 +25,7 @@ __all__ = [
     "NeighborOrderLoss",
     "PixContrastLoss",
     "PixProLoss",
+    "PrototypeLoss",
     "gram_loss",
     "info_nce_loss",
     "instance_consistency_loss",
@@ -33,4 +35,5 @@ __all__ = [
     "neighbor_order_loss",
     "pixcontrast_loss",
     "pixpro_loss",
+    "prototype_loss",
 ]

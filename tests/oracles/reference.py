@@ -133,6 +133,32 @@ def pixcontrast_loss(
     return over_images(per_image, reduction, no_match, 0 * (query.sum() + key.sum()))
 
 
+def prototype_loss(
+    query: Tensor,
+    key: Tensor,
+    valid: Tensor,
+    center: Tensor,
+    temperatures: tuple[float, float] = (0.1, 0.04),
+    reduction: str = "mean",
+    no_match: str = "zero",
+) -> Tensor:
+    """iBOT: cross entropy of the shares of prototypes, over the cells that count. Scores (B, K, h, w) or (B, N, K)."""
+
+    def shares(scores: Tensor, temperature: float) -> Tensor:
+        powers = ((scores - scores.max()) / temperature).exp()
+        return powers / powers.sum()
+
+    per_image: list[Tensor | None] = []
+    for s, t, counts in zip(tokens(query), tokens(key), valid.flatten(1).tolist(), strict=True):
+        terms = [
+            -(shares(t[i] - center, temperatures[1]) * shares(s[i], temperatures[0]).log()).sum()
+            for i in range(len(s))
+            if counts[i]
+        ]
+        per_image.append(sum(terms) / len(terms) if terms else None)
+    return over_images(per_image, reduction, no_match, 0 * query[0].sum())
+
+
 def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss over the 2B vectors: each against its partner and the 2B - 2 others."""
     vectors, count = torch.cat([query, key]), len(query)

@@ -1,0 +1,79 @@
+"""Which cells of a view a student does not see: blocks, drawn at random."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor, nn
+
+
+class BlockMask(nn.Module):
+    """Draws masks of blocks for the maps of a batch, as in BEiT, iBOT and DINOv2.
+
+    Of a batch the share ``images`` is masked, at least one image; in each of these a share of the cells between the two
+    numbers of ``cells``, spread over the images as in DINOv2: one in each of equal steps, in random order. The blocks
+    are drawn by lightly's ``random_block_mask_image``. Around it are added that the draw is a function of torch's
+    generator (lightly draws from Python's own, which stays as it was), and that few cells are masked too, where lightly
+    raises below four.
+
+    Args:
+        cells: least and greatest share of the cells that is masked in a masked image, in 0..1.
+        images: share of the images that are masked, in 0..1.
+        least: cells of the smallest block, where as many are to be masked.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(self, cells: tuple[float, float] = (0.1, 0.5), images: float = 0.5, least: int = 4) -> None:
+        super().__init__()
+        if len(cells) != 2 or not 0 <= cells[0] <= cells[1] <= 1:
+            raise ValueError(f"cells: expected two shares in 0..1, the lower first, got {cells}")
+        if not 0 <= images <= 1:
+            raise ValueError(f"images: expected a share in 0..1, got {images}")
+        if least < 1:
+            raise ValueError(f"least: expected at least 1, got {least}")
+        self.cells, self.images, self.least = (float(cells[0]), float(cells[1])), images, least
+
+    def extra_repr(self) -> str:
+        return f"cells={self.cells}, images={self.images}, least={self.least}"
+
+    def forward(self, batch: int, size: tuple[int, int] | torch.Size) -> Tensor:
+        """Draws from torch's generator of the CPU.
+
+        Args:
+            batch: number of images, B.
+            size: ``(h, w)`` of the map, both at least 2: a block never fills a side.
+
+        Returns:
+            bool ``(B, h, w)`` on the CPU, True where a cell is masked.
+
+        Raises:
+            ValueError: on another size or number.
+            ImportError: if lightly is too old to have the sampler.
+        """
+        if batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {batch}")
+        if len(size) != 2 or min(size) < 2:
+            raise ValueError(f"size: expected (height, width), both at least 2, got {tuple(size)}")
+        chosen = max(1, round(self.images * batch)) if self.images > 0 else 0
+        masks = torch.zeros(batch, *size, dtype=torch.bool)
+        order, low, step = torch.randperm(batch), self.cells[0], (self.cells[1] - self.cells[0]) / max(chosen, 1)
+        shares = low + step * (torch.arange(chosen, dtype=torch.float64) + torch.rand(chosen, dtype=torch.float64))
+        seed, state = int(torch.randint(1 << 62, ())), random.getstate()
+        try:
+            random.seed(seed)
+            for image, share in zip(order.tolist(), shares.tolist(), strict=False):
+                masks[image] = self._blocks((size[0], size[1]), int(size[0] * size[1] * share))
+        finally:
+            random.setstate(state)
+        return masks
+
+    def _blocks(self, size: tuple[int, int], number: int) -> Tensor:
+        from lightly.models.utils import random_block_mask_image
+
+        if number < 1:
+            return torch.zeros(size, dtype=torch.bool)
+        mask: Tensor = random_block_mask_image(size, number, min_num_masks_per_block=min(self.least, number))
+        return mask
