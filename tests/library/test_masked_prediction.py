@@ -195,7 +195,7 @@ def test_bad_masks_and_backbones_are_named():
         (torch.ones(1, 3, 4, dtype=torch.bool), r"mask: expected .* B = 2, got torch.bool \(1, 3, 4\)"),
         (
             torch.ones(2, 3, 5, dtype=torch.bool),
-            r"mask: expected cells made of whole patches, got 3x5 cells of 3x4 patches",
+            r"mask: expected cells made of whole patches, got 3x5 cells of 3x4",
         ),
     ):
         with pytest.raises(ValueError, match=message):

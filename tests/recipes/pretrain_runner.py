@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from examples.pretrain import densecl, pixcontrast, pixpro, pixpro_instance, vicregl
+from examples.pretrain import densecl, ibot_cross_view, neco, paka, pixcontrast, pixpro, pixpro_instance, vicregl
 from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.callbacks import SaveOnSigterm
@@ -31,8 +31,13 @@ METHODS = {
     "densecl": densecl,
     "vicregl": vicregl,
     "anchored": pixcontrast,
+    "paka": paka,
+    "neco": neco,
+    "ibot_cross_view": ibot_cross_view,
 }
 OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
+OPTIONS |= {"paka": {"grid": 3}, "neco": {"grid": 2, "queue": 100}, "ibot_cross_view": {"prototypes": 12}}
+VIT = ("test_vit", "norm", "random", 32)
 TINY = {"hidden_dim": 32, "dim": 16}
 
 
@@ -68,7 +73,8 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
     recipe = METHODS[method].recipe()
-    made = recipe.method(*make_backbone("resnet18", "layer2", "random", 32), **TINY, **OPTIONS.get(method, {}))
+    backbone = VIT if method == "ibot_cross_view" else ("resnet18", "layer2", "random", 32)
+    made = recipe.method(*make_backbone(*backbone), **TINY, **OPTIONS.get(method, {}))
     rate = {name: value for name, value in recipe.defaults.items() if name.startswith("optimizer.")}
     optimizer = recipe.optimizer(**{name.removeprefix("optimizer."): value for name, value in rate.items()})
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1

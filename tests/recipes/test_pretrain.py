@@ -33,7 +33,10 @@ from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.step import pair_metrics
 from examples.pretrain.densecl import DenseCL
 from examples.pretrain.detcon import DetCon
+from examples.pretrain.ibot_cross_view import IBOTCrossView
+from examples.pretrain.neco import NeCo
 from examples.pretrain.own_method import OwnMethod
+from examples.pretrain.paka import PaKA
 from examples.pretrain.pixcontrast import PixContrast
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
@@ -55,6 +58,9 @@ METHODS = {
     "detcon": DetCon,
     "slotcon": SlotCon,
     "vit_posttrain": ViTPostTraining,
+    "paka": PaKA,
+    "neco": NeCo,
+    "ibot_cross_view": IBOTCrossView,
     "own_method": OwnMethod,  # trained by its docs page, in test_docs.py
 }
 # Learning rates, as their papers or authors name them.
@@ -64,9 +70,13 @@ RATES = {
     DetCon: ("lr_at_256", 0.3),
     SlotCon: ("lr_at_256", 1.0),
     ViTPostTraining: ("lr_backbone", 1e-5),
+    PaKA: ("lr_backbone", 1e-5),
+    NeCo: ("lr_backbone", 1e-5),
+    IBOTCrossView: ("lr_backbone", 2e-3),
 }
 # Of a view of 224 px; the others train a ResNet-50.
-MAPS = {ViTPostTraining: (384, 16, 16), OwnMethod: (128, 28, 28)}
+MAPS = dict.fromkeys((ViTPostTraining, PaKA, NeCo), (384, 16, 16))
+MAPS |= {IBOTCrossView: (384, 14, 14), OwnMethod: (128, 28, 28)}
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +129,17 @@ def fit(method: type, folder: Path, out: Path, *args: str):
         (DetCon, ["--data.segments=grid", "--data.grid=3"]),
         (SlotCon, ["--method.prototypes=12", "--data.scale=[0.4,1.0]"]),
         (ViTPostTraining, ["--backbone.name=test_vit", "--backbone.layer=norm", "--backbone.init=random"]),
+        (PaKA, ["--backbone.init=random", "--method.grid=3"]),
+        (NeCo, ["--backbone.init=random", "--method.grid=3", "--method.queue=40"]),
+        (IBOTCrossView, ["--backbone.name=test_vit", "--backbone.layer=norm", "--method.prototypes=12"]),
     ],
 )
 def test_every_method_trains(method, extra, photometric, folder, tmp_path):
     made = fit(method, folder, tmp_path, "--trainer.max_epochs=1", f"--data.photometric={photometric}",
                "--trainer.log_every_n_steps=1", *extra)  # fmt: skip
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    rate = {DenseCL: "lr-SGD", ViTPostTraining: "lr-AdamW/pg1"}.get(method, "lr-LARS/pg1")
+    adamw = dict.fromkeys((ViTPostTraining, PaKA, NeCo, IBOTCrossView), "lr-AdamW/pg1")
+    rate = (adamw | {DenseCL: "lr-SGD"}).get(method, "lr-LARS/pg1")
     momentum = [] if method is VICRegL else ["momentum"]
     for name in ("loss", rate, "health/effective_rank", "speed/images_per_s", "speed/data_wait", *momentum):
         assert name in rows[0].split(",")
@@ -227,7 +241,9 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(
             assert torch.equal(value, continued["state"][key]), key
 
 
-@pytest.mark.parametrize("method", ["pixpro", "pixpro_instance", "densecl", "vicregl", "anchored"])
+@pytest.mark.parametrize(
+    "method", ["pixpro", "pixpro_instance", "densecl", "vicregl", "anchored", "paka", "neco", "ibot_cross_view"]
+)
 def test_one_process_equals_two(method, folder, tmp_path):
     """Group norm, no_match="zero", negatives gathered; DetCon and SlotCon, without processes: test_family.py."""
     for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):

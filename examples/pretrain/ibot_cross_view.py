@@ -1,0 +1,77 @@
+"""iBOT across views on a folder of images: a masked cell is predicted from what the other view shows there.
+
+    python examples/pretrain/ibot_cross_view.py fit --data.folder FOLDER \\
+        --config examples/pretrain/configs/ibot_cross_view_vit_s16.yaml
+"""
+
+import torch
+from lightly.models.modules.center import Center
+from torch import nn
+
+from densessl import EMA, BlockMask, DistanceMatcher, NearestMatcher, PrototypeLoss, View, gather_tokens
+from examples.pretrain.common.masked import MaskedEncoder, drawn_blocks, matched_cells, prototypes_in_use
+from examples.pretrain.common.step import Step, pair_metrics
+
+
+class IBOTCrossView(nn.Module):
+    """Masked prediction: iBOT's patch loss (Zhou et al., ICLR 2022), and the same with the teacher's matched cell.
+
+    Args:
+        backbone: Images ``(B, C, H, W)`` to the map of a ViT's tokens.
+        width: Number of channels of that map.
+        across: Share of the loss across views, in 0..1; 0 is iBOT's own patch loss, the default weighs both alike.
+        hidden_dim: Width of the head's hidden layers.
+        dim: Number of channels in which the prototypes lie.
+        prototypes: Number of prototypes.
+        cells: Least and greatest share of the cells that is masked in a masked image.
+        images: Share of the images that are masked.
+        teacher_temperature: Temperature of the teacher's softmax; the student's is 0.1.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        width: int,
+        across: float = 0.5,
+        hidden_dim: int = 2048,
+        dim: int = 256,
+        prototypes: int = 8192,
+        cells: tuple[float, float] = (0.1, 0.5),
+        images: float = 0.5,
+        teacher_temperature: float = 0.04,
+    ) -> None:
+        super().__init__()
+        if not 0 <= across <= 1:
+            raise ValueError(f"method.across: expected a share in 0..1, got {across}")
+        self.encoder = MaskedEncoder(backbone, width, hidden_dim, dim, prototypes)
+        self.target, self.draw, self.center = EMA(self.encoder), BlockMask(cells, images), Center((1, prototypes))
+        self.loss, self.across = PrototypeLoss(0.1, teacher_temperature), across
+        self.match, self.nearest = DistanceMatcher(0.7), NearestMatcher()
+
+    def forward(self, view1: View, view2: View) -> Step:
+        (f1, t1), (f2, t2) = self.target(view1.image), self.target(view2.image)
+        m1, m2 = drawn_blocks(self.draw, f1), drawn_blocks(self.draw, f2)
+        (g1, s1), (_, s2) = self.encoder(view1.image, m1), self.encoder(view2.image, m2)
+        mask, there, back = matched_cells(self.match, self.nearest, view1, view2, f1.shape[-2:], f2.shape[-2:])
+        center, m1, m2 = self.center.value, m1.flatten(1), m2.flatten(1)
+        same = 0.5 * (self.loss(s1, t1, m1, center) + self.loss(s2, t2, m2, center))
+        k1, k2 = gather_tokens(t2, there.key), gather_tokens(t1, back.key)  # of the other view, at the same places
+        across = 0.5 * (self.loss(s1, k1, m1 & there.valid, center) + self.loss(s2, k2, m2 & back.valid, center))
+        self.center.update(torch.cat([t1, t2], 1).flatten(0, 1))
+        loss, used = (1 - self.across) * same + self.across * across, (t1, center, self.loss.key_temperature)
+        terms = {"same": same, "across": across}
+        return Step(loss, terms, lambda: pair_metrics(g1, f2, mask) | {"health/prototypes": prototypes_in_use(*used)})
+
+
+def recipe():
+    from examples.pretrain.common.cli import WITHOUT_ANCHOR, WITHOUT_MASKS, Recipe
+    from examples.pretrain.common.optimizers import BackboneAdamW
+
+    defaults = {"backbone.name": "vit_small_patch16_224", "backbone.layer": "norm"}
+    defaults |= {"optimizer.lr_backbone": 2e-3, "optimizer.lr_head": 2e-3, "optimizer.warmup": 0.0125}
+    without = (*WITHOUT_MASKS, *WITHOUT_ANCHOR)
+    return Recipe(IBOTCrossView, BackboneAdamW, momentum=(0.996, 1.0), without=without, defaults=defaults)
+
+
+if __name__ == "__main__":
+    recipe().run()
