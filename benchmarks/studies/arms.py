@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from densessl import EMA, MLP, InstanceConsistencyLoss, InstanceContrastLoss, View
+from densessl import EMA, MLP, FeatureMap, InstanceConsistencyLoss, InstanceContrastLoss, View
 from examples.pretrain.common.optimizers import BackboneAdamW, LinearSGD, SquareRootLARS
 from examples.pretrain.common.step import Step, pair_metrics
 from examples.pretrain.densecl import DenseCL
 from examples.pretrain.detcon import DetCon
+from examples.pretrain.ibot_cross_view import IBOTCrossView
+from examples.pretrain.neco import NeCo
+from examples.pretrain.paka import PaKA
 from examples.pretrain.pixcontrast import PixContrast
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
@@ -67,6 +70,14 @@ class Instance(nn.Module):
         return Step(loss, {}, lambda: pair_metrics(z1[:, None], t2[:, None], same))
 
 
+def make_vit() -> FeatureMap:
+    """timm's smallest ViT, six blocks of 64 channels, with patches of 8 px and random weights; takes every size."""
+    import timm
+
+    model = timm.create_model("test_vit", patch_size=8, img_size=64, num_classes=0, dynamic_img_size=True)
+    return FeatureMap(model, "norm")
+
+
 class Arm(NamedTuple):
     """One thing to compare.
 
@@ -75,12 +86,14 @@ class Arm(NamedTuple):
         make: Backbone and width to a method; None: no training, batch norm's statistics are filled.
         optimizer: Learning rate to optimiser settings.
         momentum: Momentum of the target encoder at the start and at the end.
+        backbone: Makes another backbone than that of the study; None: that one.
     """
 
     title: str
     make: Callable[..., nn.Module] | None
     optimizer: Callable[[float], Callable] = SquareRootLARS
     momentum: tuple[float, float] = (0.99, 1.0)
+    backbone: Callable[[], FeatureMap] | None = None
 
 
 HEADS = {"hidden_dim": 512, "dim": 128}
@@ -100,5 +113,16 @@ ARMS = {
     "vicregl": Arm("VICRegL", partial(VICRegL, keep=20, **HEADS)),
     "detcon": Arm("DetCon", partial(DetCon, **HEADS)),
     "slotcon": Arm("SlotCon", partial(SlotCon, prototypes=64, **HEADS)),
+    "paka": Arm("PaKA", partial(PaKA, **HEADS), partial(BackboneAdamW, lr_head=1e-3)),
+    "neco": Arm("NeCo", partial(NeCo, grid=5, queue=2048, **HEADS), partial(BackboneAdamW, lr_head=1e-3)),
+    "rate-0-vit": Arm("learning rate 0, ViT", None, backbone=make_vit),
+    "ibot": Arm(
+        "iBOT across views, ViT",
+        partial(IBOTCrossView, prototypes=256, **HEADS),
+        partial(BackboneAdamW, lr_head=1e-3),
+        backbone=make_vit,
+    ),
     "vit": Arm("post-training of a ViT", partial(ViTPostTraining, **HEADS), partial(BackboneAdamW, lr_head=1e-3)),
 }
+# Not in the study: methods that go on from pretrained weights, and those of ViTs, which start at random here.
+BESIDE_THE_STUDY = ("paka", "neco", "rate-0-vit", "ibot", "vit")

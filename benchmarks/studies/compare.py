@@ -32,7 +32,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
-from benchmarks.studies.arms import ARMS, Arm
+from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY, Arm
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from densessl import FeatureMap, MaskedView, View
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
@@ -125,7 +125,8 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     """Trains one arm, and writes a row for each snapshot and labelled set."""
     arm: Arm = ARMS[name]
     torch.manual_seed(seed)
-    backbone, draw, start = make_backbone().to(photos.device), drawing(photos, args, seed), time.perf_counter()
+    start, draw = time.perf_counter(), drawing(photos, args, seed)
+    backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
     facts = {"device": f"{photos.device} {platform.machine()}", "torch": torch.__version__, "commit": commit()}
     seen: list[tuple[float, float]] = []
@@ -256,7 +257,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--probe-steps", type=int, default=1000, help="Steps of the linear probe (%(default)s).")
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
     args = parser.parse_args(argv)
-    args.only = args.only.split(",") if args.only else [name for name in ARMS if name != "vit"]
+    args.only = args.only.split(",") if args.only else [name for name in ARMS if name not in BESIDE_THE_STUDY]
     if unknown := set(args.only) - set(ARMS):
         parser.error(f"--only: expected some of {', '.join(ARMS)}, got {', '.join(sorted(unknown))}")
     for name in ("steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps"):

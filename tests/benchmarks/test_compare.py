@@ -8,13 +8,13 @@ from torchvision.io import write_jpeg, write_png
 
 from benchmarks.performance import step
 from benchmarks.studies import collapse, compare
-from benchmarks.studies.arms import ARMS
+from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY
 from benchmarks.studies.rows import read_rows
 
 TINY = [
     *("--steps=2", "--batch-size=4", "--size=40", "--images=8", "--probe-images=4", "--probe-steps=2", "--seeds=1"),
 ]
-METHODS = [name for name in ARMS if name != "vit"]
+METHODS = [name for name in ARMS if name not in BESIDE_THE_STUDY]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -31,6 +31,13 @@ def test_every_arm_makes_its_row_once_on_scenes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare, "run_arm", lambda *args: pytest.fail("made a row that was there"))
     assert compare.main(command) == text
     assert compare.main([*command, "--report"]) == text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_arms_beside_the_study_make_rows_too(tmp_path):
+    names = [name for name in BESIDE_THE_STUDY if name != "vit"]
+    compare.main([*TINY, "--lr=0.001", f"--only={','.join(names)}", "--out", str(tmp_path)])
+    assert [row["arm"] for row in read_rows(tmp_path / "rows.csv")] == names
 
 
 @pytest.fixture
