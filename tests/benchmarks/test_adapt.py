@@ -1,0 +1,56 @@
+"""Going on from pretrained weights, on tiny runs: every recipe makes its row once, and the start is what it was."""
+
+import pytest
+import timm
+import torch
+from torchvision.io import write_jpeg, write_png
+
+from benchmarks.studies import adapt
+from benchmarks.studies.rows import read_rows
+
+
+@pytest.fixture
+def command(tmp_path) -> list[str]:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
+    for split in ("train", "test"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for index in range(3):
+            write_jpeg(noise(3, 48, 64), str(tmp_path / "images" / split / f"{index}.jpg"))
+            write_png(noise(1, 48, 64) % 3, str(tmp_path / "labels" / split / f"{index}.png"))
+    return [
+        *("--weights", str(tmp_path / "weights.pth"), "--photos", str(tmp_path / "images" / "train")),
+        *("--labelled", str(tmp_path), "--classes=2", "--enlarge=2", "--size=64", "--photo-side=40", "--batch-size=2"),
+        *("--most-steps=1", "--probe-steps=2", "--seeds=0,1", "--out", str(tmp_path / "out")),
+    ]
+
+
+def test_every_recipe_makes_its_row_once(command, tmp_path, monkeypatch):
+    text = adapt.main(command)
+    rows = read_rows(tmp_path / "out" / "rows.csv")
+    repeated = [name for name, recipe in adapt.RECIPES.items() if recipe.make is not None or name == "random"]
+    assert [row["arm"] for row in rows] == [*adapt.RECIPES, *repeated]
+    assert all(0 <= float(row[score]) <= 1 for row in rows for score in adapt.SCORES)
+    monkeypatch.setattr(adapt, "run_one", lambda *args: pytest.fail("made a row that was there"))
+    assert adapt.main(command) == text
+    lines = {line.split(" | ")[1]: line for line in text.splitlines()[2:]}
+    assert "(" not in lines[adapt.RECIPES["start"].title]
+    gain = float(rows[2]["pck"]) - float(rows[0]["pck"])
+    assert rows[2]["arm"] == "rate-0"
+    assert f"({gain:+.3f})" in lines[adapt.RECIPES["rate-0"].title]
+
+
+def test_frozen_statistics_stay_and_weights_of_another_model_are_refused(command, tmp_path):
+    backbone = adapt.make_backbone(tmp_path / "weights.pth", frozen=True)
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    backbone.train()
+    backbone(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(before[name], value) for name, value in backbone.named_buffers())
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="--weights: expected the entries"):
+        adapt.make_backbone(tmp_path / "other.pth", frozen=True)
