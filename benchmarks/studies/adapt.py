@@ -220,7 +220,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labelled", type=Path, help="Folder of the labelled images that the probes use.")
     parser.add_argument("--classes", type=int, default=11, help="Number of classes of the labels (%(default)s).")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="Split to score on (%(default)s).")
-    parser.add_argument("--enlarge", type=int, default=1, help="Factor by which the labelled images are enlarged (%(default)s).")
+    parser.add_argument("--enlarge", type=int, default=1, help="Factor that enlarges labelled images (%(default)s).")
     parser.add_argument("--every", type=int, default=1, help="Fit probes on every n-th labelled image (%(default)s).")
     parser.add_argument("--pck-every", type=int, default=4, help="PCK on every n-th test image (%(default)s).")
     parser.add_argument("--photo-side", type=int, default=128, help="Side of the photos in memory (%(default)s px).")

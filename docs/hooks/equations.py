@@ -1,4 +1,4 @@
-"""Turns the equations of a page into MathML while the site is built, so that a browser needs no script and no network."""
+"""Turns equations into MathML while the site is built, so that a browser needs no script and no network."""
 
 import html
 import re
