@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 from densessl.features import map_to_tokens
 
 
@@ -21,6 +22,7 @@ def as_tokens(features: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: on another shape or dtype.
     """
+    check_tensor(features, name, "floating point features (B, C, h, w) or (B, N, C)")
     if features.ndim not in (3, 4) or not features.is_floating_point():
         raise ValueError(
             f"{name}: expected floating point features (B, C, h, w) or (B, N, C), "
@@ -48,6 +50,7 @@ def as_valid(valid: Tensor, features: Tensor, name: str) -> Tensor:
         shapes, expected = [(batch, h * w), (batch, h, w)], f"(B, N) = {(batch, h * w)} or (B, h, w) = {(batch, h, w)}"
     else:
         shapes, expected = [tuple(features.shape[:2])], f"(B, N) = {tuple(features.shape[:2])}"
+    check_tensor(valid, name, f"bool {expected}")
     if valid.dtype != torch.bool or tuple(valid.shape) not in shapes:
         raise ValueError(f"{name}: expected bool {expected}, got {valid.dtype} {tuple(valid.shape)}")
     if valid.device != features.device:

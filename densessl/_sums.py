@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from densessl._checks import as_tokens
 from densessl._normalize import normalized
+from densessl._tensors import check_tensor
 
 
 def check_mask(mask: Tensor) -> None:
@@ -19,6 +20,7 @@ def check_mask(mask: Tensor) -> None:
     Raises:
         ValueError: on anything else.
     """
+    check_tensor(mask, "mask", "bool (B, Nq, Nk)")
     if mask.ndim != 3 or mask.dtype != torch.bool:
         raise ValueError(f"mask: expected bool (B, Nq, Nk), got {mask.dtype} {tuple(mask.shape)}")
     if mask.layout not in (torch.strided, torch.sparse_coo):
@@ -89,6 +91,7 @@ def check_pairs(query: Tensor, key: Tensor, mask: Tensor) -> None:
             f"got B = {k.shape[0]} and C = {k.shape[2]}"
         )
     expected = (q.shape[0], q.shape[1], k.shape[1])
+    check_tensor(mask, "mask", f"bool (B, Nq, Nk) = {expected}")
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(f"mask: expected bool (B, Nq, Nk) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
     check_mask(mask)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor
 
+from densessl._tensors import check_tensor
+
 
 def map_to_tokens(features: Tensor) -> Tensor:
     """A feature map as tokens.
@@ -18,6 +20,7 @@ def map_to_tokens(features: Tensor) -> Tensor:
     Raises:
         ValueError: on another shape.
     """
+    check_tensor(features, "features", "a map (B, C, h, w)")
     if features.ndim != 4:
         raise ValueError(f"features: expected a map (B, C, h, w), got {tuple(features.shape)}")
     return rearrange(features, "b c h w -> b (h w) c")
@@ -37,6 +40,7 @@ def tokens_to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
         ValueError: on another shape, or a size that is not that of N cells.
     """
     h, w = size
+    check_tensor(tokens, "tokens", f"(B, h * w = {h} * {w}, C)")
     if tokens.ndim != 3 or tokens.shape[1] != h * w:
         raise ValueError(f"tokens: expected (B, h * w = {h} * {w}, C), got {tuple(tokens.shape)}")
     return rearrange(tokens, "b (h w) c -> b c h w", h=h, w=w)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl._normalize import normalized
+from densessl._tensors import check_tensor
 
 
 class ConvMLP(nn.Module):
@@ -30,6 +31,7 @@ class ConvMLP(nn.Module):
         Raises:
             ValueError: on another shape or integer features.
         """
+        check_tensor(x, "x", f"a floating point map (B, {self.linear1.in_channels}, h, w)")
         if x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.linear1.in_channels:
             raise ValueError(
                 f"x: expected a floating point map (B, {self.linear1.in_channels}, h, w), "
@@ -60,6 +62,7 @@ class MLP(nn.Module):
         Raises:
             ValueError: on another shape or integer features.
         """
+        check_tensor(x, "x", f"floating point vectors (B, {self.linear1.in_features})")
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != self.linear1.in_features:
             raise ValueError(
                 f"x: expected floating point vectors (B, {self.linear1.in_features}), got {x.dtype} {tuple(x.shape)}"

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._checks import as_tokens
-from densessl.geometry import Size
+from densessl._tensors import check_tensor
+from densessl.geometry import Size, checked_size
 
 _BITS = 32  # of a label, beside another number in one int64
 
@@ -36,14 +37,14 @@ def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
     Raises:
         ValueError: on another shape, size or share.
     """
+    check_tensor(mask, "mask", "(B, H, W) or (B, 1, H, W)")
     if mask.ndim not in (3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
         raise ValueError(f"mask: expected (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (height, width), both at least 1, got {tuple(size)}")
+    h, w = checked_size(size, "size")
     if not 0 < min_share <= 1:
         raise ValueError(f"min_share: expected a share above 0, at most 1, got {min_share}")
     valid = (mask if mask.ndim == 4 else mask[:, None]) != 0
-    return F.adaptive_avg_pool2d(valid.float(), (size[0], size[1])).flatten(1) >= min_share
+    return F.adaptive_avg_pool2d(valid.float(), (h, w)).flatten(1) >= min_share
 
 
 def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -54,7 +55,8 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         labels: integer ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a batch of
-            ``MaskedView``. Negative labels, such as the -1 of "ignored", count as nothing, which is 0.
+            ``MaskedView``. Negative labels, such as the -1 of "ignored", count as nothing, which is 0. Larger ones are
+            refused on a CPU; on other devices, where the check would wait for the device, they become ``2**32 - 1``.
         size: ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel belongs to the
             cell that its upper left corner lies in.
 
@@ -62,19 +64,23 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         int64 ``(B, h, w)``.
 
     Raises:
-        ValueError: on another shape, dtype or size.
+        ValueError: on another shape, dtype or size; on a CPU also on a label of ``2**32`` or more.
     """
-    h, w = size
+    h, w = checked_size(size, "size")
+    check_tensor(labels, "labels", "integer (B, H, W) or (B, 1, H, W)")
     if labels.ndim == 4 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
     _check_labels(labels)
     batch, height, width = labels.shape
     if not (1 <= h <= height and 1 <= w <= width):
         raise ValueError(f"size: expected (h, w) of 1 to {height} and 1 to {width}, the labels' size, got {size}")
+    flat = labels.flatten(1).long()
+    if _is_readable(flat) and int(flat.max()) >= 1 << _BITS:
+        raise ValueError(f"labels: expected labels below 2**{_BITS}, got {int(flat.max())}")
     row, column = (torch.arange(n, device=labels.device) * m // n for n, m in ((height, h), (width, w)))
     cell = (row[:, None] * w + column).flatten()
     # Pixels in order of cell and label: how often a label comes in a cell is the length of a run.
-    ordered = ((cell << _BITS) + labels.flatten(1).long().clamp(min=0)).sort(1).values
+    ordered = ((cell << _BITS) + flat.clamp(0, (1 << _BITS) - 1)).sort(1).values
     place = torch.arange(height * width, device=labels.device)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -92,26 +98,33 @@ def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
 
     Args:
         labels: integer ``(B, h, w)``, such as ``cell_labels`` gives.
-        draws: floating point ``(B, R)`` in 0..1 (1 excluded), ``torch.rand``: what is drawn is a function of it.
+        draws: floating point ``(B, R)`` in 0..1 (1 excluded), ``torch.rand``: what is drawn is a function of it. Others
+            are refused on a CPU, and take the first or the last label on other devices.
 
     Returns:
         int64 ``(B, R)``, labels from 1 on; 0 throughout for an image without any.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: on another shape or dtype; on a CPU also on draws out of range.
     """
     _check_labels(labels)
+    check_tensor(draws, "draws", f"floating point (B, R) with B = {len(labels)} as labels")
     if draws.ndim != 2 or not draws.is_floating_point() or len(draws) != len(labels):
         raise ValueError(
             f"draws: expected floating point (B, R) with B = {len(labels)} as labels, "
             f"got {draws.dtype} {tuple(draws.shape)}"
+        )
+    if _is_readable(draws) and not bool(((draws >= 0) & (draws < 1)).all()):
+        raise ValueError(
+            f"draws: expected numbers from 0 up to below 1, got {float(draws.min())} to {float(draws.max())}"
         )
     ordered = labels.flatten(1).long().sort(1).values
     first = ordered > 0
     first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
     present = torch.where(first, ordered, 1 << _BITS).sort(1).values  # each label once, then the rest
     count = first.sum(1, keepdim=True)
-    drawn = present.gather(1, (draws * count).long())
+    place = torch.minimum((draws * count).long().clamp(min=0), (count - 1).clamp(min=0))
+    drawn = present.gather(1, place)
     return torch.where(count > 0, drawn, 0)
 
 
@@ -138,8 +151,10 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
             f"features: expected (B, C, h, w) or (B, h * w, C) with B, h, w = {batch}, {h}, {w} as labels, "
             f"got {tuple(features.shape)}"
         )
+    check_tensor(ids, "ids", f"integer (B, R) with B = {batch} as labels")
     if ids.ndim != 2 or not _is_integer(ids) or len(ids) != batch:
         raise ValueError(f"ids: expected integer (B, R) with B = {batch} as labels, got {ids.dtype} {tuple(ids.shape)}")
+    ids, labels = ids.long(), labels.long()  # wide unsigned types do not mix with others
     member = (ids[:, :, None] == labels.flatten(1)[:, None]) & (ids > 0)[:, :, None]
     area = member.sum(2)
     with torch.autocast(features.device.type, enabled=False):
@@ -151,10 +166,16 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
     return means, area > 0
 
 
+def _is_readable(x: Tensor) -> bool:
+    """Whether values may be looked at: on a CPU, outside of a compiled graph, and if there are any."""
+    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+
+
 def _is_integer(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def _check_labels(labels: Tensor) -> None:
+    check_tensor(labels, "labels", "integer (B, h, w)")
     if labels.ndim != 3 or not _is_integer(labels):
         raise ValueError(f"labels: expected integer (B, h, w), got {labels.dtype} {tuple(labels.shape)}")

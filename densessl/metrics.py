@@ -14,6 +14,7 @@ from torch import Tensor
 from densessl._checks import as_tokens, as_valid
 from densessl._normalize import normalized
 from densessl._sums import check_mask, matched_cells, positive_pairs, sum_keys, unit_tokens
+from densessl._tensors import check_tensor
 from densessl.propagation import propagation_weights
 
 
@@ -43,6 +44,7 @@ def positives_per_cell(mask: Tensor, valid_q: Tensor | None = None) -> Tensor:
     positives = _positives(mask).sum()
     if valid_q is None:
         return positives / (mask.shape[0] * mask.shape[1])
+    check_tensor(valid_q, "valid_q", f"bool (B, Nq) = {tuple(mask.shape[:2])} or (B, h, w)")
     if valid_q.dtype != torch.bool or valid_q.ndim not in (2, 3) or valid_q.flatten(1).shape != mask.shape[:2]:
         raise ValueError(
             f"valid_q: expected bool (B, Nq) = {tuple(mask.shape[:2])} or (B, h, w), "

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from densessl._normalize import normalized
+from densessl._tensors import check_tensor
 
 
 class KeyQueue(nn.Module):
@@ -50,6 +51,7 @@ class KeyQueue(nn.Module):
             ValueError: on another shape or dtype.
         """
         length, dim = self.keys.shape
+        check_tensor(keys, "keys", f"floating point (B, {dim})")
         if keys.ndim != 2 or keys.shape[1] != dim or not keys.is_floating_point():
             raise ValueError(f"keys: expected floating point (B, {dim}), got {keys.dtype} {tuple(keys.shape)}")
         new = normalized(keys).to(self.keys.dtype)

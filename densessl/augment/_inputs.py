@@ -41,6 +41,24 @@ def as_image(image: Any) -> Any:
     return image if isinstance(image, tv_tensors.Image) else tv_tensors.Image(image.as_subclass(Tensor))
 
 
+def refuse_depth(image: Any) -> None:
+    """Raises ValueError on images whose type does not say what white is, where a step divides by it.
+
+    Of 0 to 255 in 32 bits, ``ToDtype(scale=True)`` would leave a black image.
+    """
+    if is_pil(image):
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"image: expected a PIL image of 8 or 16 bits, got mode {image.mode}, which does not say what white "
+                "is: divide by the largest possible value and pass a floating point tensor"
+            )
+    elif not image.is_floating_point() and image.dtype not in (torch.uint8, torch.uint16):
+        raise ValueError(
+            f"image: expected uint8, uint16, or floating point in 0..1, got {image.dtype}: the pipeline would divide "
+            "by the largest number of that type; divide by the largest possible value and pass floating point"
+        )
+
+
 def refuse_values(image: Any, name: str = "image", slack: float = _SLACK) -> None:
     """Raises ValueError where floating point values are not in 0..1: times 255, normalised already, NaN.
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 from densessl.coords import DenseCoords, ViewCoords
-from densessl.geometry import cell_centers, sample_dense
+from densessl.geometry import cell_centers, check_precision, sample_dense
 
 _SLACK = 1e-4  # of the unit square: what rounding may put beyond an image's edge
 
@@ -21,12 +22,13 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
         size: the image's height and width.
 
     Returns:
-        ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or wider.
+        ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or float64.
 
     Raises:
-        ValueError: on another shape or dtype, on dense coords of another size than the image's, and on values that are
-            no coords in a unit square: pixels, or a flow.
+        ValueError: on another shape or dtype, half precision among them, on dense coords of another size than the
+            image's, and on values that are no coords in a unit square: pixels, or a flow.
     """
+    check_tensor(coords, "coords", "(3, 3), or dense coords (2, H, W)")
     shape = tuple(coords.shape)
     shape = shape[1:] if len(shape) in (3, 4) and shape[0] == 1 and shape[-2:] != (1, 3) else shape
     if shape not in ((3, 3), (2, *size)) or not coords.is_floating_point():
@@ -34,8 +36,8 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
             f"coords: expected floating point (3, 3), or dense coords (2, H, W) = {(2, *size)} of the image's size, "
             f"got {coords.dtype} {tuple(coords.shape)}"
         )
+    check_precision(coords, "coords")
     start = coords.as_subclass(Tensor).reshape(1, *shape)
-    start = start if start.dtype == torch.float64 else start.float()
     if start.device.type != "cpu":
         return start
     places = start.flatten(2) if start.ndim == 4 else cell_centers(start, (8, 8)).mT

@@ -136,6 +136,19 @@ def is_foreign(step: Any) -> bool:
     )
 
 
+def scales_values(transform: Any) -> bool:
+    """Whether a pipeline divides whole numbers by the largest one of their type, as ``ToDtype(scale=True)`` does.
+
+    A first step of one's own may give the image another type before.
+    """
+    if is_foreign(next(steps(transform), None)):
+        return False
+    return any(
+        isinstance(part, v2.ConvertImageDtype) or (isinstance(part, v2.ToDtype) and part.scale)
+        for part in nested(transform)
+    )
+
+
 def writes_in_place(transform: Any) -> bool:
     """Whether a pipeline may write into the image that it is given, as steps of one's own and ``inplace=True`` may."""
     return is_foreign(transform) or any(

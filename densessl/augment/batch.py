@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from densessl._tensors import check_tensor
 from densessl.augment._draws import drawn_from
 from densessl.augment._inputs import refuse_values
 from densessl.augment.views import MaskedView, View
@@ -80,10 +81,16 @@ class BatchAugment(nn.Module):
                 step on colours needs.
         """
         image = view.image
+        check_tensor(image, "view.image", "uint8 or floating point (B, C, H, W)")
         if image.ndim != 4 or not (image.dtype == torch.uint8 or image.is_floating_point()):
             raise ValueError(
                 f"view.image: expected uint8 or floating point (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
                 f"{'; default_collate makes a batch of views' if image.ndim == 3 else ''}"
+            )
+        if image.shape[3] <= 4 < min(image.shape[1:3]):
+            raise ValueError(
+                f"view.image: expected (B, C, H, W), got {tuple(image.shape)}, which looks like (B, H, W, C): "
+                "permute(0, 3, 1, 2) it"
             )
         _check_batch(view)
         if not torch.compiler.is_compiling() and (image.device.type == "cpu" or not self._looked):
@@ -110,13 +117,19 @@ class BatchAugment(nn.Module):
 
 def _check_batch(view: AnyView) -> None:
     """Raises ValueError, with the name of the view's part, unless all parts are batches of one size."""
-    batch = view.image.shape[0]
+    batch, device = view.image.shape[0], view.image.device
     is_dense(view.coords)
+    for name in ("coords", *(["mask"] if isinstance(view, MaskedView) else [])):
+        other = getattr(getattr(view, name), "device", device)
+        if other != device:
+            raise ValueError(f"view.{name}: expected a tensor on {device} as view.image, got {other}; view.to(device)")
     if view.coords.shape[0] != batch:
         raise ValueError(f"view.coords: expected as many as images, B = {batch}, got {view.coords.shape[0]}")
+    check_tensor(view.source_size, "view.source_size", f"(B, 2) = ({batch}, 2)")
     if tuple(view.source_size.shape) != (batch, 2):
         raise ValueError(f"view.source_size: expected (B, 2) = ({batch}, 2), got {tuple(view.source_size.shape)}")
     if isinstance(view, MaskedView):
+        check_tensor(view.mask, "view.mask", "(B, H, W) or (B, 1, H, W)")
         shape: tuple[int, ...] = tuple(view.mask.shape)
         size: tuple[int, ...] = tuple(view.image.shape[-2:])
         if shape not in ((batch, *size), (batch, 1, *size)):

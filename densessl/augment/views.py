@@ -11,13 +11,14 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from densessl.augment._draws import generators_kept, seed_generators
-from densessl.augment._inputs import as_image, as_mask, checked_seeds, refuse_values
+from densessl.augment._inputs import as_image, as_mask, checked_seeds, refuse_depth, refuse_values
 from densessl.augment._start import carried, checked_source_size, checked_start
 from densessl.augment._steps import (
     is_foreign,
     is_pil,
     nested,
     refuse_untrackable,
+    scales_values,
     steps,
     tracked_step,
     writes_in_place,
@@ -99,6 +100,7 @@ class MultiView(nn.Module):
         self._writes = [writes_in_place(t) for t in transforms]
         # A first step of one's own may bring values into 0..1; every other pipeline needs them there.
         self._needs_unit_values = any(not is_foreign(next(steps(t), None)) for t in transforms)
+        self._scales = any(scales_values(t) for t in transforms)
 
     def extra_repr(self) -> str:
         return "\n".join([*map(repr, self.transforms), f"dense={self.dense}"])
@@ -116,7 +118,8 @@ class MultiView(nn.Module):
 
         Args:
             image: PIL image or tensor ``(C, H, W)``; floating point in 0..1, unless every pipeline begins with a step
-                of one's own, which may bring other values there.
+                of one's own, which may bring other values there. Whole numbers in uint8 or uint16, where a pipeline
+                scales them to 0..1.
             mask: optional PIL image of one channel or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size. It moves
                 along, each pixel with the label at its centre, whatever the label's size; 0 where the view shows
                 nothing.
@@ -138,6 +141,8 @@ class MultiView(nn.Module):
         source = as_image(image)
         if self._needs_unit_values:
             refuse_values(source)
+        if self._scales:
+            refuse_depth(source)
         size = tuple(F.get_size(source))
         start = None if coords is None else checked_start(coords, size)
         shown_size = checked_source_size(size if source_size is None else source_size)

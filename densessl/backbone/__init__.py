@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from densessl._tensors import check_tensor
 from densessl.backbone._graph import GraphRun, cut
 from densessl.backbone._hub import prepare as prepare_hub
 from densessl.backbone._huggingface import prepare as prepare_huggingface
@@ -111,9 +112,10 @@ class FeatureMap(nn.Module):
             ``(B, C, h, w)``; with ``layers``, a list of such maps.
 
         Raises:
-            ValueError: on another shape or integer images; at a size that the model does not take; if a map is a single
-                cell, or no map comes out.
+            ValueError: on another shape, another number of channels or integer images; at a size that the model does
+                not take; if a map is a single cell, or no map comes out.
         """
+        check_tensor(image, "image", "floating point images (B, C, H, W)")
         if image.ndim != 4 or not image.is_floating_point():
             raise ValueError(
                 f"image: expected floating point images (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
@@ -125,8 +127,20 @@ class FeatureMap(nn.Module):
             outs = self._run(self._programs[self.training], image)
         except AssertionError as error:  # what timm and torchvision raise at sizes that they do not take
             raise ValueError(f"image: the model does not take {size[0]}x{size[1]} pixels: {error}") from error
+        except RuntimeError as error:  # what torch raises at another number of channels, and at much else
+            channels = _input_channels(self)
+            if channels in (None, image.shape[1]):
+                raise
+            last = f"; channels come first, got {tuple(image.shape)}" if image.shape[3] == channels else ""
+            raise ValueError(f"image: expected {channels} channels, got {image.shape[1]}{last}") from error
         maps = [layout(out, size) for layout, out in zip(self._layouts, outs, strict=True)]
         return maps if self._several else maps[0]
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    """Channels that the model's first convolution takes; None if it has none."""
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
 
 
 def _prepare(

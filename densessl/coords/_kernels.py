@@ -34,7 +34,7 @@ from densessl.geometry import cell_centers, check_precision, sample_dense
 
 def _single(data: Any) -> Tensor:
     """Coords as float32; half precision is refused, because what it lost does not come back."""
-    if isinstance(data, Tensor) and data.is_floating_point():
+    if isinstance(data, Tensor) and (data.is_floating_point() or data.is_complex()):
         check_precision(data, "data")
     return torch.as_tensor(data, dtype=torch.float32)
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
+
 SourceSize = Tensor | Sequence[int] | None
 _BLOCK = 1 << 22  # distances between pixels and tracks that are held at once
 
@@ -126,7 +128,7 @@ def coords_from_points(
     map need positions around their centre to be measured, so the radius should be half a cell or more.
 
     Args:
-        points: floating point ``(B, N, 2)`` or ``(N, 2)``, x and y of the tracks in this frame, in pixels, edges at
+        points: float32 or float64 ``(B, N, 2)`` or ``(N, 2)``, x and y of the tracks in this frame, in pixels, edges at
             integers. NaN: no track.
         source_points: the same shape, where the tracks are in the source frame.
         size: height and width of this frame.
@@ -141,6 +143,8 @@ def coords_from_points(
     Raises:
         ValueError: on shapes, dtypes or devices other than these, or a radius that is not positive.
     """
+    for values, name in ((points, "points"), (source_points, "source_points")):
+        _refuse_half(values, name, "(B, N, 2) or (N, 2)")
     points = _batched(points, "points", "(B, N, 2) or (N, 2)", 3)
     source_points = _batched(source_points, "source_points", "(B, N, 2) or (N, 2)", 3)
     if points.shape[2] != 2:
@@ -150,8 +154,8 @@ def coords_from_points(
             f"source_points: expected {tuple(points.shape)} on {points.device} as points, "
             f"got {tuple(source_points.shape)} on {source_points.device}"
         )
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (height, width), both at least 1, got {tuple(size)}")
+    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width), both at least 1, got {size}")
     if not radius > 0:
         raise ValueError(f"radius: expected a positive number of pixels, got {radius}")
     known = points.isfinite().all(2) & source_points.isfinite().all(2)
@@ -176,8 +180,16 @@ def coords_from_points(
     return _finished(torch.cat(found, 1).mT.unflatten(2, (len(y), x.shape[1])), None, source_size)
 
 
+def _refuse_half(values: Tensor, name: str, expected: str) -> None:
+    """Positions in half precision are up to pixels wrong: 8 bits do not tell 1,001 from 1,004."""
+    check_tensor(values, name, f"float32 or float64 {expected}")
+    if values.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{name}: expected float32 or float64 {expected}, got {values.dtype}")
+
+
 def _batched(values: Tensor, name: str, expected: str, dims: int, channels: int | None = None) -> Tensor:
     """Values with a leading B, in float32 or float64."""
+    check_tensor(values, name, f"floating point {expected}")
     fits = values.ndim in (dims - 1, dims) and values.is_floating_point()
     if not fits or (channels is not None and values.shape[-3] != channels):
         raise ValueError(f"{name}: expected floating point {expected}, got {values.dtype} {tuple(values.shape)}")
@@ -187,6 +199,7 @@ def _batched(values: Tensor, name: str, expected: str, dims: int, channels: int 
 
 def _one_channel(values: Tensor, name: str) -> Tensor:
     """(B, H, W) of (B, H, W), (B, 1, H, W) or (H, W)."""
+    check_tensor(values, name, "floating point (B, H, W), (B, 1, H, W) or (H, W)")
     if values.ndim == 4 and values.shape[1] == 1:
         values = values[:, 0]
     return _batched(values, name, "(B, H, W), (B, 1, H, W) or (H, W)", 3)
@@ -194,6 +207,7 @@ def _one_channel(values: Tensor, name: str) -> Tensor:
 
 def _matrix(matrix: Tensor, name: str, side: int, like: Tensor) -> Tensor:
     """(B or 1, side, side), float64."""
+    _refuse_half(matrix, name, f"({side}, {side}) or (B, {side}, {side})")
     batched = matrix if matrix.ndim == 3 else matrix[None]
     if tuple(batched.shape) not in ((1, side, side), (len(like), side, side)) or not matrix.is_floating_point():
         raise ValueError(
@@ -206,6 +220,7 @@ def _matrix(matrix: Tensor, name: str, side: int, like: Tensor) -> Tensor:
 
 
 def _valid(valid: Tensor, like: Tensor, name: str, expected: str) -> Tensor:
+    check_tensor(valid, name, f"bool {expected}")
     if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(like.shape), tuple(like.shape[1:])):
         raise ValueError(
             f"{name}: expected bool {expected}, of shape {tuple(like.shape)}, got {valid.dtype} {tuple(valid.shape)}"

@@ -10,7 +10,7 @@ Everything runs element by element in float32 (float64 stays float64): autocast 
 and the few matrix products are taken outside of it.
 """
 
-from densessl.geometry._points import Size, check_pair, check_precision, is_dense, sample_dense
+from densessl.geometry._points import Size, check_pair, check_precision, checked_size, is_dense, sample_dense
 from densessl.geometry.alignment import align
 from densessl.geometry.cells import cell_centers, cell_diagonal, in_source, inside, measured_cells, pixel_scale
 from densessl.geometry.distance import UNITS, Unit, cell_distance, offset_distance, pair_distance
@@ -27,6 +27,7 @@ __all__ = [
     "cell_distance",
     "check_pair",
     "check_precision",
+    "checked_size",
     "compose",
     "coords_from_boxes",
     "coords_from_kornia",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
+
 Size = tuple[int, int] | torch.Size
 
 
@@ -22,6 +24,7 @@ def is_dense(coords: Tensor) -> bool:
 
 def checked(coords: Tensor, name: str) -> Tensor:
     """Coords of either kind as a plain tensor; ValueError, with the argument's name, on others."""
+    check_tensor(coords, name, "homographies (B, 3, 3) or dense coords (B, 2, H, W)")
     homography = coords.ndim == 3 and tuple(coords.shape[-2:]) == (3, 3)
     dense = coords.ndim == 4 and coords.shape[1] == 2
     if not (homography or dense):
@@ -37,13 +40,16 @@ def check_precision(coords: Tensor, name: str) -> None:
 
     Half precision cannot be widened again: in bfloat16 coords are a whole cell wrong at 28x28.
     """
+    check_tensor(coords, name, "a floating point tensor, float32 or float64")
     if coords.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: expected a floating point tensor, float32 or float64, got {coords.dtype}")
 
 
 def checked_size(size: Size, name: str) -> tuple[int, int]:
     """Height and width; ValueError, with the argument's name, on others."""
-    if len(size) != 2 or size[0] < 1 or size[1] < 1:
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise ValueError(f"{name}: expected (height, width), both at least 1, got {size}")
+    if any(isinstance(side, float | str) or side < 1 for side in size):
         raise ValueError(f"{name}: expected (height, width), both at least 1, got {tuple(size)}")
     return size[0], size[1]
 

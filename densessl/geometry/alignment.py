@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 from densessl.geometry._points import Size, check_pair, checked, checked_size, project, sample_dense
 from densessl.geometry.cells import cell_centers, in_source
 from densessl.geometry.homography import coords_from_boxes, inverse_homography
@@ -35,6 +36,7 @@ def align(map: Tensor, coords_from: Tensor, coords_to: Tensor, size: Size) -> tu
     Raises:
         ValueError: on shapes, dtypes or devices other than these.
     """
+    check_tensor(map, "map", "a floating point map (B, C, H, W)")
     if map.ndim != 4 or not map.is_floating_point():
         raise ValueError(f"map: expected a floating point map (B, C, H, W), got {map.dtype} {tuple(map.shape)}")
     check_pair(coords_from, coords_to, ("coords_from", "coords_to"))

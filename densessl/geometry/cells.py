@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 from densessl.geometry._points import Size, checked, checked_size, locate, project, unit_grid
 
 
@@ -101,6 +102,7 @@ def pixel_scale(source_size: Tensor, coords: Tensor) -> Tensor:
     Raises:
         ValueError: on another shape or device.
     """
+    check_tensor(source_size, "source_size", "(B, 2), height and width of each source image")
     if source_size.shape != (coords.shape[0], 2):
         raise ValueError(
             f"source_size: expected (B, 2) = ({coords.shape[0]}, 2), height and width of each source image, "

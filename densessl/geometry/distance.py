@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densessl.geometry._points import Size, check_pair
+from densessl.geometry._points import Size, check_pair, checked_size
 from densessl.geometry.cells import measured_cells, pixel_scale
 
 Unit = Literal["max", "min", "query", "key"]
@@ -44,7 +44,8 @@ def cell_distance(
     Raises:
         ValueError: on shapes, dtypes, devices or a unit other than these.
     """
-    size_k = size_q if size_k is None else size_k
+    size_q = checked_size(size_q, "size_q")
+    size_k = size_q if size_k is None else checked_size(size_k, "size_k")
     check_pair(coords_q, coords_k)
     return pair_distance(
         *_positions(coords_q, size_q, source_size), *_positions(coords_k, size_k, source_size), unit=unit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 from densessl.geometry._points import Size, check_precision, checked_size
 
 
@@ -22,6 +23,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
         ValueError: on half precision, or on two dtypes.
     """
     check_precision(outer, "outer")
+    check_tensor(inner, "inner", f"{outer.dtype} as outer")
     if inner.dtype != outer.dtype:
         raise ValueError(f"inner: expected {outer.dtype} as outer, got {inner.dtype}")
     with torch.autocast(outer.device.type, enabled=False):
@@ -67,6 +69,7 @@ def coords_from_boxes(boxes: Tensor) -> Tensor:
     Raises:
         ValueError: on another shape or dtype.
     """
+    check_tensor(boxes, "boxes", "floating point (B, 4) x0 y0 x1 y1")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes: expected floating point (B, 4) x0 y0 x1 y1, got {boxes.dtype} {tuple(boxes.shape)}")
     check_precision(boxes, "boxes")
@@ -91,6 +94,7 @@ def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Ten
     Raises:
         ValueError: on another shape or dtype.
     """
+    check_tensor(matrix, "matrix", "floating point (B, 3, 3)")
     if matrix.ndim != 3 or tuple(matrix.shape[-2:]) != (3, 3) or not matrix.is_floating_point():
         raise ValueError(f"matrix: expected floating point (B, 3, 3), got {matrix.dtype} {tuple(matrix.shape)}")
     check_precision(matrix, "matrix")

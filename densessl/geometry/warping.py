@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densessl._tensors import check_tensor
 from densessl.geometry._inverse import inverse_dense
 from densessl.geometry._points import Size, check_pair, checked, checked_size, project, sample_dense
 from densessl.geometry.cells import cell_centers
@@ -109,6 +110,7 @@ def warp(
     Raises:
         ValueError: on shapes, dtypes or devices other than these.
     """
+    check_tensor(x, "x", "a floating point map (B, C, H, W)")
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x: expected a floating point map (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
     checked(coords, "coords")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
+from densessl._tensors import check_tensor
 from densessl.losses._reduce import NoMatch, Reduction, check_options, check_temperature, reduce_images
 
 
@@ -60,6 +61,8 @@ def info_nce_loss(
 
 
 def _check(query: Tensor, key: Tensor, negatives: Tensor, valid: Tensor | None) -> None:
+    for name, x in (("query", query), ("key", key), ("negatives", negatives)):
+        check_tensor(x, name, "floating point (M, C)" if name == "negatives" else "floating point (B, K, C)")
     if query.ndim != 3 or not query.is_floating_point():
         raise ValueError(f"query: expected floating point (B, K, C), got {query.dtype} {tuple(query.shape)}")
     if key.shape != query.shape or not key.is_floating_point():
@@ -78,6 +81,8 @@ def _check(query: Tensor, key: Tensor, negatives: Tensor, valid: Tensor | None) 
             f"negatives: expected floating point (M, C) with M > 0 and C = {channels} as query, "
             f"got {negatives.dtype} {tuple(negatives.shape)}"
         )
+    if valid is not None:
+        check_tensor(valid, "valid", f"bool (B, K) = {tuple(query.shape[:2])}")
     if valid is not None and (valid.dtype != torch.bool or valid.shape != query.shape[:2]):
         raise ValueError(
             f"valid: expected bool (B, K) = {tuple(query.shape[:2])}, got {valid.dtype} {tuple(valid.shape)}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from densessl._tensors import check_tensor
 from densessl.losses._reduce import check_temperature
 
 
 def _check(query: Tensor, key: Tensor) -> None:
     for name, vectors in (("query", query), ("key", key)):
+        check_tensor(vectors, name, "floating point vectors (B, C), one per image")
         if vectors.ndim != 2 or not vectors.is_floating_point():
             raise ValueError(
                 f"{name}: expected floating point vectors (B, C), one per image, "

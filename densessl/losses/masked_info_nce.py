@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl._normalize import normalized
+from densessl._tensors import check_tensor
 from densessl.losses._reduce import NoMatch, Reduction, check_options, check_temperature, reduce_images
 
 
@@ -63,6 +64,7 @@ def masked_info_nce_loss(
 
 def _check(query: Tensor, key: Tensor, positive: Tensor, negative: Tensor) -> None:
     for name, x in (("query", query), ("key", key)):
+        check_tensor(x, name, "floating point vectors, (N, C) and (M, C)")
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != query.shape[1]:
             raise ValueError(
                 f"{name}: expected floating point {'(N, C)' if name == 'query' else '(M, C) with the C of query'}, "
@@ -70,6 +72,7 @@ def _check(query: Tensor, key: Tensor, positive: Tensor, negative: Tensor) -> No
             )
     expected = (len(query), len(key))
     for name, mask in (("positive", positive), ("negative", negative)):
+        check_tensor(mask, name, f"bool (N, M) = {expected}")
         if mask.dtype != torch.bool or mask.shape != expected:
             raise ValueError(f"{name}: expected bool (N, M) = {expected}, got {mask.dtype} {tuple(mask.shape)}")
         if mask.layout != torch.strided:

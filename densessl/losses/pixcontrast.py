@@ -50,7 +50,7 @@ def pixcontrast_loss(
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
-    loss = _uncompiled if mask.layout == torch.sparse_coo else _loss
+    loss = _uncompiled if getattr(mask, "layout", None) == torch.sparse_coo else _loss
     return loss(query, key, mask, valid_k, temperature, reduction, no_match)
 
 

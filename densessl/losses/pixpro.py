@@ -31,7 +31,7 @@ def pixpro_loss(
         ValueError: on shapes, dtypes, devices or options other than these.
     """
     check_options(reduction, no_match)
-    loss = _uncompiled if mask.layout == torch.sparse_coo else _loss
+    loss = _uncompiled if getattr(mask, "layout", None) == torch.sparse_coo else _loss
     return loss(query, key, mask, reduction, no_match)
 
 

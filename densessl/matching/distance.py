@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from densessl._memory import check_fits
+from densessl._tensors import check_tensor
 from densessl.geometry import (
     UNITS,
     Size,
     Unit,
     check_pair,
+    checked_size,
     in_source,
     is_dense,
     measured_cells,
@@ -85,10 +87,11 @@ class DistanceMatcher(nn.Module):
         Raises:
             ValueError: on shapes, dtypes or devices other than these; on a dense mask that cannot fit into memory.
         """
-        size_k = size_q if size_k is None else size_k
+        size_q = checked_size(size_q, "size_q")
+        size_k = size_q if size_k is None else checked_size(size_k, "size_k")
         check_pair(coords_q, coords_k)
         scale = None if source_size is None else pixel_scale(source_size, coords_q.float())
-        if coords_q.shape == coords_k.shape and coords_q.dtype == coords_k.dtype and tuple(size_q) == tuple(size_k):
+        if coords_q.shape == coords_k.shape and coords_q.dtype == coords_k.dtype and size_q == size_k:
             # Both views in one pass: at 7x7 the time goes into starting operators.
             twice = None if source_size is None else torch.cat([source_size, source_size])
             both = _cells(torch.cat([coords_q, coords_k]), size_q, twice)
@@ -177,6 +180,7 @@ def _restricted(cells: Cells, valid: Tensor | None, size: Size, name: str) -> Ce
     if valid is None:
         return cells
     allowed, (h, w) = cells.allowed, size
+    check_tensor(valid, name, f"bool (B, N) = {tuple(allowed.shape)} or (B, h, w) = {(len(allowed), h, w)}")
     if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(allowed.shape), (len(allowed), h, w)):
         raise ValueError(
             f"{name}: expected bool (B, N) = {tuple(allowed.shape)} or (B, h, w) = {(len(allowed), h, w)}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from densessl._tensors import check_tensor
 from densessl.matching.pairs import Pairs
 
 
@@ -44,6 +45,7 @@ class NearestMatcher(nn.Module):
         Raises:
             ValueError: on shapes, dtypes or devices other than these, or ``keep`` above Nq.
         """
+        check_tensor(cost, "cost", "floating point (B, Nq, Nk)")
         if cost.ndim != 3 or not cost.is_floating_point() or cost.shape[2] == 0:
             raise ValueError(f"cost: expected floating point (B, Nq, Nk), got {cost.dtype} {tuple(cost.shape)}")
         if self.keep is not None and self.keep > cost.shape[1]:
@@ -64,6 +66,7 @@ class NearestMatcher(nn.Module):
 
 
 def _check_valid(valid: Tensor, cost: Tensor) -> None:
+    check_tensor(valid, "valid", f"bool, broadcastable to (B, Nq, Nk) = {tuple(cost.shape)}")
     fits = valid.ndim <= 3 and all(
         have in (1, want) for have, want in zip(reversed(valid.shape), reversed(cost.shape), strict=False)
     )

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
+
 
 class Pairs(NamedTuple):
     """Aligned pairs of cells.
@@ -33,8 +35,10 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
         ``(B, K, C)``.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: on shapes, dtypes or devices other than these; on a CPU also on an index out of range.
     """
+    check_tensor(tokens, "tokens", "(B, N, C)")
+    check_tensor(index, "index", f"int64 (B, K) with B = {tokens.shape[0]}")
     if tokens.ndim != 3:
         raise ValueError(f"tokens: expected (B, N, C), got {tuple(tokens.shape)}")
     if index.ndim != 2 or index.dtype != torch.int64 or index.shape[0] != tokens.shape[0]:
@@ -43,6 +47,10 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
         )
     if index.device != tokens.device:
         raise ValueError(f"index: expected a tensor on {tokens.device} as tokens, got {index.device}")
+    if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in index.aminmax())
+        if low < 0 or high >= tokens.shape[1]:
+            raise ValueError(f"index: expected indices from 0 to {tokens.shape[1] - 1}, got {low} to {high}")
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
 
 
@@ -61,6 +69,8 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
         ValueError: on other shapes or dtypes; on a CPU also on a valid pair whose index is out of range.
     """
     query, key, valid = pairs
+    for part, name in ((query, "query"), (key, "key"), (valid, "valid")):
+        check_tensor(part, f"pairs.{name}", "(B, K)")
     if query.ndim != 2 or query.dtype != torch.int64:
         raise ValueError(f"pairs.query: expected int64 (B, K), got {query.dtype} {tuple(query.shape)}")
     if key.shape != query.shape or key.dtype != torch.int64:

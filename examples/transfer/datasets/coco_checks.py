@@ -6,10 +6,46 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 # Boxes and polygons may reach so many pixels beyond the image: annotators and converters round.
 BEYOND = 1.0
 
 Size = tuple[int, int]
+
+
+def check_structure(content: Any) -> None:
+    """Checks that a file holds lists of images, annotations and categories, whose ids can be compared.
+
+    Raises:
+        ValueError: If it does not, naming the entry by its place.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"expected COCO's json, got {type(content).__name__}")
+    for what, keys in (
+        ("images", ("id",)),
+        ("annotations", ("id", "image_id", "category_id")),
+        ("categories", ("id",)),
+    ):
+        entries = content.get(what)
+        if not isinstance(entries, list):
+            raise ValueError(f"expected COCO's json, got no list of {what}")
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise ValueError(f"expected COCO's json, got {type(entry).__name__} as number {number} of {what}")
+            for key in keys:
+                if not _is_id(entry.get(key)):
+                    raise ValueError(
+                        f"expected COCO's json, with whole numbers or texts as ids, got {key} {entry.get(key)!r} in "
+                        f"number {number} of {what}"
+                    )
+        if len({type(entry["id"]) for entry in entries}) > 1:
+            raise ValueError(f"expected COCO's json, with ids of one type, got numbers and texts among {what}")
+        check_ids(entries, what)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def check_ids(entries: Sequence[Mapping[str, Any]], what: str) -> None:
@@ -34,7 +70,7 @@ def said_size(image: Mapping[str, Any]) -> Size | None:
     said = image.get("height"), image.get("width")
     if said == (None, None):
         return None
-    if not all(isinstance(side, int) and side > 0 for side in said):
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in said):
         raise ValueError(f"height and width: expected whole numbers of pixels, got {said[0]} and {said[1]}")
     return said
 
@@ -60,6 +96,12 @@ def check_annotation(entry: Mapping[str, Any], size: Size, masks: bool) -> None:
         if not entry.get("segmentation"):
             raise ValueError("no segmentation, which a detector with masks needs")
         _check_segmentation(entry["segmentation"], size)
+
+
+def has_no_area(box: Sequence[float]) -> bool:
+    """Whether a box x, y, width, height has no area in float32, as detectors hold it."""
+    x, y, w, h = box
+    return bool(np.float32(x) + np.float32(w) <= np.float32(x) or np.float32(y) + np.float32(h) <= np.float32(y))
 
 
 def _check_box(entry: Mapping[str, Any], size: Size) -> None:
@@ -102,14 +144,17 @@ def _are_corners(entry: Mapping[str, Any]) -> bool:
 def _check_segmentation(drawn: Any, size: Size) -> None:
     height, width = size
     if isinstance(drawn, dict):
-        if list(drawn.get("size", ())) != [height, width]:
+        if drawn.get("size") != [height, width]:
             raise ValueError(f"segmentation: expected run lengths of [{height}, {width}], got {drawn.get('size')}")
         counts = drawn.get("counts")
         if isinstance(counts, list):
-            if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != height * width:
-                raise ValueError(f"segmentation: expected run lengths of {height * width} pixels in all, got others")
-        elif not isinstance(counts, str) or not counts:
+            runs = counts if all(_is_id(count) and not isinstance(count, str) for count in counts) else None
+        elif isinstance(counts, str) and counts:
+            runs = _unpacked(counts)
+        else:
             raise ValueError("segmentation: expected run lengths, got none")
+        if not runs or min(runs) < 0 or sum(runs) != height * width:
+            raise ValueError(f"segmentation: expected run lengths of {height * width} pixels in all, got others")
         return
     if not isinstance(drawn, list):
         raise ValueError(f"segmentation: expected polygons or run lengths, got {type(drawn).__name__}")
@@ -125,9 +170,31 @@ def _check_segmentation(drawn: Any, size: Size) -> None:
                 )
 
 
+def _unpacked(text: str) -> list[int] | None:
+    """Run lengths of COCO's packed form, of 5 bits a character; None where it is none.
+
+    pycocotools reads on beyond the end of a text that breaks off.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return None if shift else runs
+
+
 def _is_polygon(polygon: Any) -> bool:
     return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(_is_finite, polygon))
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Whole numbers of json have no limit; none of these is as large as 1e9.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 <= value <= 1e9

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -60,19 +61,23 @@ def voc_boxes(folder: str, split: str, transform: Callable) -> VocBoxes:
             if not path.is_file():
                 raise ValueError(f"{names}: entry {name!r}: no file {path}")
         try:
-            tree = VOCDetection.parse_voc_xml(ElementTree.parse(annotation).getroot())["annotation"]
+            root_of_file = ElementTree.parse(annotation).getroot()
+            tree = VOCDetection.parse_voc_xml(root_of_file)["annotation"]
             objects = tree["object"]
-        except (ElementTree.ParseError, KeyError, TypeError) as error:
+            # Of an object without entries torchvision makes a text, or nothing at all.
+            if len(objects) != len(root_of_file.findall("object")) or not all(isinstance(o, dict) for o in objects):
+                raise TypeError("an object without entries")
+        except (ElementTree.ParseError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{annotation}: expected a VOC annotation, got {error!r}") from error
         try:
             said = _said_size(tree)
             turned = is_turned(image, said)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{annotation}: size: {_told(error)}") from error
         for number, entry in enumerate(objects, 1):
             try:
                 _check(entry, said or shown_size(image))
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{annotation}: object {number}: {_told(error)}") from error
         samples.append((image, turned, objects))
     return VocBoxes(samples, transform)
@@ -108,7 +113,7 @@ def _check(entry: dict[str, Any], size: tuple[int, int]) -> None:
     x0, y0, x1, y1 = box = _box(entry)
     if not all(map(math.isfinite, box)):
         raise ValueError(f"expected finite numbers, got {entry['bndbox']}")
-    if not (x1 > x0 and y1 > y0):
+    if not (np.float32(x1) > np.float32(x0) and np.float32(y1) > np.float32(y0)):
         raise ValueError(f"a box of no area: {entry['bndbox']}")
     height, width = size
     # A pixel of tolerance: other sets count from 0.
@@ -118,7 +123,9 @@ def _check(entry: dict[str, Any], size: tuple[int, int]) -> None:
         raise ValueError(f"expected pixels, got {entry['bndbox']}, which looks like shares of the image")
 
 
-def _told(error: ValueError | KeyError) -> str:
+def _told(error: Exception) -> str:
+    if isinstance(error, TypeError):
+        return f"expected one entry of each name, got {error}"
     return f"no {error}" if isinstance(error, KeyError) else str(error)
 
 
