@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from densessl._normalize import normalized
-from densessl.evaluation._common import IGNORED, Features, Labelled, check_labelled, check_probe, encoded, mean_iou
+from densessl.evaluation._common import Features, Labelled, check_probe, encoded
+from densessl.evaluation._once import read_once
 from densessl.evaluation._refuse import check_at_least
+from densessl.evaluation.matched import overlap_of
 from densessl.features import map_to_tokens
 
 
@@ -30,6 +31,9 @@ def cluster_segmentation(
     greatest (Hungarian matching). With more (over-clustering) each cluster joins the class that it shares most pixels
     with. Both look at the test labels: the numbers say how pure the clusters are, not how well new images would be
     labelled.
+
+    Each image is read and encoded once. The cells of all images are held in half precision, and the labels in 16 bits:
+    for 1,000 images of 512 pixels and maps of 64 x 64 cells and 384 channels, 3.1 and 0.5 GB.
 
     Args:
         features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
@@ -54,42 +58,50 @@ def cluster_segmentation(
     clusters = classes if clusters is None else clusters
     if clusters < classes:
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
-    check_labelled(test, "test")
+    test = read_once(test, "test")
     tokens, answers, size = [], [], (0, 0)
     for maps, labels in encoded(features, test, classes, batch_size):
-        tokens.append(normalized(map_to_tokens(maps)).cpu())
-        answers.append(labels.cpu())
+        tokens.append(normalized(map_to_tokens(maps)).to("cpu", torch.float16))
+        answers.append(labels.to("cpu", torch.int16 if classes < 1 << 15 else torch.int32))
         size = (maps.shape[2], maps.shape[3])
-    labels = torch.cat(answers)
-    centers = _k_means(torch.cat(tokens).flatten(0, 1), clusters, cells, iterations, seed)
-    nearest = torch.cat([torch.cdist(part, centers.expand(len(part), -1, -1)).argmin(-1) for part in tokens])
-    maps = nearest.view(-1, 1, *size).double()  # which holds every index, and which interpolate takes
-    predicted = F.interpolate(maps, labels.shape[1:], mode="nearest-exact")[:, 0].long()
-    named = _names(predicted, labels, classes, clusters)[predicted]
-    meter = mean_iou(classes)
-    meter.update(named, labels)
-    return float(meter.compute())
+    centers = _k_means(tokens, clusters, cells, iterations, seed)
+    overlap = torch.zeros(classes, clusters, dtype=torch.int64)
+    for part, labels in zip(tokens, answers, strict=True):  # at the labels' size, all together would be large
+        nearest = torch.cdist(part.float(), centers.expand(len(part), -1, -1)).argmin(-1)
+        maps = nearest.view(-1, 1, *size).double()  # which holds every index, and which interpolate takes
+        predicted = F.interpolate(maps, labels.shape[1:], mode="nearest-exact")[:, 0].long()
+        overlap += overlap_of(predicted, labels.long(), classes, clusters)
+    merged = torch.zeros(classes, classes, dtype=torch.int64).index_add_(0, _names(overlap), overlap.mT)
+    hits, pixels = merged.diagonal(), merged.sum(0) + merged.sum(1)
+    there = pixels > 0  # a class that occurs neither in labels nor in answers does not count
+    return float((hits[there] / (pixels - hits)[there]).mean())
 
 
-def _k_means(tokens: Tensor, clusters: int, cells: int, iterations: int, seed: int) -> Tensor:
+def _k_means(tokens: list[Tensor], clusters: int, cells: int, iterations: int, seed: int) -> Tensor:
     try:
         from scipy.cluster.vq import kmeans2
     except ImportError as error:
         raise ImportError("clustering needs SciPy: pip install 'densessl[evaluation]'") from error
-    if len(tokens) < clusters:
-        raise ValueError(f"clusters: expected at most as many as there are cells, {len(tokens)}, got {clusters}")
-    chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:cells]
-    centers, _ = kmeans2(tokens[chosen].numpy(), clusters, iter=iterations, minit="++", rng=seed)
-    return torch.from_numpy(centers).to(tokens.dtype)
+    count = sum(part.shape[0] * part.shape[1] for part in tokens)
+    if count < clusters:
+        raise ValueError(f"clusters: expected at most as many as there are cells, {count}, got {clusters}")
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:cells]
+    sample, start = torch.empty(len(chosen), tokens[0].shape[2]), 0
+    for part in tokens:
+        flat = part.flatten(0, 1)
+        here = (chosen >= start) & (chosen < start + len(flat))
+        sample[here] = flat[chosen[here] - start].float()
+        start += len(flat)
+    centers, _ = kmeans2(sample.numpy(), clusters, iter=iterations, minit="++", rng=seed)
+    return torch.from_numpy(centers).float()
 
 
-def _names(predicted: Tensor, labels: Tensor, classes: int, clusters: int) -> Tensor:
-    """The class of each cluster, (clusters,)."""
+def _names(overlap: Tensor) -> Tensor:
+    """The class of each cluster, (clusters,), from the pixels that each class shares with each cluster."""
     from scipy.optimize import linear_sum_assignment
 
-    overlap = multiclass_confusion_matrix(predicted, labels, clusters, ignore_index=IGNORED)[:classes]
     names = overlap.argmax(0)
-    if clusters == classes:
+    if overlap.shape[0] == overlap.shape[1]:
         union = overlap.sum(0) + overlap.sum(1, keepdim=True) - overlap
         owners, owned = linear_sum_assignment((overlap / union.clamp(min=1)).numpy(), maximize=True)
         names[torch.from_numpy(owned)] = torch.from_numpy(owners)

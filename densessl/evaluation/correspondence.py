@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,9 +48,6 @@ def correspondence_accuracy(
         ValueError: if there is no photo, or on other shapes and dtypes.
     """
     check_at_least(batch_size, 1, "batch_size")
-    for index, photo in enumerate(photos):
-        if photo.ndim != 3 or photo.dtype != torch.uint8:
-            raise ValueError(f"photos[{index}]: expected uint8 (3, H, W), got {photo.dtype} {tuple(photo.shape)}")
     if len(photos) == 0:
         raise ValueError("photos: expected at least one, got none")
     generator = torch.Generator().manual_seed(seed)
@@ -86,14 +83,18 @@ def _errors(features: Features, photos: Tensor, copies: Tensor, coords: Tensor) 
     return (place - truth).norm(dim=-1)[inside(coords, (h, w))]
 
 
-def _batches(photos: Sequence[Tensor], batch_size: int) -> list[Tensor]:
-    """In order, as many at once as have one size."""
-    batches: list[list[Tensor]] = []
-    for photo in photos:
-        if not batches or len(batches[-1]) == batch_size or batches[-1][0].shape != photo.shape:
-            batches.append([])
-        batches[-1].append(photo)
-    return [torch.stack(batch) for batch in batches]
+def _batches(photos: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """In order, as many at once as have one size; each photo is read once, when its turn comes."""
+    batch: list[Tensor] = []
+    for index in range(len(photos)):
+        photo = photos[index]
+        if photo.ndim != 3 or photo.dtype != torch.uint8:
+            raise ValueError(f"photos[{index}]: expected uint8 (3, H, W), got {photo.dtype} {tuple(photo.shape)}")
+        if batch and (len(batch) == batch_size or batch[-1].shape != photo.shape):
+            yield torch.stack(batch)
+            batch = []
+        batch.append(photo)
+    yield torch.stack(batch)
 
 
 def _homographies(count: int, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._common import Features, Labelled, check_labelled, check_probe, encoded, mean_iou
+from densessl.evaluation._common import Features, Labelled, check_probe, encoded, mean_iou
+from densessl.evaluation._once import read_once
 from densessl.evaluation._refuse import check_at_least, check_positive
 from densessl.evaluation.retrieval import retrieve_shares
 from densessl.evaluation.shares import class_shares
@@ -54,8 +55,7 @@ def nearest_neighbor_segmentation(
     check_at_least(neighbors, 1, "neighbors")
     check_positive(temperature, "temperature")
     check_at_least(cells, 1, "cells")
-    check_labelled(memory, "memory")
-    check_labelled(test, "test")
+    memory, test = read_once(memory, "memory"), read_once(test, "test")
     keys, shares = _memory(features, memory, classes, cells, batch_size, seed)
     meter = mean_iou(classes).to(keys.device)
     for maps, labels in encoded(features, test, classes, batch_size):

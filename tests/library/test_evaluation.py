@@ -19,6 +19,7 @@ from densessl.evaluation import (
 from densessl.evaluation._common import class_shares, mean_iou
 from densessl.evaluation.clustering import _names
 from densessl.evaluation.correspondence import _homographies
+from densessl.evaluation.matched import overlap_of
 from densessl.evaluation.neighbors import _memory
 
 CLASSES, CELL = 4, 8
@@ -136,9 +137,57 @@ def test_hungarian_matching_and_majority_by_hand():
     # Both clusters lie mostly on class 0; one to one, the second has to take class 1.
     labels = torch.tensor([0] * 12 + [1] * 3)
     predicted = torch.tensor([0] * 8 + [1] * 4 + [1] * 3)
-    assert _names(predicted, labels, 2, 2).tolist() == [0, 1]
+    assert _names(overlap_of(predicted, labels, 2, 2)).tolist() == [0, 1]
     # With three clusters there is no need to share: each takes its majority.
-    assert _names(predicted, labels, 2, 3)[:2].tolist() == [0, 0]
+    assert _names(overlap_of(predicted, labels, 2, 3))[:2].tolist() == [0, 0]
+
+
+class OnDisk:
+    """Items that are decoded each time that they are asked for."""
+
+    def __init__(self, items):
+        self.items, self.decoded = items, []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = self.items[index]
+        self.decoded.append(index)
+        return item
+
+
+def test_images_on_disk_are_decoded_once_and_checked_all_the_same():
+    known = colour_by_class(5)
+    for probe in (
+        lambda data: cluster_segmentation(one_hot, data, CLASSES, batch_size=2),
+        lambda data: nearest_neighbor_segmentation(one_hot, data, known, CLASSES, batch_size=2),
+        lambda data: nearest_neighbor_segmentation(one_hot, known, data, CLASSES, batch_size=2),
+    ):
+        data = OnDisk(known)
+        assert probe(data) == probe(known)
+        assert data.decoded == list(range(5))
+        with pytest.raises(ValueError, match=r"^(test|memory)\[3\]: expected labels int64"):
+            probe(OnDisk([*known[:3], (known[3][0], known[3][1].float()), known[4]]))
+    photos = OnDisk([image for image, _ in known])
+    assert correspondence_accuracy(one_hot, photos, batch_size=2) == correspondence_accuracy(one_hot, photos.items)
+    assert photos.decoded == list(range(5))
+    with pytest.raises(ValueError, match=r"^photos\[1\]: expected uint8"):
+        correspondence_accuracy(one_hot, OnDisk([photos.items[0], photos.items[1].float()]))
+
+
+def test_clusters_are_drawn_out_to_the_labels_a_batch_at_a_time(monkeypatch):
+    """At the size of the labels all predictions together would take gigabytes."""
+    enlarged = []
+
+    def watched(maps, *args, **kwargs):
+        enlarged.append(len(maps))
+        return interpolate(maps, *args, **kwargs)
+
+    interpolate = F.interpolate
+    monkeypatch.setattr(F, "interpolate", watched)
+    cluster_segmentation(one_hot, colour_by_class(5), CLASSES, batch_size=2)
+    assert enlarged == [2, 2, 1]
 
 
 def ramp_photo(height: int, width: int) -> Tensor:

@@ -104,12 +104,21 @@ ALLOWED = {
     "evaluation.neighbors": {
         "_normalize",
         "evaluation._common",
+        "evaluation._once",
         "evaluation._refuse",
         "evaluation.retrieval",
         "evaluation.shares",
         "features",
     },
-    "evaluation.clustering": {"_normalize", "evaluation._common", "evaluation._refuse", "features"},
+    "evaluation._once": {"evaluation._common"},
+    "evaluation.clustering": {
+        "_normalize",
+        "evaluation._common",
+        "evaluation._once",
+        "evaluation._refuse",
+        "evaluation.matched",
+        "features",
+    },
     "evaluation.correspondence": {"_normalize", "evaluation._common", "evaluation._refuse", "features", "geometry"},
 }
 for package in ("geometry", "coords", "augment", "matching", "propagation", "losses", "evaluation", "backbone"):
