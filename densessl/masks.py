@@ -66,7 +66,7 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: on another shape, dtype or size; on a CPU also on a label of ``2**32`` or more.
     """
-    h, w = checked_size(size, "size")
+    h, w = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
     check_tensor(labels, "labels", "integer (B, H, W) or (B, 1, H, W)")
     if labels.ndim == 4 and labels.shape[1] == 1:
         labels = labels.squeeze(1)

@@ -49,8 +49,8 @@ def refuse_depth(image: Any) -> None:
     if is_pil(image):
         if image.mode in ("I", "F"):
             raise ValueError(
-                f"image: expected a PIL image of 8 or 16 bits, got mode {image.mode}, which does not say what white "
-                "is: divide by the largest possible value and pass a floating point tensor"
+                f"image: expected a PIL image of 8 or 16 bits, got {image.mode}, a mode that does not say what "
+                "white is: divide by the largest possible value and pass a floating point tensor"
             )
     elif not image.is_floating_point() and image.dtype not in (torch.uint8, torch.uint16):
         raise ValueError(

@@ -416,8 +416,8 @@ BAD = {
         r"coords_k: expected as many images as coords_q, B = 2, got 1",
     ),
     "coords device": (lambda: MATCH(EYE, on_meta(2, 3, 3), (3, 5)), r"coords_k: expected a tensor on cpu .* got meta"),
-    "size zero": (lambda: MATCH(EYE, EYE, (0, 5)), r"size: .* got \(0, 5\)"),
-    "size triple": (lambda: MATCH(EYE, EYE, (3, 5), (2, 3, 4)), r"size: .* got \(2, 3, 4\)"),
+    "size zero": (lambda: MATCH(EYE, EYE, (0, 5)), r"size_q: .* got \(0, 5\)"),
+    "size triple": (lambda: MATCH(EYE, EYE, (3, 5), (2, 3, 4)), r"size_k: .* got \(2, 3, 4\)"),
     "source_size shape": (lambda: MATCH(EYE, EYE, (3, 5), source_size=i64(2)), r"source_size: .*\(B, 2\).* got \(2,\)"),
     "source_size device": (
         lambda: MATCH(EYE, EYE, (3, 5), source_size=on_meta(2, 2)),

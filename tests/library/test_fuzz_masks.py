@@ -10,7 +10,7 @@ from reference import pixcontrast_loss as pixcontrast_by_loop
 from reference import pixpro_loss as pixpro_by_loop
 from torch import Tensor
 
-from densessl import cell_labels, cell_validity, pixcontrast_loss, pixpro_loss, pool_regions, sample_labels
+from densessl import cell_labels, cell_validity, masks, pixcontrast_loss, pixpro_loss, pool_regions, sample_labels
 from densessl.losses import pixcontrast
 from densessl.matching import Pairs, gather_tokens, pairs_to_mask
 from densessl.metrics import pair_similarity, positives_per_cell, unmatched_share
@@ -227,3 +227,13 @@ FOUR = torch.full((1, 2), 4)
 def test_labels_and_pairs_out_of_range_are_refused_by_name(name, call):
     with pytest.raises(ValueError, match=f"^{re.escape(name)}: expected"):
         call()
+
+
+def test_on_a_device_labels_and_draws_out_of_range_reach_no_others(monkeypatch):
+    """Values are not looked at there."""
+    monkeypatch.setattr(masks, "_is_readable", lambda values: False)
+    labels = torch.tensor([[[1, 1, 2**40, 2**40], [2, 2, 3, 3]]])
+    assert cell_labels(labels, (2, 2)).tolist() == [[[1, 2**32 - 1], [2, 3]]]
+    draws = torch.tensor([[1.0, 7.0, -3.0, torch.nan]])
+    assert sample_labels(torch.tensor([[[4, 9], [4, 0]]]), draws)[0, :3].tolist() == [9, 9, 4]
+    assert set(sample_labels(torch.tensor([[[4, 9], [4, 0]]]), draws)[0].tolist()) <= {4, 9}
