@@ -121,6 +121,14 @@ def test_propagation_equals_the_masked_dense_product(size, radius, frames):
     torch.testing.assert_close(made.flatten(2), torch.stack(shares[1:]), atol=1e-5, rtol=0)
 
 
+def test_exactly_k_of_equal_cells_vote():
+    """Where DINO's code lets all cells vote that are as near as the k-th."""
+    first = F.one_hot(torch.randint(0, 4, (5, 6)), 4).movedim(-1, 0).float()
+    shares = propagate_labels(torch.ones(2, 3, 5, 6), first, neighbors=3, radius=0)
+    torch.testing.assert_close(3 * shares, (3 * shares).round())
+    assert len(shares.unique()) > 1
+
+
 def test_rare_cells_come_first_and_cells_without_a_class_last():
     labels = torch.tensor([[0] * 40 + [1] + [255] * 3])
     chosen = [rare_first_cells(labels, 3, torch.Generator().manual_seed(seed))[0].tolist() for seed in range(40)]

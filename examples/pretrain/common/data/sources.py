@@ -35,9 +35,27 @@ class FolderSource:
             )
         return found
 
-    def loader(self, draw: DrawViews, channels: int, **process: Any) -> ResumableLoader:
-        """The loader of one process; ``process`` names its batch_size, rank, world_size and workers."""
-        return ResumableLoader(Photos(self._paths(), draw, channels=channels), seed=draw.seed, **process)
+    def loader(
+        self, draw: DrawViews, channels: int, *, batch_size: int, rank: int, world_size: int, workers: int
+    ) -> ResumableLoader:
+        """The loader of one process.
+
+        Args:
+            draw: Draws two views of an image.
+            channels: Number of channels of the images.
+            batch_size: Number of images of a batch of this process.
+            rank: Number of this process.
+            world_size: Number of all processes.
+            workers: Number of reading processes.
+        """
+        return ResumableLoader(
+            Photos(self._paths(), draw, channels=channels),
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=draw.seed,
+            workers=workers,
+        )
 
     def _paths(self) -> list[Path]:
         if self._found is None:
@@ -67,13 +85,23 @@ class ShardSource:
         find_shards(self.folder, self.images, processes, workers)
         return self.images
 
-    def loader(self, draw: DrawViews, channels: int, **process: Any) -> Any:
-        """The loader of one process; ``process`` names its batch_size, rank, world_size and workers."""
+    def loader(
+        self, draw: DrawViews, channels: int, *, batch_size: int, rank: int, world_size: int, workers: int
+    ) -> Any:
+        """The loader of one process, a ShardLoader. The arguments are those of FolderSource's."""
         from examples.pretrain.common.data.shard_lists import find_shards
         from examples.pretrain.common.data.shards import ShardLoader
 
-        shards = find_shards(self.folder, self.images, process["world_size"], process["workers"])
-        return ShardLoader(shards, draw, images=self.images, channels=channels, **process)
+        return ShardLoader(
+            find_shards(self.folder, self.images, world_size, workers),
+            draw,
+            images=self.images,
+            channels=channels,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
+        )
 
 
 def source_of(folder: str, images: int | None) -> FolderSource | ShardSource:
