@@ -170,7 +170,8 @@ def test_images_on_disk_are_decoded_once_and_checked_all_the_same():
         with pytest.raises(ValueError, match=r"^(test|memory)\[3\]: expected labels int64"):
             probe(OnDisk([*known[:3], (known[3][0], known[3][1].float()), known[4]]))
     photos = OnDisk([image for image, _ in known])
-    assert correspondence_accuracy(one_hot, photos, batch_size=2) == correspondence_accuracy(one_hot, photos.items)
+    expected = correspondence_accuracy(one_hot, photos.items, batch_size=2)
+    assert correspondence_accuracy(one_hot, photos, batch_size=2) == expected
     assert photos.decoded == list(range(5))
     with pytest.raises(ValueError, match=r"^photos\[1\]: expected uint8"):
         correspondence_accuracy(one_hot, OnDisk([photos.items[0], photos.items[1].float()]))
