@@ -22,10 +22,14 @@ __all__ = ["FeatureMap", "MaskToken"]
 class FeatureMap(nn.Module):
     """A torchvision, timm or Hugging Face model as an encoder from images to a feature map, or to several.
 
-    What comes after ``layer`` (pooling, classifier) is dropped, so that no parameter stays without gradient. Parameter
-    and buffer names stay the model's own: ``state_dict()`` loads into the plain model (``strict=False`` for the dropped
-    head), and the other way round. The modules are the model's, too: hooks on them, gradient checkpointing and
-    ``fully_shard`` of blocks work as on the plain model.
+    What comes after ``layer`` (pooling, classifier) is dropped, so that no parameter stays without gradient, but for
+    two of Hugging Face's: the ``mask_token`` in the embeddings of DINOv2, DINOv3 and others, which no forward pass
+    here uses, and the stages of an ``AutoBackbone`` behind the layer. DistributedDataParallel waits for their
+    gradients: freeze them (``requires_grad_(False)``) before wrapping, or pass ``find_unused_parameters=True``.
+
+    Parameter and buffer names stay the model's own: ``state_dict()`` loads into the plain model (``strict=False`` for
+    the dropped head), and the other way round. The modules are the model's, too: hooks on them, gradient checkpointing
+    and ``fully_shard`` of blocks work as on the plain model.
 
     Models are run in the way that they offer:
 

@@ -21,7 +21,17 @@ def test_links_lead_to_documented_names():
 
 
 def test_the_published_methods_have_rows():
-    assert {"pixpro", "pixcontrast", "pixpro_instance", "densecl", "vicregl", "detcon", "slotcon"} <= set(ROWS)
+    assert {
+        "pixpro",
+        "pixcontrast",
+        "pixpro_instance",
+        "densecl",
+        "vicregl",
+        "detcon",
+        "slotcon",
+        "paka",
+        "neco",
+    } <= set(ROWS)
 
 
 def owner(configuration: Path) -> str | None:

@@ -152,6 +152,13 @@ def test_masked_cells_are_not_seen(name):
         torch.testing.assert_close(token(backbone, image, torch.zeros_like(mask)), backbone(image))
 
 
+def test_hugging_faces_own_mask_token_gets_no_gradient():
+    """As FeatureMap's page says, for DistributedDataParallel."""
+    backbone, _ = hugging_face("Dinov2")
+    backbone(torch.randn(1, 3, 64, 64)).square().sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == ["embeddings.mask_token"]
+
+
 class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()
