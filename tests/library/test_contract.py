@@ -34,13 +34,17 @@ from densessl import (
     View,
     coords_from_boxes,
     gather_tokens,
+    gram_loss,
     instance_consistency_loss,
     instance_contrast_loss,
+    kernel_alignment_loss,
     map_to_tokens,
     metrics,
+    neighbor_order_loss,
     param_groups,
     pixcontrast_loss,
     pixpro_loss,
+    prototype_loss,
     tokens_to_map,
 )
 
@@ -183,6 +187,7 @@ def test_losses_matchers_and_meters_read_no_value(loss, no_match):
     with NoHostReads():
         mask = DistanceMatcher()(c1, c2, (3, 5), (6, 2), source_size, valid)
         loss(PPM()(query), key, mask, no_match=no_match).backward()
+        prototype_loss(query, query.detach(), valid, no_match=no_match).backward()
         NearestMatcher(3, mutual=True)(torch.randn(2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool))
         metrics.positives_per_cell(mask)
         metrics.unmatched_share(mask)
@@ -403,6 +408,12 @@ def mask_of(*shape: int, device: str = "cpu") -> Tensor:
 MATCH, NEAREST = DistanceMatcher(), NearestMatcher()
 EYE = torch.eye(3).expand(2, 3, 3)
 LOSSES = {"pixpro": pixpro_loss, "pixcontrast": pixcontrast_loss}
+WITHOUT_MASK = {
+    "gram": gram_loss,
+    "kernel alignment": kernel_alignment_loss,
+    "neighbor order": lambda query, key: neighbor_order_loss(query, key, f32(2, 3, 4)),
+    "prototype": prototype_loss,
+}
 
 BAD = {
     "threshold 0": (lambda: DistanceMatcher(0), r"threshold: .*positive.* got 0"),
@@ -491,6 +502,16 @@ BAD = {
     "reduction": (lambda: PixProLoss(reduction="sum"), r"reduction: expected 'mean' or 'none', got 'sum'"),
     "no_match": (lambda: PixContrastLoss(no_match="drop"), r"no_match: expected 'zero' or 'skip', got 'drop'"),
 }
+for _name, _loss in WITHOUT_MASK.items():
+    BAD |= {
+        f"{_name} {case}": (functools.partial(_loss, *arguments), message)
+        for case, (arguments, message) in {
+            "query shape": ((f32(2, 3), f32(2, 3, 4)), r"query: .*\(B, N, C\), got .* \(2, 3\)"),
+            "key integer": ((f32(2, 3, 4), i64(2, 3, 4)), r"key: expected floating point .* torch\.int64"),
+            "cells": ((f32(2, 3, 4), f32(2, 5, 4)), r"key: expected \(B, N.*\) = \(2, 3.* got \(2, 5"),
+            "key device": ((f32(2, 3, 4), on_meta(2, 3, 4)), r"(key|query, key, references): expected .* meta"),
+        }.items()
+    }
 for _name, _loss in LOSSES.items():
     BAD |= {
         f"{_name} {case}": (functools.partial(_loss, *arguments), message)
