@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densessl._tracer import claims, classify, folded, mask_positions
 
 _LEAST_SHARE_OF_A_VIEW = 0.25  # of a view's pixels, less the rims
+_JUMP = 4.0  # pixels of the other image between neighbouring pixels: more is the edge of something that moves
 _ROUNDING = 1e-3  # source pixels; what float32 loses where nothing moved is no error
 
 
@@ -63,6 +64,48 @@ def compared_image(
         )
     beyond = ~((claimed >= 0) & (claimed <= 1)).all(-1) & ~claimed.isnan().any(-1)
     return Seen(errors, allowance, int((~pixels.fill & (~beyond | compared)).sum()))
+
+
+def compared_carried(
+    first: Tensor, second: Tensor, carried: Tensor, start: Tensor, other: tuple[int, int], allowance: float
+) -> Seen:
+    """Positions in the other image: those that a view's coords were carried to, against where its pixels lie there.
+
+    Args:
+        first: the tracer of the first pass; its colours say where in its image a pixel comes from.
+        second: that of the second pass.
+        carried: the view's coords in the other image, ``(3, 3)`` or ``(2, H, W)``.
+        start: ``(1, 2, h, w)``, where the pixels of the tracer's image lie in the other one.
+        other: height and width of the other image.
+        allowance: in pixels of the tracer's image; here it grows with the image's largest stretch.
+
+    Returns:
+        Errors in pixels of the other image. Not compared is what lies beside unknown pixels and beside jumps of more
+        than ``_JUMP`` pixels: between their sides positions are interpolated, and are nowhere.
+    """
+    h, w = start.shape[-2:]
+    scale = torch.tensor([other[1], other[0]], dtype=start.dtype).view(1, 2, 1, 1)
+    steps = [
+        nn.functional.pad((start * scale).diff(dim=d).norm(dim=1), pad) for d, pad in ((2, (0, 0, 0, 1)), (3, (0, 1)))
+    ]
+    stretch = torch.maximum(*steps)
+    smooth = stretch <= _JUMP  # NaN compares as False
+    rough = nn.functional.max_pool2d((~smooth).to(start.dtype)[None], 5, 1, 2)
+    place = first.as_subclass(Tensor)[:2].movedim(0, -1)[None].to(start.dtype)
+    margin = torch.tensor([0.5 / w, 0.5 / h], dtype=start.dtype)
+    within = ((place >= margin) & (place <= 1 - margin)).all(-1)[0]
+
+    # Not by the sampling that carries coords: it is what is tried here.
+    def read(maps: Tensor) -> Tensor:
+        sampled = nn.functional.grid_sample(maps, 2 * place - 1, align_corners=False, padding_mode="border")
+        return sampled[0].movedim(0, -1)
+
+    truth, claimed = read(start), claims(carried, first.shape[-2:]).to(start.dtype)
+    known = classify(first, second).known & within & (read(rough)[..., 0] == 0)
+    known &= truth.isfinite().all(-1) & claimed.isfinite().all(-1)
+    errors = ((truth - claimed) * scale.view(2)).norm(dim=-1)[known]
+    largest = float(stretch[smooth].max()) if smooth.any() else 1.0
+    return Seen(errors, allowance * max(1.0, largest), int(known.sum()))
 
 
 def compared_mask(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from densessl._sightings import Seen, Where, compared_image, compared_mask, largest_excess
+from densessl._sightings import Seen, Where, compared_carried, compared_image, compared_mask, largest_excess
 from densessl._tracer import (
     Tracer,
     classify,
@@ -23,8 +22,10 @@ from densessl._tracer import (
     tracing_masks,
     without_rim,
 )
+from densessl._untouched import colours_untouched
 from densessl.augment import BatchAugment, MaskedView, MultiView
 from densessl.augment._draws import drawn_from, generator_states, set_generators
+from densessl.augment._start import Start, carried
 from densessl.augment._steps import nested, steps, tracked_step
 from densessl.coords import DenseCoords, MovingMask, ViewCoords
 
@@ -53,7 +54,13 @@ class TrackingReport(NamedTuple):
 
 
 def check_tracking(
-    transform: Callable[..., Any], *, tolerance: float = 1.0, draws: int = 100, seed: int = 0
+    transform: Callable[..., Any],
+    *,
+    tolerance: float = 1.0,
+    draws: int = 100,
+    seed: int = 0,
+    coords: Tensor | None = None,
+    source_size: Tensor | Sequence[int] | None = None,
 ) -> TrackingReport:
     """Sends a tracer through a whole pipeline and compares its pixels, and those of a mask, with the coords.
 
@@ -78,6 +85,11 @@ def check_tracking(
             pixels that one view pixel spans) is added.
         draws: how often each pipeline is drawn.
         seed: of the draws; the generators of torch, ``random`` and NumPy are left as they were.
+        coords: optional ``(3, 3)`` or dense ``(2, H, W)``, as MultiView takes them: where the pixels of the image lie in
+            another one. Then the positions that the views get there are compared too, in that image's pixels, but for
+            what lies beside unknown pixels and beside jumps, as at the edges of what moves. The tracer has the size of
+            dense coords.
+        source_size: height and width of that other image; None: as the image.
 
     Returns:
         A report of the largest and the mean error, and of the share that could be compared.
@@ -85,7 +97,8 @@ def check_tracking(
     Raises:
         ValueError: where pixels moved and coords did not follow, with the error, the draw and the size of the source;
             where colours or labels changed and cannot be compared; where less than 5 % of what the views show of their
-            sources, or a quarter of one view without its rims, could be compared.
+            sources, or a quarter of one view without its rims, could be compared; on coords that MultiView refuses,
+            and on coords for a BatchAugment.
     """
     if isinstance(transform, MultiView):
         pipelines, dense = transform.transforms, transform.dense
@@ -93,23 +106,34 @@ def check_tracking(
         pipelines, dense = (transform,), False
     else:
         pipelines, dense = MultiView(transform).transforms, False
-    worst, total, pixels, shown = 0.0, 0.0, 0, 0
+    if coords is not None and isinstance(transform, BatchAugment):
+        raise ValueError("coords: expected None for a BatchAugment, whose views hold their coords already")
+    sizes = _SIZES if coords is None or coords.shape[-2:] == (3, 3) else ((coords.shape[-2], coords.shape[-1]),)
+    worst, total, pixels, shown, carried_pixels = 0.0, 0.0, 0, 0, 0
     for draw in range(draws):
-        size = _SIZES[draw % len(_SIZES)]
+        size = sizes[draw % len(sizes)]
+        start = None if coords is None else Start.of(coords, size, source_size)
         for pipeline in pipelines:
             where = Where(size, draw, pipeline)
             if isinstance(pipeline, BatchAugment):
                 views = _batch_draw(pipeline, size, seed + draw, where)
             else:
-                views = _draw(pipeline, size, dense, seed + draw, where)
-            for image, mask in views:
+                views = _draw(pipeline, size, dense, seed + draw, where, start)
+            for image, mask, carried_on in views:
                 worst = max(worst, largest_excess(image, tolerance, "pixels", where))
                 if mask is not None:
                     largest_excess(mask, tolerance, "the mask's pixels", where)
+                if carried_on is not None:
+                    worst = max(worst, largest_excess(carried_on, tolerance, "positions in the other image", where))
+                    carried_pixels += len(carried_on.errors)
                 total, pixels = total + float(image.errors.sum()), pixels + len(image.errors)
                 shown += image.shown
     if pixels == 0:
         raise ValueError(f"transform: no pixel of {draws} draws could be compared: the views show nothing but fill")
+    if coords is not None and carried_pixels == 0:
+        raise ValueError(
+            f"coords: no pixel of {draws} draws could be compared in the other image: its place is unknown"
+        )
     share = pixels / shown
     if share < _LEAST_SHARE:
         raise ValueError(
@@ -119,19 +143,21 @@ def check_tracking(
     return TrackingReport(worst, total / pixels, draws * len(pipelines), pixels, share)
 
 
-_Views = list[tuple[Seen, "Seen | None"]]
+_Views = list[tuple[Seen, "Seen | None", "Seen | None"]]
 
 
-def _draw(pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, seed: int, where: Where) -> _Views:
+def _draw(
+    pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, seed: int, where: Where, start: Start | None
+) -> _Views:
     masked = all(_takes_a_mask(step) for step in steps(pipeline))
     try:
         with drawn_from(seed):
-            return _steps_drawn(pipeline, size, dense, masked, where)
+            return _steps_drawn(pipeline, size, dense, masked, where, start)
     except ValueError as error:
         if not masked or "to unpack" not in str(error):
             raise
     with drawn_from(seed):  # a step that unpacks image and coords, and nothing else
-        return _steps_drawn(pipeline, size, dense, False, where)
+        return _steps_drawn(pipeline, size, dense, False, where, start)
 
 
 def _takes_a_mask(step: Callable[..., Any]) -> bool:
@@ -145,7 +171,12 @@ def _takes_a_mask(step: Callable[..., Any]) -> bool:
 
 
 def _steps_drawn(
-    pipeline: Callable[..., Any], size: tuple[int, int], dense: bool, masked: bool, where: Where
+    pipeline: Callable[..., Any],
+    size: tuple[int, int],
+    dense: bool,
+    masked: bool,
+    where: Where,
+    start: Start | None,
 ) -> _Views:
     """One draw, taken twice, step after step, because the rim's width in view pixels follows from each step."""
     kind = DenseCoords if dense else ViewCoords
@@ -179,9 +210,14 @@ def _steps_drawn(
         parts = [[image.as_subclass(Tracer), *rest] for image, rest in zip(kept, (first[1:], second[1:]), strict=True)]
     slack = 2 + 2 * largest
     image = compared_image(parts[0][0], parts[1][0], parts[0][1], size, _half(coarsest), slack, where)
-    if not masked:
-        return [(image, None)]
-    return [(image, compared_mask(parts[0][2], parts[1][2], parts[0][1], size, _half(apart), slack, where))]
+    labels = None
+    if masked:
+        labels = compared_mask(parts[0][2], parts[1][2], parts[0][1], size, _half(apart), slack, where)
+    if start is None:
+        return [(image, labels, None)]
+    place = carried(parts[0][1], start.coords)
+    positions = compared_carried(parts[0][0], parts[1][0], place, start.dense, start.other, _half(coarsest))
+    return [(image, labels, positions)]
 
 
 def _compared_images(first: Tensor, second: Tensor, enlarged: float, most: float, where: Where) -> list[Tensor]:
@@ -223,7 +259,7 @@ def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: 
             image, coords, mask = (part.as_subclass(Tensor).contiguous() for part in parts)
             views.append(MaskedView(image, coords, torch.tensor(size), mask))
         batch = MaskedView(*(torch.stack(part) for part in zip(*views, strict=True)))
-        with _colours_untouched(augment), drawn_from(seed):
+        with colours_untouched(augment), drawn_from(seed):
             passes.append(augment(batch))
     first, second = passes
     nearest = any(str(getattr(m, "flags", {}).get("resample", "")).endswith("NEAREST") for m in augment.modules())
@@ -236,36 +272,8 @@ def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: 
         slack = 2 + 2 * max(1.0, span)
         image = compared_image(one, two, coords, size, _half(max(1.0, span) if nearest else 0.0), slack, where)
         mask = compared_mask(first.mask[index], second.mask[index], coords, size, _half(1.0), slack, where)
-        found.append((image, mask))
+        found.append((image, mask, None))
     return found
-
-
-_CALLED = ("apply_transform", "apply_non_transform", "apply_func", "transform_tensor", "transform_inputs", "forward")
-
-
-@contextmanager
-def _colours_untouched(augment: BatchAugment) -> Iterator[None]:
-    """kornia's own intensity augmentations draw as ever and return their input.
-
-    Classes derived from them with a way of their own to change an image run as they are: they may move pixels.
-    """
-    import kornia.augmentation as K
-
-    def unchanged(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return input
-
-    def foreign(module: Any) -> bool:
-        own = [cls for cls in type(module).__mro__ if not cls.__module__.startswith(("kornia.", "torch.", "densessl."))]
-        return any(name in vars(holder) for holder in (module, *own) for name in _CALLED)
-
-    intensity = [m for m in augment.modules() if isinstance(m, K.IntensityAugmentationBase2D) and not foreign(m)]
-    for module in intensity:
-        module.apply_transform = unchanged  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for module in intensity:
-            del module.apply_transform
 
 
 def _by_nearest(transform: Any) -> bool:

@@ -33,6 +33,22 @@ def pixcontrast(query: Tensor, key: Tensor, mask: Tensor, temperature: float = 0
     return (cells.sum(1) / found.sum(1).clamp(min=1)).mean()
 
 
+def gram(query: Tensor, key: Tensor) -> Tensor:
+    """Both tables of similarities, and the mean of their squared difference."""
+    x, g = (F.normalize(maps.flatten(2).mT, dim=2) for maps in (query, key))
+    return (x @ x.mT - g @ g.mT).square().mean()
+
+
+def alignment(query: Tensor, key: Tensor) -> Tensor:
+    """One less the cosine of both centred kernels."""
+    kernels = []
+    for maps in (query, key):
+        tokens = maps.flatten(2).mT
+        tokens = tokens - tokens.mean(1, keepdim=True)
+        kernels.append((tokens @ tokens.mT).flatten(1))
+    return (1 - F.cosine_similarity(*kernels)).mean()
+
+
 class PPM(nn.Module):
     """Weights of all pairs."""
 

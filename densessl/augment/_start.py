@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +60,21 @@ def checked_source_size(source_size: Tensor | Sequence[int]) -> Tensor:
     if size.numel() != 2 or size.is_floating_point() or int(size.min()) < 1:
         raise ValueError(f"source_size: expected height and width of the other image, two integers, got {source_size}")
     return size.reshape(2).long()
+
+
+class Start(NamedTuple):
+    """Where a whole image lies in another one: as it was given, as a map of the image's size, and the other's size."""
+
+    coords: Tensor
+    dense: Tensor
+    other: tuple[int, int]
+
+    @classmethod
+    def of(cls, coords: Tensor, size: tuple[int, int], source_size: Tensor | Sequence[int] | None) -> Start:
+        start = checked_start(coords, size)
+        height, width = checked_source_size(size if source_size is None else source_size).tolist()
+        dense = start if start.ndim == 4 else cell_centers(start, size).mT.unflatten(2, size)
+        return cls(start, dense, (height, width))
 
 
 def carried(view: ViewCoords | DenseCoords, start: Tensor) -> ViewCoords | DenseCoords:

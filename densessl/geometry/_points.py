@@ -55,7 +55,10 @@ def checked_size(size: Size, name: str) -> tuple[int, int]:
 
 
 def check_pair(first: Tensor, second: Tensor, names: tuple[str, str] = ("coords_q", "coords_k")) -> None:
-    """Raises ValueError, with the arguments' names, unless both are coords of one batch, dtype and device."""
+    """Raises ValueError, with the arguments' names, unless both are coords of one batch, dtype and device.
+
+    Dense coords that hold pixels are refused as well, on the CPU.
+    """
     first, second = checked(first, names[0]), checked(second, names[1])
     if first.shape[0] != second.shape[0]:
         raise ValueError(
@@ -65,6 +68,32 @@ def check_pair(first: Tensor, second: Tensor, names: tuple[str, str] = ("coords_
         raise ValueError(f"{names[1]}: expected {first.dtype} as {names[0]}, got {second.dtype}")
     if first.device != second.device:
         raise ValueError(f"{names[1]}: expected a tensor on {first.device} as {names[0]}, got {second.device}")
+    refuse_pixels(first, names[0])
+    refuse_pixels(second, names[1])
+
+
+_LOOKED_AT = 16  # places along each side of dense coords whose values are looked at
+
+
+def refuse_pixels(coords: Tensor, name: str) -> None:
+    """Raises ValueError, with the argument's name, on dense coords most of which lie far outside a unit square.
+
+    They are pixels or a flow, and would silently match nothing. A grid of places is looked at, and on the CPU alone: to
+    read a value back would stall another device.
+    """
+    if coords.ndim != 4 or coords.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    steps = [max(1, side // _LOOKED_AT) for side in coords.shape[2:]]
+    places = coords.detach()[:, :, :: steps[0], :: steps[1]]
+    known = places.isfinite()
+    beyond = known & ((places < -1) | (places > 2))
+    if 2 * int(beyond.sum()) > int(known.sum()):
+        seen = places[known]
+        raise ValueError(
+            f"{name}: expected positions in the source's unit square, 0..1, NaN where there is none, got mostly values "
+            f"far outside, from {float(seen.min()):.4g} to {float(seen.max()):.4g}; of pixels or a flow, "
+            "coords_from_flow makes coords"
+        )
 
 
 def unit_grid(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ Plane = np.ndarray
 Pattern = Callable[[Plane, Plane, np.random.Generator], Plane]
 
 # Textures: u and v run along and across the object, in periods; each returns how much of the second colour, 0..1.
-_TEXTURES: dict[str, Pattern] = {
+TEXTURES: dict[str, Pattern] = {
     "stripes": lambda u, v, rng: u % 1 < 0.5,
     "checks": lambda u, v, rng: (np.floor(u) + np.floor(v)) % 2,
     "dots": lambda u, v, rng: np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.3,
@@ -29,13 +29,13 @@ _TEXTURES: dict[str, Pattern] = {
     "plain": lambda u, v, rng: np.zeros_like(u),
 }
 # Shapes: x and y in the object's own frame, radius 1; each returns where the object is.
-_SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
+SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "disc": lambda x, y: np.hypot(x, y) < 0.95,
     "box": lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.85,
     "triangle": lambda x, y: (y < 0.6) & (np.abs(x) * 1.7 < y + 1),
     "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) < 0.4) & (np.maximum(np.abs(x), np.abs(y)) < 1),
 }
-_OBJECTS = (
+OBJECTS = (
     ("stripes", "disc"),
     ("checks", "box"),
     ("dots", "triangle"),
@@ -45,7 +45,7 @@ _OBJECTS = (
     ("grain", "triangle"),
     ("plain", "cross"),
 )
-CLASSES = ("background", *(f"{texture} {shape}" for texture, shape in _OBJECTS))
+CLASSES = ("background", *(f"{texture} {shape}" for texture, shape in OBJECTS))
 
 
 def draw_scene(seed: int, index: int, size: int = 96) -> tuple[Tensor, Tensor]:
@@ -61,37 +61,37 @@ def draw_scene(seed: int, index: int, size: int = 96) -> tuple[Tensor, Tensor]:
     """
     rng = np.random.default_rng((seed, index))
     y, x = np.mgrid[:size, :size] / size
-    image = _background(x, y, rng)
+    image = background(x, y, rng)
     labels = np.zeros((size, size), dtype=np.int64)
     for _ in range(rng.integers(4, 8)):
-        kind = int(rng.integers(len(_OBJECTS)))
-        texture, shape = _OBJECTS[kind]
+        kind = int(rng.integers(len(OBJECTS)))
+        texture, shape = OBJECTS[kind]
         angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(0.14, 0.26)
         dx, dy = x - rng.uniform(0.05, 0.95), y - rng.uniform(0.05, 0.95)
         along = (dx * math.cos(angle) + dy * math.sin(angle)) / radius
         across = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
         period = rng.uniform(0.06, 0.09) / radius
-        share = _TEXTURES[texture](along / period, across / period, rng)[None]
-        first, second = _two_colours(rng)
-        where = _SHAPES[shape](along, across)
+        share = TEXTURES[texture](along / period, across / period, rng)[None]
+        first, second = two_colours(rng)
+        where = SHAPES[shape](along, across)
         image[:, where] = (first * (1 - share) + second * share)[:, where]
         labels[where] = kind + 1
     image += rng.normal(0, 0.02, image.shape)
     return torch.from_numpy((image.clip(0, 1) * 255).astype(np.uint8)), torch.from_numpy(labels)
 
 
-def _background(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
+def background(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     """Slow waves between two colours."""
     share = np.zeros_like(x)
     for _ in range(4):
         angle, frequency = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 2.5)
         wave = frequency * (x * math.cos(angle) + y * math.sin(angle)) + rng.uniform(0, 1)
         share += np.sin(2 * math.pi * wave) / 8
-    first, second = _two_colours(rng)
+    first, second = two_colours(rng)
     return first * (0.5 - share) + second * (0.5 + share)
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
+def two_colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
     """Two colours (3, 1, 1) that can be told apart."""
     while True:
         pair = rng.random((2, 3, 1, 1))

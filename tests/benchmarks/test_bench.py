@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.performance import bench, meter, page, plain, work
-from densessl import PPM, DistanceMatcher, pixcontrast_loss, pixpro_loss
+from benchmarks.performance import bench, meter, page, plain, relational, work
+from densessl import PPM, DistanceMatcher, gram_loss, kernel_alignment_loss, pixcontrast_loss, pixpro_loss
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]
@@ -48,3 +48,14 @@ def test_peak_counts_what_is_held_at_once():
     both = meter.peak(lambda: torch.stack([torch.ones(1_000_000), torch.ones(1_000_000)]), "cpu")
     assert 4e6 <= one < 5e6
     assert 16e6 <= both < 17e6
+
+
+def test_quick_run_of_the_relational_losses(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of the other tests
+    result = relational.main(["--quick", "--runs", "1", "--out", str(tmp_path / "relational.json")])
+    assert json.loads((tmp_path / "relational.json").read_text()) == json.loads(json.dumps(result))
+    assert [row["name"] for row in result["losses"]] == ["gram_loss", "kernel_alignment_loss"]
+    assert relational.exponent([2, 4], [1.0, 4.0]) == 1.0
+    query, key = torch.randn(2, 2, 6, 5, 7)
+    torch.testing.assert_close(plain.gram(query, key), gram_loss(query, key))
+    torch.testing.assert_close(plain.alignment(query, key), kernel_alignment_loss(query, key))

@@ -10,7 +10,9 @@ from densessl import (
     DistanceMatcher,
     MultiView,
     ViewCoords,
+    align,
     cell_centers,
+    cell_distance,
     coords_from_boxes,
     coords_from_flow,
     overlap_coords,
@@ -174,3 +176,29 @@ def test_what_is_no_start_is_refused_by_name(start, message):
 def test_source_size_is_checked():
     with pytest.raises(ValueError, match="source_size: expected height and width of the other image"):
         MultiView(INSIDE)(torch.rand(3, *SIZE), coords=START, source_size=(1, 2, 3))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("other", ["homography", "dense"])
+def test_pixels_passed_as_coords_are_refused_on_either_side(side, other):
+    """Matcher, relative_coords, overlap_coords, align and cell_distance alike; a few places far outside are no error."""
+    size = (20, 30)
+    pixels = dense_of(torch.eye(3)[None], size) * torch.tensor([30.0, 20.0]).view(2, 1, 1)
+    good = torch.eye(3)[None] if other == "homography" else dense_of(torch.eye(3)[None], size)
+    pair = (pixels, good) if side == 0 else (good, pixels)
+    for name, call in (
+        (("coords_q", "coords_k"), lambda a, b: DistanceMatcher(0.7)(a, b, (4, 5))),
+        (("coords_q", "coords_k"), lambda a, b: DistanceMatcher(0.7, sparse=True)(a, b, (4, 5))),
+        (("coords_q", "coords_k"), lambda a, b: cell_distance(a, b, (4, 5))),
+        (("dst", "src"), relative_coords),
+        (("a", "b"), overlap_coords),
+        (("coords_from", "coords_to"), lambda a, b: align(torch.ones(1, 2, 4, 5), a, b, (3, 3))),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^{name[side]}: expected positions in the source's unit square .* 29.5;"
+        ):
+            call(*pair)
+    few = dense_of(torch.eye(3)[None], size)
+    few[:, :, :5] = 50.0
+    few[:, :, 5:10] = torch.nan
+    assert DistanceMatcher(0.7)(*((few, good) if side == 0 else (good, few)), (4, 5)).any()

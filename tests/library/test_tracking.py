@@ -21,6 +21,7 @@ from densessl import (
     mocov2_views,
     simclr_photometric,
     simclr_views,
+    tracking,
 )
 
 BILINEAR = InterpolationMode.BILINEAR
@@ -299,3 +300,46 @@ def test_batches_are_audited_from_cropped_coords():
     """Border padding is right for whole sources, beyond which nothing matches, and wrong for crops."""
     with pytest.raises(ValueError, match="did not follow"):
         check_tracking(BatchAugment(K.RandomAffine(0.0, (0.2, 0.2), p=1.0, padding_mode="border")), draws=4)
+
+
+# --- coords in another image ------------------------------------------------------------------------------------------
+
+
+def wavy(size: tuple[int, int]) -> torch.Tensor:
+    """Dense coords of an image in another one: a smooth wave, a region unknown, and a jump at an edge."""
+    y, x = torch.meshgrid(
+        (torch.arange(size[0]) + 0.5) / size[0], (torch.arange(size[1]) + 0.5) / size[1], indexing="ij"
+    )
+    start = torch.stack([0.8 * x + 0.03 * (7 * y).sin() + 0.1, 0.9 * y + 0.02 * (5 * x).cos()])
+    start[:, :, size[1] // 2 :] += 0.07
+    start[:, 20:50, 30:60] = torch.nan
+    return start
+
+
+CROP = v2.Compose([v2.RandomResizedCrop((64, 80), scale=(0.3, 0.9)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.5)])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_positions_in_another_image_are_audited(dense):
+    start = wavy((150, 190))
+    report = check_tracking(MultiView(CROP, dense=dense), draws=8, coords=start, source_size=(300, 200))
+    assert report.max_error < 0.3
+    tilted = torch.tensor([[0.7, 0.1, 0.15], [-0.1, 0.6, 0.3], [0.05, 0.1, 1.0]])
+    assert check_tracking(MultiView(CROP, dense=dense), draws=8, coords=tilted, source_size=(300, 200)).max_error < 0.5
+
+
+def test_positions_that_are_not_carried_rightly_are_found(monkeypatch):
+    """A flow that is read upside down: pixels and coords of the image agree, positions in the other one do not."""
+    right = tracking.carried
+    monkeypatch.setattr(tracking, "carried", lambda place, start: right(place, start.flip(2)))
+    with pytest.raises(ValueError, match="positions in the other image moved and coords did not follow"):
+        check_tracking(MultiView(CROP), draws=8, coords=wavy((150, 190)))
+
+
+def test_other_starts_of_an_audit_are_refused():
+    with pytest.raises(ValueError, match="coords: expected positions in the other image's unit square"):
+        check_tracking(MultiView(CROP), coords=100 * wavy((150, 190)))
+    with pytest.raises(ValueError, match="coords: no pixel of 2 draws could be compared"):
+        check_tracking(MultiView(CROP), draws=2, coords=torch.full((2, 90, 80), torch.nan))
+    with pytest.raises(ValueError, match="coords: expected None for a BatchAugment"):
+        check_tracking(byol_photometric()[0], coords=wavy((150, 190)))

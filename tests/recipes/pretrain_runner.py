@@ -17,7 +17,17 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from examples.pretrain import densecl, ibot_cross_view, neco, paka, pixcontrast, pixpro, pixpro_instance, vicregl
+from examples.pretrain import (
+    densecl,
+    ibot_cross_view,
+    neco,
+    paka,
+    pixcontrast,
+    pixpro,
+    pixpro_instance,
+    pixpro_video,
+    vicregl,
+)
 from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.callbacks import SaveOnSigterm
@@ -28,6 +38,7 @@ METHODS = {
     "pixpro": pixpro,
     "pixcontrast": pixcontrast,
     "pixpro_instance": pixpro_instance,
+    "pixpro_video": pixpro_video,  # FOLDER holds frames and flow
     "densecl": densecl,
     "vicregl": vicregl,
     "anchored": pixcontrast,
@@ -85,7 +96,9 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
     if method == "anchored":
         made = Anchored(made, anchor=2.0, koleo=0.3)
     module = Pretraining(made, optimizer, recipe.momentum or (0.0, 0.0))
-    data = photo_views(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3)
+    flow = {"flow": f"{folder}/flow", "scale": (0.4, 1.0)} if method == "pixpro_video" else {}
+    folder = f"{folder}/frames" if flow else folder
+    data = photo_views(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3, **flow)
     losses = Losses()
     trainer = pl.Trainer(
         max_epochs=int(epochs),

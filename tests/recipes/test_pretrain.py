@@ -40,6 +40,7 @@ from examples.pretrain.paka import PaKA
 from examples.pretrain.pixcontrast import PixContrast
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
+from examples.pretrain.pixpro_video import PixProVideo
 from examples.pretrain.slotcon import SlotCon
 from examples.pretrain.vicregl import VICRegL
 from examples.pretrain.vit_posttrain import ViTPostTraining
@@ -52,6 +53,7 @@ METHODS = {
     "pixpro": PixPro,
     "pixcontrast": PixContrast,
     "pixpro_instance": PixProInstance,
+    "pixpro_video": PixProVideo,
     "own_images": PixPro,
     "densecl": DenseCL,
     "vicregl": VICRegL,
@@ -100,7 +102,8 @@ def test_every_configuration_is_instantiated(config, tmp_path):
     method = next(METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if config.startswith(name))
     made = cli(method, "--config", str(CONFIGS_FOLDER / config), "--data.folder", "x", "--out", str(tmp_path),
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
-               "--backbone.init=random")  # fmt: skip  # no download in the tests
+               "--backbone.init=random",  # no download in the tests
+               *(["--data.flow=x"] if method is PixProVideo else []))  # fmt: skip
     assert backbone_of(made.method)(torch.zeros(1, 3, 224, 224)).shape == (1, *MAPS.get(method, (2048, 7, 7)))
     name, rate = RATES.get(method, ("lr_at_1024", 4.0))
     assert getattr(made.module.optimizer, name) == rate

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from densessl import View
+from examples.pretrain.common.data.frames import FrameSource
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.sources import FolderSource, ShardSource
 from examples.pretrain.common.data.views import Batch, DrawViews
@@ -36,7 +37,7 @@ class PhotoViews(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: FolderSource | ShardSource,
+        source: FolderSource | ShardSource | FrameSource,
         draw: DrawViews,
         on_device: tuple[DeviceViews, DeviceViews] | None = None,
         *,

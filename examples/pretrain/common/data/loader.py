@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from examples.pretrain.common.data.files import Photos
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.views import collate
 
@@ -43,7 +42,7 @@ class ResumableLoader:
     """
 
     def __init__(
-        self, dataset: Photos, *, batch_size: int, rank: int, world_size: int, seed: int, workers: int
+        self, dataset: Dataset, *, batch_size: int, rank: int, world_size: int, seed: int, workers: int
     ) -> None:
         self.epoch, self.batch = 0, 0
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed

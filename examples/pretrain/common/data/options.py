@@ -23,6 +23,7 @@ from densessl import (
 )
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.frames import FrameSource
 from examples.pretrain.common.data.segments import Felzenszwalb, Grid, NoData
 from examples.pretrain.common.data.sources import source_of
 from examples.pretrain.common.data.views import DrawViews, MaskOf
@@ -91,6 +92,8 @@ def photo_views(
     grid: int = 5,
     segment_scale: int = 1000,
     nodata: float | None = None,
+    flow: str | None = None,
+    occluded: str | None = None,
     seed: int = 0,
 ) -> PhotoViews:
     """Two views of every photo of a folder, or of tar shards.
@@ -121,6 +124,10 @@ def photo_views(
         segment_scale: Scale of Felzenszwalb's segments and least number of pixels of one, in the image as it is read.
         nodata: Value of pixels without data, in all channels: 0 to 255, and 0 to 1 from 16 bits. Cells of which less
             than half is data then neither match nor count.
+        flow: Folder of optical flow, ``.flo``, ``.npy`` or KITTI's PNG, for pairs of frames: the first view is of the
+            frame after, the second of the frame of the flow's name, with positions in the one after. ``folder`` then
+            holds the frames, a sub-folder a scene.
+        occluded: Folder of masks with the names of the frames, not 0 where a pixel is hidden in the frame after.
         seed: Seed of everything that is drawn.
 
     Raises:
@@ -133,6 +140,12 @@ def photo_views(
             f"data.channels: expected 3 for the colour jitter of data.preset={preset}, got {channels}; set "
             "data.preset to multichannel, or data.photometric to none"
         )
+    if flow is None and occluded is not None:
+        raise ValueError(f"data.occluded: expected data.flow with it, got {occluded} alone")
+    if flow is not None and segments != "none":
+        raise ValueError(
+            f"data.segments: expected none with data.flow, got {segments}: a frame's are not the next one's"
+        )
     whole, on_device = PRESETS[preset]
     turns = [*([v2.RandomVerticalFlip()] if vertical_flip else []), *([QuarterTurn()] if quarter_turns else [])]
     views = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std, extra=turns)
@@ -140,7 +153,7 @@ def photo_views(
         views, seed=seed, redraws=redraws, size=size, mask_of=_mask_of(segments, grid, segment_scale, nodata)
     )
     return PhotoViews(
-        source_of(folder, images),
+        source_of(folder, images) if flow is None else FrameSource(folder, flow, occluded),
         draw,
         {"device": on_device, "none": only_normalized, "cpu": nothing}[photometric](mean, std),
         batch_size=batch_size,

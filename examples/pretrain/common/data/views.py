@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,14 +59,47 @@ class DrawViews:
         self._named: set[str] = set()
 
     def __call__(self, image: Tensor, name: str, *numbers: int, unreadable: int = 0) -> Batch:
+        mask = self._mask(image)
+
+        def draw(seeds: list[int]) -> list[Any]:
+            return self.views(image, mask, seeds=seeds)
+
+        return self._drawn(draw, image, name, *numbers, unreadable=unreadable)
+
+    def of_pair(
+        self, source: Tensor, frame: Tensor, coords: Tensor, name: str, *numbers: int, unreadable: int = 0
+    ) -> Batch:
+        """One view of each of two frames; both hold positions in the source.
+
+        Args:
+            source: Frame A, ``(C, H, W)``.
+            frame: Frame B, ``(C, H', W')``.
+            coords: Where the pixels of frame B lie in frame A, dense ``(2, H', W')`` or ``(3, 3)``.
+            name: What stands for the pair in the log.
+            *numbers: What stands for the pair in the seeds.
+            unreadable: Number of pairs that could not be read before this one.
+        """
+        first, second = (MultiView(transform) for transform in self.views.transforms)
+        masks, size = [self._mask(image) for image in (source, frame)], source.shape[-2:]
+
+        def draw(seeds: list[int]) -> list[Any]:
+            of_frame = second(frame, masks[1], coords, seeds[1:], source_size=size)
+            return [*first(source, masks[0], seeds=seeds[:1]), *of_frame]
+
+        return self._drawn(draw, source, name, *numbers, unreadable=unreadable)
+
+    def _mask(self, image: Tensor) -> Tensor | None:
+        return None if self.mask_of is None else self.mask_of(image)
+
+    def _drawn(
+        self, draw: Callable[[list[int]], list[Any]], image: Tensor, name: str, *numbers: int, unreadable: int
+    ) -> Batch:
         height, width = image.shape[-2:]
         enlarged = min(height, width) < self.size
         if enlarged:
             self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
-        mask = None if self.mask_of is None else self.mask_of(image)
         for attempt in range(self.redraws + 1):
-            seeds = [seed_of(self.seed, *numbers, view, attempt) for view in range(2)]
-            views = self.views(image, mask, seeds=seeds)
+            views = draw([seed_of(self.seed, *numbers, view, attempt) for view in range(2)])
             if attempt == self.redraws or self.share_cells(*views):
                 break
         return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
