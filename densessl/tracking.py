@@ -85,7 +85,7 @@ def check_tracking(
             pixels that one view pixel spans) is added.
         draws: how often each pipeline is drawn.
         seed: of the draws; the generators of torch, ``random`` and NumPy are left as they were.
-        coords: optional ``(3, 3)`` or dense ``(2, H, W)``, as MultiView takes them: where the pixels of the image lie in
+        coords: optional ``(3, 3)`` or dense ``(2, H, W)``, as MultiView takes them: where the image's pixels lie in
             another one. Then the positions that the views get there are compared too, in that image's pixels, but for
             what lies beside unknown pixels and beside jumps, as at the edges of what moves. The tracer has the size of
             dense coords.

@@ -16,8 +16,8 @@ class PixProVideo(nn.Module):
     """PixPro whose second view is of another frame than the first, with positions in the first one's frame.
 
     Distances are in pixels and in diagonals of the first view's cells. A cell of the second view that lies astride the
-    edge of an object that moves reaches from the object to what is behind it: measured by the larger cell, as published,
-    it would match everything in between.
+    edge of an object that moves reaches from the object to what is behind it: by the larger cell, as published, it
+    would match everything in between.
 
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.

@@ -181,7 +181,7 @@ def test_source_size_is_checked():
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("other", ["homography", "dense"])
 def test_pixels_passed_as_coords_are_refused_on_either_side(side, other):
-    """Matcher, relative_coords, overlap_coords, align and cell_distance alike; a few places far outside are no error."""
+    """By all that take two coords; a few places far outside are no error."""
     size = (20, 30)
     pixels = dense_of(torch.eye(3)[None], size) * torch.tensor([30.0, 20.0]).view(2, 1, 1)
     good = torch.eye(3)[None] if other == "homography" else dense_of(torch.eye(3)[None], size)
@@ -195,7 +195,7 @@ def test_pixels_passed_as_coords_are_refused_on_either_side(side, other):
         (("coords_from", "coords_to"), lambda a, b: align(torch.ones(1, 2, 4, 5), a, b, (3, 3))),
     ):
         with pytest.raises(
-            ValueError, match=rf"^{name[side]}: expected positions in the source's unit square .* 29.5;"
+            ValueError, match=rf"^{name[side]}: expected positions in the source's unit square, .* 29.5;"
         ):
             call(*pair)
     few = dense_of(torch.eye(3)[None], size)

@@ -139,9 +139,7 @@ def test_views_of_frame_b_hold_positions_in_frame_a(tmp_path, caplog):
     write_flow(tmp_path / "w" / "0.flo", flow)
     source_of = FrameSource(*(str(tmp_path / name) for name in "fwm"))
     assert source_of.count(1, 0) == 1
-    data = FramePairs(
-        source_of._pairs(), drawing(redraws=20, scale=(0.3, 1.0), mean=[0] * 3, std=[1] * 3), channels=3
-    )
+    data = FramePairs(source_of._pairs(), drawing(redraws=20, scale=(0.3, 1.0), mean=[0] * 3, std=[1] * 3), channels=3)
     compared = 0
     for epoch in range(10):
         view1, view2, unreadable, _ = data[(epoch, 0)]
