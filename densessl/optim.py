@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -17,7 +18,8 @@ class LARS(Optimizer):
     ``d = g + weight_decay * p``, scaled by ``trust_coefficient * |p| / (|d| + eps)``, then momentum. The scale is 1
     where ``|p|`` or ``|d|`` is 0, so a weight that starts at zero moves. Tensors of one dimension or none (biases,
     norms) are never scaled; give them no weight decay with ``param_groups``. No value is read back to the host.
-    Parameters that FSDP2's ``fully_shard`` has cut are scaled by the norms of the whole tensors.
+    Parameters that FSDP2's ``fully_shard`` has cut are scaled by the norms of the whole tensors; shard first, then make
+    the optimiser.
 
     lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
 
@@ -66,12 +68,14 @@ class LARS(Optimizer):
 
         Raises:
             ValueError: if a gradient is sparse, as ``nn.Embedding(sparse=True)`` makes them; nothing is updated then.
+                With several processes, if no parameter has a gradient, as after a ``fully_shard`` that came too late.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse()
+        self._refuse_replaced()
         for group in self.param_groups:
             # Each kind together, so that one multi-tensor launch does all of them.
             kinds: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
@@ -107,6 +111,16 @@ class LARS(Optimizer):
                     raise ValueError(
                         f"params: expected dense gradients, got {p.grad.layout} for parameter {index} of group {number}"
                     )
+
+    def _refuse_replaced(self) -> None:
+        """``fully_shard`` puts new parameters in the place of those that an optimiser made before it holds."""
+        if dist.is_available() and dist.is_initialized():
+            params = [p for group in self.param_groups for p in group["params"]]
+            if all(p.grad is None for p in params):
+                raise ValueError(
+                    f"params: expected gradients of some of the {len(params)} parameters, got none; call fully_shard "
+                    "before the optimiser is made, and backward before a step"
+                )
 
     def _buffer(self, param: Tensor) -> Tensor:
         state = self.state[param]

@@ -32,6 +32,7 @@ from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.callbacks import SaveOnSigterm
 from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.sharding import whole
 from examples.pretrain.common.training import Pretraining
 
 METHODS = {
@@ -104,7 +105,7 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
         max_epochs=int(epochs),
         accelerator="cpu",
         devices=2 if several else 1,
-        strategy="ddp" if several else "auto",
+        strategy=("fsdp2" if "fsdp2" in resume else "ddp") if several else "auto",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -116,8 +117,11 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
         ],
     )
     trainer.fit(module, data, ckpt_path=str(Path(out) / "last.ckpt") if "last" in resume else None)
+    state = {
+        key: whole(value) if isinstance(value, torch.Tensor) else value for key, value in made.state_dict().items()
+    }
     if trainer.is_global_zero:
-        torch.save({"losses": losses.losses, "state": made.state_dict()}, Path(out) / "end.pt")
+        torch.save({"losses": losses.losses, "state": state}, Path(out) / "end.pt")
 
 
 if __name__ == "__main__":

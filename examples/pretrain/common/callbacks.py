@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.sharding import whole
 from examples.pretrain.common.training import is_logged
 
 
@@ -104,9 +105,11 @@ class Encoders(Callback):
 
     def _write(self, trainer: pl.Trainer, module: Any) -> None:
         folder = trainer.log_dir  # asked of every process: the answer is broadcast
+        # Gathering sharded tensors takes all processes as well.
+        state = {key: whole(value) for key, value in backbone_of(module.method).state_dict().items()}
         if trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            weights = {key: value.cpu().contiguous() for key, value in backbone_of(module.method).state_dict().items()}
+            weights = {key: value.cpu().contiguous() for key, value in state.items()}
             part = Path(folder) / "encoder.safetensors.part"
             save_file(weights, part)
             part.chmod(0o644)  # others may read it

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.optimizers import Scheduled
+from examples.pretrain.common.sharding import shard_method
 
 
 class Pretraining(pl.LightningModule):
@@ -44,6 +45,11 @@ class Pretraining(pl.LightningModule):
     def has_target(self) -> bool:
         """Whether the method has a target encoder."""
         return hasattr(self.method, "target")
+
+    def configure_model(self) -> None:
+        """Shards the method where the strategy asks for it: ``trainer.strategy: fsdp2``."""
+        if self.device_mesh is not None:
+            shard_method(self.method, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # What a method draws is a function of the seed and of the batch's number, the same in every process.

@@ -1,0 +1,65 @@
+"""FSDP2 for the recipes: ``--trainer.strategy=fsdp2`` shards parameters, gradients, momenta and averages.
+
+Every process holds a share of each tensor, and gathers a block's tensors while the block runs. Features, coords and
+losses stay each process's own, as with DDP.
+"""
+
+from __future__ import annotations
+
+from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's strategy with all processes in one data-parallel group; checkpoints are single, whole files."""
+
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def shard_method(method: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards a method in place: the blocks of its encoder and of its target alike, then both, then all the rest.
+
+    The target is a copy of the encoder that was made before; a sharded encoder cannot be copied.
+
+    Args:
+        method: Holds ``encoder`` and, where it has one, ``target`` (EMA).
+        mesh: Of the processes that share the tensors.
+    """
+    if isinstance(method, FSDPModule):
+        return
+    for encoder in (method.encoder, *([method.target.module] if hasattr(method, "target") else [])):
+        for block in blocks_of(encoder):
+            fully_shard(block, mesh=mesh)
+        fully_shard(encoder, mesh=mesh)
+    fully_shard(method, mesh=mesh)
+
+
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """The blocks of a backbone: members of its lists and sequences that hold lists or sequences, or layers alone.
+
+    They are the outermost members with parameters of a ``ModuleList``, or of a ``Sequential`` below the encoder itself.
+    """
+    found: list[nn.Module] = []
+    for child in encoder.children():
+        if isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and len(child) > 1):
+            found += [block for block in child if any(True for _ in block.parameters())]
+        else:
+            found += blocks_of(child)
+    return found
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor of a state, gathered where it is sharded; every process has to ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+if "fsdp2" not in StrategyRegistry:
+    StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2, all processes in one data-parallel group")
