@@ -70,9 +70,7 @@ LOSSES = {
     "gram": lambda q, k, c1, c2: gram_loss(q, k),
     "gram in tiles": lambda q, k, c1, c2: gram_loss(q, k, negatives="drop"),
     "kernel alignment": lambda q, k, c1, c2: kernel_alignment_loss(q, k),
-    "info nce": lambda q, k, c1, c2: InfoNCELoss(0.2)(
-        map_to_tokens(q).flatten(0, 1), map_to_tokens(k).flatten(0, 1), torch.ones(3, 6).tril()
-    ),
+    "info nce": lambda q, k, c1, c2: InfoNCELoss(0.2)(map_to_tokens(q), map_to_tokens(k), torch.ones(3, 6).tril()),
     "instance": lambda q, k, c1, c2: instance_consistency_loss(q.mean((2, 3)), k.mean((2, 3))),
 }
 
