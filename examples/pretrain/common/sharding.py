@@ -43,13 +43,10 @@ def shard_method(method: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
-    """The blocks of a backbone: members of its lists and sequences that hold lists or sequences, or layers alone.
-
-    They are the outermost members with parameters of a ``ModuleList``, or of a ``Sequential`` below the encoder itself.
-    """
+    """The blocks of an encoder: members with parameters of the outermost lists and sequences below it."""
     found: list[nn.Module] = []
     for child in encoder.children():
-        if isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and len(child) > 1):
+        if isinstance(child, nn.ModuleList | nn.Sequential):
             found += [block for block in child if any(True for _ in block.parameters())]
         else:
             found += blocks_of(child)
