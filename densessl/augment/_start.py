@@ -63,7 +63,13 @@ def checked_source_size(source_size: Tensor | Sequence[int]) -> Tensor:
 
 
 class Start(NamedTuple):
-    """Where a whole image lies in another one: as it was given, as a map of the image's size, and the other's size."""
+    """Where a whole image lies in another one.
+
+    Attributes:
+        coords: as given, ``(1, 3, 3)`` or ``(1, 2, H, W)``.
+        dense: as a map of the image's size, ``(1, 2, H, W)``.
+        other: height and width of the other image.
+    """
 
     coords: Tensor
     dense: Tensor
@@ -71,6 +77,7 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, coords: Tensor, size: tuple[int, int], source_size: Tensor | Sequence[int] | None) -> Start:
+        """Checked as MultiView checks them; ``source_size`` None: the other image has the image's size."""
         start = checked_start(coords, size)
         height, width = checked_source_size(size if source_size is None else source_size).tolist()
         dense = start if start.ndim == 4 else cell_centers(start, size).mT.unflatten(2, size)

@@ -72,13 +72,10 @@ class FramePairs(Dataset):
         flow, visible = read_flow(pair.flow), None
         if pair.occluded is not None:
             visible = read_photo(pair.occluded, 1, turn=False)[0] == 0
-        for path, size in (
-            (pair.flow, flow.shape[1:]),
-            (pair.occluded, flow.shape[1:] if visible is None else visible.shape),
-        ):
-            if size != frame.shape[1:]:
+        for path, found in ((pair.flow, flow), (pair.occluded, visible)):
+            if found is not None and found.shape[-2:] != frame.shape[1:]:
                 raise RuntimeError(
-                    f"{path} is of another size, {tuple(size)}, than its frame, {tuple(frame.shape[1:])}"
+                    f"{path} is of another size, {tuple(found.shape[-2:])}, than its frame, {tuple(frame.shape[1:])}"
                 )
         return source, frame, coords_from_flow(flow, visible, source.shape[1:])[0]
 
