@@ -45,9 +45,9 @@ def shard_bytes(tensors: Iterable[Tensor], processes: int, each: int = FLOAT) ->
     return sum(each * -(-t.shape[0] // processes) * t[0].numel() if t.ndim else each for t in tensors)
 
 
-def whole_bytes(tensors: Iterable[Tensor], each: int) -> int:
-    """Bytes of whole tensors."""
-    return sum(each * t.numel() for t in tensors)
+def whole_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of whole tensors in float32, as they are gathered; autocast rounds them afterwards."""
+    return sum(FLOAT * t.numel() for t in tensors)
 
 
 def plan(method: nn.Module, cells: int, images: int, processes: int, *, dim: int, states: int = 1) -> list[Part]:
@@ -65,17 +65,15 @@ def plan(method: nn.Module, cells: int, images: int, processes: int, *, dim: int
     averages, blocks = list(method.target.parameters()), blocks_of(method.encoder)
     in_blocks = {id(p) for block in blocks for p in block.parameters()}
     rest = [p for p in trained if id(p) not in in_blocks]
-    own, largest = images // processes, max(whole_bytes(block.parameters(), HALF) for block in blocks)
+    own, largest = images // processes, max(whole_bytes(block.parameters()) for block in blocks)
     shares = shard_bytes(trained, processes)
     return [
         Part("parameters, float32", "sharded", shares),
         Part("gradients, float32", "sharded", shares),
         Part("optimiser's states, float32", "sharded", states * shares),
         Part("target's averages, float32", "sharded", shard_bytes(averages, processes)),
-        Part("two blocks in bfloat16, one that runs and the next", "gathered", 2 * largest),
-        Part(
-            "patch embedding, norms, heads in bfloat16, of encoder and target", "gathered", 2 * whole_bytes(rest, HALF)
-        ),
+        Part("two blocks, one that runs and the next, float32", "gathered", 2 * largest),
+        Part("patch embedding, norms, heads of encoder and target, float32", "gathered", 2 * whole_bytes(rest)),
         Part("projections of both views and models, propagated ones, float32", "own", 6 * own * cells * dim * FLOAT),
         Part("mask, strided", "own", own * cells * cells),
         Part("while it is made", "own", own * cells * cells * PAIR_WHILE_COMPARED),

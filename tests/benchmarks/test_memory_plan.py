@@ -50,7 +50,7 @@ def test_the_plan_is_what_is_held(four_processes):
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
     assert parts["optimiser's states, float32"].held == held(states)
-    assert parts["two blocks in bfloat16, one that runs and the next"].held == 2 * 2 * largest
+    assert parts["two blocks, one that runs and the next, float32"].held == 2 * 4 * largest
 
 
 def test_masks_take_what_the_plan_says():
