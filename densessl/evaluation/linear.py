@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl.evaluation._common import IGNORED, Features, Labelled, check_labelled, check_probe, encoded, mean_iou
+from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, iter_of, own_share, pairs
+from densessl.evaluation._common import check_probe
+from densessl.evaluation._linear_head import LinearProbe, score_head, train_head
 from densessl.evaluation._refuse import check_at_least, check_positive
+from densessl.evaluation._together import joined, summed
+from densessl.evaluation.in_context import FAST, InContext
+from densessl.evaluation.matched import class_ious, overlap_of
+
+__all__ = ["DINOV3", "LEOPART", "LinearProbe", "linear_segmentation"]
+
+LEOPART = LinearProbe(
+    "Ziegler and Asano 2022, Leopart, linear_finetune.py; NeCo's table uses it as well",
+    optimizer="sgd",
+    lr=0.01,
+    weight_decay=1e-4,
+    batch_size=128,
+    epochs=25,
+    steps=0,
+    schedule="drop",
+    drop=20,
+    warmup=0,
+    size=448,
+    crop="resized",
+    scale=(0.8, 1.0),
+    colours=False,
+    norm=False,
+    dropout=0.0,
+    grid=100,
+    stride=0,
+    absent="zero",
+)
+DINOV3 = LinearProbe(
+    "Simeoni et al. 2025, DINOv3, config-ade20k-linear-training.yaml",
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=1e-3,
+    batch_size=16,
+    epochs=None,
+    steps=40_000,
+    schedule="cosine",
+    drop=0,
+    warmup=1_500,
+    size=512,
+    crop="scaled",
+    scale=(0.5, 2.0),
+    colours=True,
+    norm=True,
+    dropout=0.1,
+    grid=None,
+    stride=341,
+    absent="skip",
+)
 
 
 def linear_segmentation(
@@ -15,6 +68,7 @@ def linear_segmentation(
     fit: Labelled,
     test: Labelled,
     classes: int,
+    protocol: LinearProbe | InContext = FAST,
     *,
     steps: int = 200,
     batch_size: int = 16,
@@ -24,36 +78,56 @@ def linear_segmentation(
 ) -> float:
     """Fits one logit per class and cell on frozen features, bilinearly upsampled to the labels, and tests it.
 
-    Features are standardised per channel with the fit split's mean and deviation, so that networks whose features
-    differ in scale get the same step sizes; this is part of the linear map.
+    With ``FAST`` each image is encoded once and the layer is fitted for a few steps on the maps, which are held in
+    memory. There features are standardised per channel with the fit split's mean and deviation, so that networks whose
+    features differ in scale get the same step sizes; this is part of the linear map. ``LEOPART`` and ``DINOV3`` are the
+    published settings: crops drawn anew and encoded in each step, hours on a GPU. Crops, flips, changes of colour and
+    resizing are theirs; images are passed as they are, normalising them is part of ``features``.
+
+    In several processes (``torch.distributed``) the work is shared: pass the same images in all, or each its own share,
+    ``fit[rank::processes]``. All return the score over all images.
 
     Args:
         features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        fit: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size to fit on.
-        test: the same to report on.
-        classes: labels run 0..classes-1; all others are ignored.
-        steps: of AdamW on the linear layer, cosine learning rate.
-        batch_size: images a step.
-        lr: at the start.
-        label_stride: every how-many-th pixel is fitted on, for speed; the test uses all.
-        seed: of the order of images.
+        fit: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes to fit on; a sequence.
+        test: the same to report on; batches of them as well.
+        classes: labels run 0..classes-1. FAST ignores all others; LEOPART and DINOV3 ignore -1 and 255 and refuse
+            others.
+        protocol: FAST, LEOPART, DINOV3 or settings of your own, such as ``LEOPART._replace(epochs=5)``.
+        steps: of AdamW on the linear layer, cosine learning rate; of FAST alone.
+        batch_size: images a step of FAST; images encoded at once by the others.
+        lr: at the start; of FAST alone.
+        label_stride: every how-many-th pixel is fitted on, for speed, the test uses all; of FAST alone.
+        seed: of the order of images, of crops and of the layer's first weights.
 
     Returns:
-        Mean intersection over union on the test split, 0..1.
+        Mean intersection over union on the test split, 0..1. A class that occurs neither in labels nor in answers
+        counts as 0 by LEOPART and does not count by the others.
 
     Raises:
-        ValueError: if a split is empty or ``fit`` has no label, if a feature is not finite or a setting out of
-            range, or on other shapes and dtypes.
+        ValueError: on an unknown protocol, if a split is empty or ``fit`` has no label, if a feature is not finite, a
+            label or a setting out of range, or on other shapes and dtypes.
     """
     check_probe(classes, batch_size)
+    if isinstance(protocol, LinearProbe):
+        if not (hasattr(fit, "__len__") and hasattr(fit, "__getitem__")):
+            raise ValueError(f"fit: expected a sequence of (image, labels) pairs, got {type(fit).__name__}")
+        fit, test = own_share(fit, "fit"), own_share(test, "test")
+        head = train_head(features, cast(Sequence[tuple[Tensor, Tensor]], fit), classes, protocol, batch_size, seed)
+        overlap = score_head(features, head, test, classes, protocol, batch_size)
+        if not bool(overlap.any()):
+            raise ValueError("test: expected at least one labelled pixel, got none")
+        ious = class_ious(overlap)
+        return float(ious.nan_to_num().mean() if protocol.absent == "zero" else ious.nanmean())
+    if protocol != FAST:
+        raise ValueError(f"protocol: expected LEOPART, DINOV3, FAST or a LinearProbe, got {protocol!r}")
     check_at_least(steps, 1, "steps")
     check_positive(lr, "lr")
     check_at_least(label_stride, 1, "label_stride")
-    check_labelled(fit, "fit")
-    check_labelled(test, "test")
+    fit, test = own_share(fit, "fit"), own_share(test, "test")
     maps, labels = _gathered(features, fit, classes, batch_size, label_stride)
     mean, std = _moments(maps)
-    linear = nn.Conv2d(maps.shape[1], classes, 1).to(maps.device)
+    linear = nn.Conv2d(maps[0].shape[0], classes, 1).to(maps[0].device)
     for parameter in linear.parameters():
         nn.init.zeros_(parameter)
     optimizer = torch.optim.AdamW(linear.parameters(), lr=lr, weight_decay=1e-4)
@@ -63,54 +137,76 @@ def linear_segmentation(
     def upsampled(x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(linear((x - mean) / std), size, mode="bilinear", align_corners=False)
 
-    coarse = (labels.shape[1], labels.shape[2])
     for _ in range(steps):
-        chosen = torch.randint(len(maps), (batch_size,), generator=generator).to(maps.device)
-        with torch.enable_grad():  # the caller may have switched gradients off
-            loss = F.cross_entropy(upsampled(maps[chosen].float(), coarse), labels[chosen].long(), ignore_index=IGNORED)
-        if not bool((labels[chosen] != IGNORED).any()):
+        chosen = torch.randint(len(maps), (batch_size,), generator=generator).tolist()
+        pixels = sum(int((labels[index] != IGNORED).sum()) for index in chosen)
+        if pixels == 0:
             continue  # the mean over no pixel is NaN
         optimizer.zero_grad()
-        loss.backward()
+        for x, answer in batches(((maps[index], labels[index]) for index in chosen), batch_size):
+            with torch.enable_grad():  # the caller may have switched gradients off
+                logits = upsampled(x, (answer.shape[1], answer.shape[2]))
+                loss = F.cross_entropy(logits, answer.long(), ignore_index=IGNORED, reduction="sum") / pixels
+            loss.backward()
         optimizer.step()
         schedule.step()
 
-    meter = mean_iou(classes).to(maps.device)
+    overlap = torch.zeros(classes, classes, dtype=torch.int64)
     with torch.no_grad():
-        for x, answer in encoded(features, test, classes, batch_size):
-            meter.update(upsampled(x, (answer.shape[1], answer.shape[2])).argmax(1), answer)
-    return float(meter.compute())
+        for images, answer in batches(_masked(test, classes, "test"), batch_size):
+            predicted = upsampled(encode(features, images), (answer.shape[1], answer.shape[2])).argmax(1)
+            overlap += overlap_of(predicted.cpu(), answer, classes, classes)
+    overlap = summed(overlap)
+    if not bool(overlap.any()):
+        raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
+    return float(class_ious(overlap).nanmean())
+
+
+def _masked(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Single images, with what names no class ignored."""
+    known = (
+        (images, labels.masked_fill((labels < 0) | (labels >= classes), IGNORED))
+        for images, labels in iter_of(labelled)
+    )
+    return pairs(known, classes, name)
 
 
 def _gathered(
     features: Features, fit: Labelled, classes: int, batch_size: int, label_stride: int
-) -> tuple[Tensor, Tensor]:
-    """Maps (N, C, h, w) and coarse labels of all images, in one allocation each.
-
-    Collected in a list and joined, they would be held twice.
-    """
-    maps, answers, start = torch.empty(0), torch.empty(0), 0
-    for part, labels in encoded(features, fit, classes, batch_size):
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps (C, h, w) and coarse labels of all images of all processes."""
+    maps: list[Tensor] = []
+    answers: list[Tensor] = []
+    for images, labels in batches(_masked(fit, classes, "fit"), batch_size):
         height, width = labels.shape[1:]
         coarse = (max(1, height // label_stride), max(1, width // label_stride))
-        reduced = F.interpolate(labels[:, None].double(), coarse, mode="nearest-exact")[:, 0].to(torch.int16)
-        if start == 0:
-            maps = part.new_empty(len(fit), *part.shape[1:])
-            answers = reduced.new_empty(len(fit), *coarse)
-        maps[start : start + len(part)] = part
-        answers[start : start + len(part)] = reduced
-        start += len(part)
-    if not bool((answers != IGNORED).any()):
-        raise ValueError(f"fit: expected labels in 0..{classes - 1}, got none in {len(fit)} images")
+        found = encode(features, images)
+        maps += list(found)
+        answers += list(
+            F.interpolate(labels[:, None].double(), coarse, mode="nearest-exact")[:, 0].to(found.device, torch.int16)
+        )
+    if not maps:
+        raise ValueError("fit: expected (image, labels) pairs, got none")
+    sizes = joined(
+        [torch.tensor([[*map_.shape[1:], *answer.shape]]) for map_, answer in zip(maps, answers, strict=True)]
+    )
+    rows, flat = joined([map_.flatten(1).mT for map_ in maps]), joined([answer.flatten() for answer in answers])
+    if len(sizes) > len(maps):
+        shapes = [size[0].tolist() for size in sizes]
+        maps = [row.mT.reshape(-1, *shape[:2]) for row, shape in zip(rows, shapes, strict=True)]
+        answers = [answer.view(shape[2:]) for answer, shape in zip(flat, shapes, strict=True)]
+    if not any(bool((answer != IGNORED).any()) for answer in answers):
+        raise ValueError(f"fit: expected labels in 0..{classes - 1}, got none in {len(maps)} images")
     return maps, answers
 
 
-def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, (1, C, 1, 1), image by image: a difference of all maps is large."""
-    count = maps.numel() // maps.shape[1]
-    mean = sum((image.sum((1, 2)).double() for image in maps), maps.new_zeros(maps.shape[1]).double()) / count
+def _moments(maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, (C, 1, 1), image by image: a difference of all maps is large."""
+    count = sum(image[0].numel() for image in maps)
+    zero = maps[0].new_zeros(len(maps[0]), dtype=torch.float64)
+    mean = sum((image.sum((1, 2)).double() for image in maps), zero) / count
     square = torch.zeros_like(mean)
     for image in maps:
         square += (image - mean.to(image.dtype)[:, None, None]).square().sum((1, 2)).double()
     std = (square / max(count - 1, 1)).sqrt().clamp(min=1e-6)
-    return mean.to(maps.dtype).view(1, -1, 1, 1), std.to(maps.dtype).view(1, -1, 1, 1)
+    return mean.to(maps[0].dtype).view(-1, 1, 1), std.to(maps[0].dtype).view(-1, 1, 1)

@@ -83,6 +83,16 @@ def iou_of_overlap(overlap: Tensor, *, rule: str, unmatched: str | int) -> float
     return float((hits / (merged[:classes].sum(1) + of_class - hits).clamp(min=1)).mean())
 
 
+def class_ious(overlap: Tensor) -> Tensor:
+    """Intersection over union of each class with the cluster of its number, (classes,), NaN where neither occurs.
+
+    Clusters beyond the classes belong to none.
+    """
+    overlap = overlap.double()
+    hits = overlap.diagonal()
+    return hits / (overlap.sum(1) + overlap[:, : len(overlap)].sum(0) - hits)
+
+
 def _one_to_one(iou: Tensor, rest: int) -> Tensor:
     """The class of each cluster, (clusters,); ``rest`` for those left over."""
     try:
