@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl.evaluation._refuse import check_at_least, check_finite, check_floating, check_positive, known_labels
+from densessl.evaluation._search import improve
 
-_GROUP = 32  # keys whose greatest score stands for them in the first pass
-_TABLE = 1 << 24  # scores held at once
+_QUERIES = 1 << 16  # queries for which the keys are walked through once
+_ROWS = 512  # queries whose neighbours' shares are held at once
 
 
 @torch.no_grad()
@@ -59,15 +60,16 @@ def retrieve_shares(
     check_finite(query, "query")
     check_finite(keys, "keys")
     check_finite(shares, "shares")
-    rows = max(1, min(1024, _TABLE // min(block, len(keys))))
     read = torch.empty(len(query), shares.shape[1], dtype=shares.dtype, device=shares.device)
-    for start in range(0, len(query), rows):
-        part = query[start : start + rows].float()
+    for start in range(0, len(query), _QUERIES):
+        part = query[start : start + _QUERIES].float()
         unit = F.normalize(part, dim=1)
-        best = _nearest(unit if normalize_query else part, keys, neighbors, block)
-        cos = (F.normalize(keys[best].float(), dim=-1) @ unit.unsqueeze(2)).squeeze(2)
-        weights = (cos / temperature).softmax(1).to(shares.dtype)
-        read[start : start + rows] = (weights.unsqueeze(1) @ shares[best]).squeeze(1)
+        nearest = _nearest(unit if normalize_query else part, keys, neighbors, block)
+        for at in range(0, len(part), _ROWS):
+            best, own = nearest[at : at + _ROWS], unit[at : at + _ROWS]
+            cos = (F.normalize(keys[best].float(), dim=-1) @ own.unsqueeze(2)).squeeze(2)
+            weights = (cos / temperature).softmax(1).to(shares.dtype)
+            read[start + at : start + at + len(own)] = (weights.unsqueeze(1) @ shares[best]).squeeze(1)
     return read
 
 
@@ -77,29 +79,8 @@ def _nearest(query: Tensor, keys: Tensor, neighbors: int, block: int) -> Tensor:
     index = torch.zeros(len(query), neighbors, dtype=torch.int64, device=query.device)
     for start in range(0, len(keys), block):
         part = keys[start : start + block].float()
-        scores = query @ (part / part.norm(dim=1, keepdim=True).clamp(min=1e-12)).mT
-        score, place = _best_of(scores, neighbors)
-        best, chosen = torch.cat([best, score], 1).topk(neighbors, dim=1)
-        index = torch.cat([index, place + start], 1).gather(1, chosen)
+        improve(best, index, query, part / part.norm(dim=1, keepdim=True).clamp(min=1e-12), start)
     return index
-
-
-def _best_of(scores: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
-    """Greatest scores of each row and their columns, as many as asked for or as there are."""
-    rows, columns = scores.shape
-    groups = columns // _GROUP
-    if groups <= 2 * neighbors:
-        return scores.topk(min(neighbors, columns), dim=1)
-    # The k best lie in the k groups with the greatest maxima: sorting these is far cheaper than sorting all scores.
-    # A group is a strided set of columns, so that its maximum is taken over whole vectors.
-    whole = groups * _GROUP
-    first = scores[:, :whole].unflatten(1, (_GROUP, groups)).amax(1).topk(neighbors, dim=1, sorted=False).indices
-    members = torch.arange(_GROUP, device=scores.device) * groups
-    columns_of = (first.unsqueeze(2) + members).flatten(1)
-    if whole < columns:
-        columns_of = torch.cat([columns_of, torch.arange(whole, columns, device=scores.device).expand(rows, -1)], 1)
-    best, chosen = scores.gather(1, columns_of).topk(neighbors, dim=1)
-    return best, columns_of.gather(1, chosen)
 
 
 def rare_first_cells(labels_or_presence: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
