@@ -32,7 +32,7 @@ def improve(best: Tensor, index: Tensor, query: Tensor, keys: Tensor, start: int
             # One table serves all products: the pages of a fresh one would cost as much as the product itself.
             scores = torch.mm(some, part.mT, out=table[: len(some) * len(part)].view(len(some), len(part)))
             if bool(own[:, -1].isneginf().any()):
-                _join(own, places, *_candidates(scores, own.shape[1]), start + left)
+                _join(own, places, *candidates(scores, own.shape[1]), start + left)
             else:
                 row, score, column = _above(scores, own[:, -1])
                 found.append((row, score, column + start + left))
@@ -40,7 +40,7 @@ def improve(best: Tensor, index: Tensor, query: Tensor, keys: Tensor, start: int
             _take(own, places, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Scores (N, n) among which are the greatest of each row, and their columns."""
     groups = scores.shape[1] // _GROUP
     if groups <= 2 * count:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl.evaluation._refuse import check_at_least, check_finite, check_floating, check_positive
+from densessl.evaluation._search import candidates
 
 
 @torch.no_grad()
@@ -114,7 +115,10 @@ def _carried(
     near_x = _near(corner[1], columns, left, right, radius, target.device)
     near = near_y[:, None, :, None] & near_x[None, :, None, :]
     similar = similar.masked_fill_(~near.flatten(2).flatten(0, 1).unsqueeze(1), -torch.inf).flatten(1)
-    best, place = similar.topk(min(neighbors, similar.shape[1]), dim=1)
+    neighbors = min(neighbors, similar.shape[1])
+    scores, places = candidates(similar, neighbors)
+    best, chosen = scores.topk(neighbors, dim=1)
+    place = places.gather(1, chosen)
     weights = (best / temperature).softmax(1)
     sources = shares[:, :, top:bottom, left:right].movedim(1, -1).reshape(-1, shares.shape[1])
     return (weights.unsqueeze(1) @ sources[place]).squeeze(1).mT.reshape(-1, rows, columns)

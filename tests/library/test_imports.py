@@ -98,10 +98,11 @@ ALLOWED = {
     "evaluation._refuse": set(),
     "evaluation._common": {"evaluation._refuse", "evaluation.shares"},
     "evaluation.shares": {"evaluation._refuse"},
-    "evaluation.retrieval": {"evaluation._refuse"},
+    "evaluation._search": set(),
+    "evaluation.retrieval": {"evaluation._refuse", "evaluation._search"},
     "evaluation.matched": {"evaluation._refuse"},
     "evaluation.keypoints": {"evaluation._refuse"},
-    "evaluation.label_propagation": {"evaluation._refuse"},
+    "evaluation.label_propagation": {"evaluation._refuse", "evaluation._search"},
     "evaluation.tokens": {"_checks", "evaluation._refuse"},
     "evaluation.in_context": {
         "evaluation._common",
