@@ -9,6 +9,7 @@ _GROUP = 32  # keys whose greatest score stands for them in the first pass
 _COLUMNS = 4_096  # keys scored at once on a CPU, where a table of scores should stay in the cache
 _ROWS = 512
 _TABLE = 1 << 26  # scores held at once elsewhere
+_FOUND = 1 << 20  # scores above the best so far that are gathered before they are taken in
 
 
 def improve(best: Tensor, index: Tensor, query: Tensor, keys: Tensor, start: int) -> None:
@@ -36,8 +37,10 @@ def improve(best: Tensor, index: Tensor, query: Tensor, keys: Tensor, start: int
             else:
                 row, score, column = _above(scores, own[:, -1])
                 found.append((row, score, column + start + left))
-        if found:
-            _take(own, places, *(torch.cat(parts) for parts in zip(*found, strict=True)))
+                if sum(len(part) for part, _, _ in found) > _FOUND:
+                    _take(own, places, found)
+                    found = []
+        _take(own, places, found)
 
 
 def candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -61,12 +64,12 @@ def _above(scores: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     columns = group[:, None] + torch.arange(_GROUP, device=scores.device) * groups
     values = scores[row[:, None], columns]
     pair, member = (values > least[row][:, None]).nonzero(as_tuple=True)
-    found = row[pair], values[pair, member], columns[pair, member]
-    if whole == scores.shape[1]:
-        return found
-    row, column = (scores[:, whole:] > least[:, None]).nonzero(as_tuple=True)
-    rest = row, scores[row, column + whole], column + whole
-    return tuple(torch.cat(parts) for parts in zip(found, rest, strict=True))
+    row, score, column = row[pair], values[pair, member], columns[pair, member]
+    if whole < scores.shape[1]:
+        rest, place = (scores[:, whole:] > least[:, None]).nonzero(as_tuple=True)
+        score = torch.cat([score, scores[rest, place + whole]])
+        row, column = torch.cat([row, rest]), torch.cat([column, place + whole])
+    return row, score, column
 
 
 def _greatest(scores: Tensor) -> Tensor:
@@ -75,10 +78,11 @@ def _greatest(scores: Tensor) -> Tensor:
     return scores[:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1)
 
 
-def _take(best: Tensor, index: Tensor, row: Tensor, score: Tensor, place: Tensor) -> None:
-    """Takes in scores of several rows, in any number of each."""
-    if len(row) == 0:
+def _take(best: Tensor, index: Tensor, found: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Takes in rows, scores and indices of keys, any number for each row."""
+    if sum(len(part) for part, _, _ in found) == 0:
         return
+    row, score, place = (torch.cat(parts) for parts in zip(*found, strict=True))
     turn = row.argsort(stable=True)
     row, score, place = row[turn], score[turn], place[turn]
     counts = torch.bincount(row, minlength=len(best))

@@ -103,6 +103,18 @@ def test_retrieval_equals_brute_force(block):
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
+def test_retrieval_takes_keys_that_come_ever_closer(monkeypatch):
+    monkeypatch.setattr("densessl.evaluation._search._FOUND", 1000)
+    torch.manual_seed(0)
+    near = torch.linspace(0.1, 1, 9001)[:, None]
+    keys = F.normalize(torch.randn(1, 6) * near + torch.randn(9001, 6) * (1 - near), dim=1)
+    query, shares = keys[-1:].repeat(3, 1) + 0.1 * torch.randn(3, 6), torch.rand(9001, 4)
+    cos, index = (F.normalize(query, dim=1) @ keys.T).topk(9, dim=1)
+    expected = ((cos / 0.05).softmax(1)[..., None] * shares[index]).sum(1)
+    made = retrieve_shares(query, keys, shares, neighbors=9, temperature=0.05)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(("size", "radius", "frames"), [((9, 31), 3, 2), ((30, 8), 13, 1), ((5, 6), 0, 9)])
 def test_propagation_equals_the_masked_dense_product(size, radius, frames):
     torch.manual_seed(1)
