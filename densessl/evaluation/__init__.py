@@ -23,6 +23,7 @@ from densessl.evaluation.overclustering import (
 from densessl.evaluation.patch import CAPI, PatchScores, PatchSettings, patch_probe
 from densessl.evaluation.retrieval import rare_first_cells, retrieve_shares
 from densessl.evaluation.shares import class_shares
+from densessl.evaluation.store import StoredFeatures, shared_features, store_features
 from densessl.evaluation.tokens import outlier_tokens, position_share, remove_position
 from densessl.evaluation.video import DAVIS, VideoScores, VideoSettings, video_segmentation
 
@@ -45,6 +46,7 @@ __all__ = [
     "OverclusterSettings",
     "PatchScores",
     "PatchSettings",
+    "StoredFeatures",
     "VideoScores",
     "VideoSettings",
     "class_shares",
@@ -64,5 +66,7 @@ __all__ = [
     "rare_first_cells",
     "remove_position",
     "retrieve_shares",
+    "shared_features",
+    "store_features",
     "video_segmentation",
 ]

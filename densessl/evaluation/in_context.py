@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl.evaluation._common import Features, Labelled, check_labelled, check_probe, encoded
+from densessl.evaluation._disk import Rows
+from densessl.evaluation._processes import from_first, place, total
+from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation.matched import iou_of_overlap, overlap_of
-from densessl.evaluation.retrieval import rare_first_cells, retrieve_shares
+from densessl.evaluation.retrieval import rare_first_cells, read_shares
 from densessl.evaluation.shares import class_shares
 from densessl.features import map_to_tokens, tokens_to_map
 
@@ -59,8 +63,9 @@ def in_context_segmentation(
 
     Args:
         features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
-        test: the same to report on.
+        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size, or a store of their features
+            (``store_features``), which bounds the memory taken.
+        test: the same to report on. Of a store that several processes share each scores its part.
         classes: labels run 0..classes-1; all others are ignored.
         protocol: HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or settings of your own.
         batch_size: images encoded at once.
@@ -79,9 +84,14 @@ def in_context_segmentation(
     check_labelled(memory, "memory")
     check_labelled(test, "test")
     keys, shares = _memory(features, memory, classes, protocol, batch_size, seed)
+    if protocol.neighbors > len(keys):
+        raise ValueError(
+            f"protocol.neighbors: expected at most as many as the memory has cells, {len(keys)}, "
+            f"got {protocol.neighbors}"
+        )
     overlap = torch.zeros(classes, classes, dtype=torch.int64)
-    for maps, labels in encoded(features, test, classes, batch_size):
-        read = retrieve_shares(
+    for maps, labels in encoded(features, test, classes, batch_size, own=True):
+        read = read_shares(
             map_to_tokens(maps).flatten(0, 1),
             keys,
             shares,
@@ -93,6 +103,8 @@ def in_context_segmentation(
         for score, answer in zip(scores, labels, strict=True):  # one at a time: scores at full size are large
             full = F.interpolate(score[None], answer.shape, mode="bilinear", align_corners=False)
             overlap += overlap_of(full.argmax(1)[0], answer, classes, classes).cpu()
+    if isinstance(test, StoredFeatures) and test.shared:
+        overlap = total(overlap)
     if protocol.matched:
         return iou_of_overlap(overlap, rule="hungarian", unmatched="own")
     if not bool(overlap.any()):
@@ -103,25 +115,70 @@ def in_context_segmentation(
 
 def _memory(
     features: Features, memory: Labelled, classes: int, protocol: InContext, batch_size: int, seed: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | Rows, Tensor | Rows]:
     """Unit features (M, C) and class shares (M, classes); each image keeps as many cells, rare classes first."""
-    generator = torch.Generator().manual_seed(seed)
-    keys, shares, labelled = [], [], False
     count = protocol.cells // len(memory)
     if count < 1:
         raise ValueError(
             f"protocol.cells: expected at least one for each of {len(memory)} images, got {protocol.cells}"
         )
+    chosen = _chosen(features, memory, classes, protocol, batch_size, seed)
+    keys: list[Tensor] = []
+    shares: list[Tensor] = []
+    labelled = False
+    if not isinstance(memory, StoredFeatures) or _bytes(memory, count, classes) <= memory.held_bytes:
+        for key, share, known in chosen:
+            keys.append(key)
+            shares.append(share)
+            labelled = labelled or known
+        _need_labels(labelled, memory, classes)
+        return _joined(keys), _joined(shares)
+    # In files that one process writes and all read.
+    rows, votes = memory.scratch((memory.size[0],)), memory.scratch((classes,))
+    if place()[0] == 0 or not memory.shared:
+        for key, share, known in chosen:
+            rows.append(key)
+            votes.append(share)
+            labelled = labelled or known
+    if memory.shared:
+        rows.length, votes.length, labelled = from_first((len(rows), len(votes), labelled))
+    _need_labels(labelled, memory, classes)
+    return rows, votes
+
+
+def _chosen(
+    features: Features, memory: Labelled, classes: int, protocol: InContext, batch_size: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Unit features and class shares of the cells that the memory keeps, and whether a pixel had a label, by batches."""
+    generator = torch.Generator().manual_seed(seed)
+    count = protocol.cells // len(memory)
     for maps, labels in encoded(features, memory, classes, batch_size):
-        labelled = labelled or bool((labels >= 0).any())
         share = class_shares(labels, classes, (maps.shape[2], maps.shape[3]), ignored=protocol.ignored)
         tokens = F.normalize(map_to_tokens(maps), dim=-1)
         if count < tokens.shape[1]:
             chosen = rare_first_cells(share, count, generator).unsqueeze(2)
             tokens, share = tokens.take_along_dim(chosen, 1), share.take_along_dim(chosen, 1)
         known = share.sum(2) > 0
-        keys.append(tokens[known])
-        shares.append(share[known])
+        yield tokens[known], share[known], bool((labels >= 0).any())
+
+
+def _bytes(memory: StoredFeatures, count: int, classes: int) -> int:
+    channels, h, w = memory.size
+    return 4 * len(memory) * min(count, h * w) * (channels + classes)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All rows in one tensor; each part is let go when it was copied, so that they are never held twice."""
+    rows = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        rows[start : start + len(part)] = part
+        start += len(part)
+    return rows
+
+
+def _need_labels(labelled: bool, memory: Labelled, classes: int) -> None:
     if not labelled:
         raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {len(memory)} images")
-    return torch.cat(keys), torch.cat(shares)

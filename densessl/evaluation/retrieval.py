@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densessl.evaluation._disk import Rows
 from densessl.evaluation._refuse import check_at_least, check_finite, check_floating, check_positive, known_labels
 from densessl.evaluation._search import improve
 
@@ -60,25 +61,60 @@ def retrieve_shares(
     check_finite(query, "query")
     check_finite(keys, "keys")
     check_finite(shares, "shares")
-    read = torch.empty(len(query), shares.shape[1], dtype=shares.dtype, device=shares.device)
+    return read_shares(
+        query,
+        keys,
+        shares,
+        neighbors=neighbors,
+        temperature=temperature,
+        block=block,
+        normalize_query=normalize_query,
+    )
+
+
+@torch.no_grad()
+def read_shares(
+    query: Tensor,
+    keys: Tensor | Rows,
+    shares: Tensor | Rows,
+    *,
+    neighbors: int = 30,
+    temperature: float = 0.02,
+    block: int = 32_768,
+    normalize_query: bool = True,
+) -> Tensor:
+    """As ``retrieve_shares``, without its checks; keys and shares may lie in files."""
+    kept = torch.float32 if isinstance(shares, Rows) else shares.dtype
+    width = shares.row[0] if isinstance(shares, Rows) else shares.shape[1]
+    read = torch.empty(len(query), width, dtype=kept, device=query.device)
     for start in range(0, len(query), _QUERIES):
         part = query[start : start + _QUERIES].float()
         unit = F.normalize(part, dim=1)
         nearest = _nearest(unit if normalize_query else part, keys, neighbors, block)
         for at in range(0, len(part), _ROWS):
             best, own = nearest[at : at + _ROWS], unit[at : at + _ROWS]
-            cos = (F.normalize(keys[best].float(), dim=-1) @ own.unsqueeze(2)).squeeze(2)
-            weights = (cos / temperature).softmax(1).to(shares.dtype)
-            read[start + at : start + at + len(own)] = (weights.unsqueeze(1) @ shares[best]).squeeze(1)
+            voters = F.normalize(_taken(keys, best, query.device).float(), dim=-1)
+            cos = (voters @ own.unsqueeze(2)).squeeze(2)
+            weights = (cos / temperature).softmax(1).to(kept)
+            votes = _taken(shares, best, query.device)
+            read[start + at : start + at + len(own)] = (weights.unsqueeze(1) @ votes).squeeze(1)
     return read
 
 
-def _nearest(query: Tensor, keys: Tensor, neighbors: int, block: int) -> Tensor:
-    """Indices (N, neighbors) of the keys with the greatest inner products with the query."""
+def _taken(rows: Tensor | Rows, index: Tensor, device: torch.device) -> Tensor:
+    return rows.take(index).to(device) if isinstance(rows, Rows) else rows[index]
+
+
+def _nearest(query: Tensor, keys: Tensor | Rows, neighbors: int, block: int) -> Tensor:
+    """Indices (N, neighbors) of the keys with the greatest inner products with the query.
+
+    The blocks of keys are the outer loop: keys in a file are read once for all queries.
+    """
     best = query.new_full((len(query), neighbors), -torch.inf)
     index = torch.zeros(len(query), neighbors, dtype=torch.int64, device=query.device)
     for start in range(0, len(keys), block):
-        part = keys[start : start + block].float()
+        part = keys.block(start, start + block) if isinstance(keys, Rows) else keys[start : start + block]
+        part = part.to(query.device, torch.float32)
         improve(best, index, query, part / part.norm(dim=1, keepdim=True).clamp(min=1e-12), start)
     return index
 

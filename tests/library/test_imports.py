@@ -96,16 +96,38 @@ ALLOWED = {
     "_whole": set(),
     "export": {"_huggingface", "_naming", "_reading", "_whole", "checkpoints"},
     "evaluation._refuse": set(),
-    "evaluation._common": {"evaluation._refuse", "evaluation.shares"},
+    "evaluation._processes": set(),
+    "evaluation._disk": set(),
+    "evaluation._stored": {"evaluation._disk", "evaluation._processes"},
+    "evaluation._common": {"evaluation._refuse", "evaluation._stored", "evaluation.shares"},
+    "evaluation.store": {
+        "evaluation._common",
+        "evaluation._disk",
+        "evaluation._processes",
+        "evaluation._refuse",
+        "evaluation._stored",
+    },
+    "evaluation._backbones": {"backbone", "backbone._layout", "checkpoints", "evaluation._common", "export"},
+    "evaluation.data._files": set(),
+    "evaluation.data.labelled": {"evaluation.data._files"},
+    "evaluation.data.voc": {"evaluation.data._files", "evaluation.data.labelled"},
+    "evaluation.data.scenes": {"evaluation.data._files", "evaluation.data.labelled"},
+    "evaluation.data.folders": {"evaluation.data._files", "evaluation.data.labelled"},
+    "evaluation.data.photos": {"evaluation.data._files"},
+    "evaluation.data.videos": {"evaluation.data._files"},
+    "evaluation.data.pairs": {"evaluation.data._files"},
     "evaluation.shares": {"evaluation._refuse"},
     "evaluation._search": set(),
-    "evaluation.retrieval": {"evaluation._refuse", "evaluation._search"},
+    "evaluation.retrieval": {"evaluation._disk", "evaluation._refuse", "evaluation._search"},
     "evaluation.matched": {"evaluation._refuse"},
     "evaluation.keypoints": {"evaluation._refuse"},
     "evaluation.label_propagation": {"evaluation._refuse", "evaluation._search"},
     "evaluation.tokens": {"_checks", "evaluation._refuse"},
     "evaluation.in_context": {
         "evaluation._common",
+        "evaluation._disk",
+        "evaluation._processes",
+        "evaluation._stored",
         "evaluation.matched",
         "evaluation.retrieval",
         "evaluation.shares",
@@ -176,6 +198,7 @@ ALLOWED = {
     },
     "evaluation.correspondence": {"_normalize", "evaluation._common", "evaluation._refuse", "features", "geometry"},
 }
+ALLOWED["evaluation.data"] = {name for name in ALLOWED if name.startswith("evaluation.data.")}
 for package in ("geometry", "coords", "augment", "matching", "propagation", "losses", "evaluation", "backbone"):
     ALLOWED[package] = {name for name in ALLOWED if name.startswith(f"{package}.")}
 

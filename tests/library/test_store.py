@@ -1,0 +1,173 @@
+"""Stored features give what computed ones give, in one process and in two."""
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("scipy")
+
+from densessl.evaluation import (
+    FAST,
+    HUMMINGBIRD,
+    HUMMINGBIRD_OPEN,
+    cluster_segmentation,
+    in_context_segmentation,
+    linear_segmentation,
+    nearest_neighbor_segmentation,
+    shared_features,
+    store_features,
+)
+from densessl.evaluation._disk import Rows
+from densessl.evaluation.retrieval import read_shares
+
+CLASSES = 4
+
+
+def labelled(count: int, seed: int, height: int = 24, width: int = 40) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    pairs = []
+    for _ in range(count):
+        labels = torch.randint(0, CLASSES, (height // 8, width // 8), generator=generator)
+        labels = labels.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        noise = torch.randint(0, 40, (3, height, width), generator=generator)
+        image = (labels * 50 + noise).to(torch.uint8)
+        pairs.append((image, labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.2, 255)))
+    return pairs
+
+
+def features(images: Tensor) -> Tensor:
+    weight = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    return torch.nn.functional.conv2d(images.float() - 100, weight, stride=8)
+
+
+KNOWN, ASKED = labelled(7, 0), labelled(5, 1)
+FEW = HUMMINGBIRD_OPEN._replace(cells=7 * 9, neighbors=5)
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 29])
+@pytest.mark.parametrize("protocol", [HUMMINGBIRD._replace(neighbors=5), FEW, FAST._replace(neighbors=5)])
+def test_in_context_reads_a_store(tmp_path, protocol, held_bytes):
+    plain = in_context_segmentation(features, KNOWN, ASKED, CLASSES, protocol, batch_size=3, seed=2)
+    with (
+        store_features(features, KNOWN, tmp_path, batch_size=3, held_bytes=held_bytes) as known,
+        store_features(features, ASKED, tmp_path, batch_size=3) as asked,
+    ):
+        assert known.size == (6, 3, 5)
+        assert in_context_segmentation(features, known, asked, CLASSES, protocol, batch_size=3, seed=2) == plain
+        assert len([*tmp_path.iterdir()]) == 2
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_other_probes_read_a_store(tmp_path):
+    def missing(images: Tensor) -> Tensor:
+        raise AssertionError("computed again")
+
+    with store_features(features, KNOWN, batch_size=4) as known, store_features(features, ASKED, batch_size=4) as asked:
+        for probe in (nearest_neighbor_segmentation, linear_segmentation):
+            plain = probe(features, KNOWN, ASKED, CLASSES, batch_size=4)
+            assert probe(missing, known, asked, CLASSES, batch_size=4) == plain
+        plain = cluster_segmentation(features, ASKED, CLASSES, batch_size=4)
+        assert cluster_segmentation(missing, asked, CLASSES, batch_size=4) == plain
+
+
+def test_a_store_may_be_kept(tmp_path):
+    with store_features(features, KNOWN, tmp_path / "new", keep=True, held_bytes=0) as known:
+        in_context_segmentation(features, known, ASKED, CLASSES, FEW)
+    assert sorted(path.name for path in known.folder.iterdir()) == ["labels", "maps"]
+    assert (known.folder / "maps").stat().st_size == 7 * 6 * 3 * 5 * 4
+
+
+def test_rows(tmp_path):
+    rows, expected = Rows(tmp_path / "rows", (3, 2), torch.float32), torch.randn(11, 3, 2)
+    rows.write(4, expected[4:])
+    rows.write(0, expected[:4])
+    assert len(rows) == 11
+    assert torch.equal(rows.block(2, 5), expected[2:5])
+    assert torch.equal(rows.block(9, 99), expected[9:])
+    index = torch.tensor([[10, 0], [3, 3]])
+    assert torch.equal(rows.take(index), expected[index])
+
+
+@pytest.mark.parametrize("normalize_query", [True, False])
+def test_shares_are_read_from_files_as_from_memory(tmp_path, normalize_query):
+    query, keys, shares = torch.randn(70, 5), torch.randn(900, 5), torch.rand(900, 3)
+    on_disk = Rows(tmp_path / "keys", (5,), torch.float32), Rows(tmp_path / "shares", (3,), torch.float32)
+    for rows, values in zip(on_disk, (keys, shares), strict=True):
+        for part in values.split(130):
+            rows.append(part)
+    options = {"neighbors": 4, "block": 256, "normalize_query": normalize_query}
+    assert torch.equal(read_shares(query, *on_disk, **options), read_shares(query, keys, shares, **options))
+    unit = torch.nn.functional.normalize(keys, dim=1)
+    cos, best = (torch.nn.functional.normalize(query, dim=1) @ unit.mT).topk(4)
+    expected = ((cos / 0.02).softmax(1).unsqueeze(2) * shares[best]).sum(1)
+    torch.testing.assert_close(read_shares(query, *on_disk, **options), expected)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "made", "message"),
+    [
+        ([], features, r"^labelled: expected .* got none"),
+        (KNOWN[:1] + labelled(1, 3, 24, 48), features, r"^labelled\[1\]: expected an image uint8"),
+        (KNOWN[:3] + labelled(1, 3, 24, 48), features, r"^labelled: expected images of one size"),
+        (KNOWN, lambda images: features(images) * float("nan"), r"^features: expected finite values"),
+        (KNOWN, lambda images: images, r"^features: expected it to return maps"),
+        ([(image.float(), labels) for image, labels in KNOWN], features, r"^labelled\[0\]: expected an image uint8"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, pairs, made, message):
+    with pytest.raises(ValueError, match=message):
+        store_features(made, pairs, tmp_path, batch_size=3)
+    assert [*tmp_path.iterdir()] == []
+
+
+def one_of_two(rank: int, folder: str, results: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    calls = []
+
+    def counted(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return features(images)
+
+    scores = []
+    for held_bytes in (0, 1 << 29):
+        with (
+            store_features(counted, KNOWN, folder, batch_size=2, shared=True, held_bytes=held_bytes) as known,
+            store_features(counted, ASKED, folder, batch_size=2, shared=True) as asked,
+        ):
+            for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW):
+                scores.append(in_context_segmentation(counted, known, asked, CLASSES, protocol, batch_size=2))
+            scores.append(nearest_neighbor_segmentation(counted, known, asked, CLASSES, batch_size=2))
+            scores.append(linear_segmentation(counted, known, asked, CLASSES, batch_size=2, steps=5))
+            scores.append(cluster_segmentation(counted, asked, CLASSES, batch_size=2))
+    images = torch.stack([image for image, _ in KNOWN])
+    maps = shared_features(counted, block=2)(images)
+    assert torch.equal(maps, shared_features(features, block=2)(images))
+    try:
+        store_features(lambda images: features(images) / 0 if rank else features(images), KNOWN, folder, batch_size=2,
+                       shared=True)  # fmt: skip
+    except ValueError as error:
+        told = str(error)
+    np.savez(f"{results}/{rank}.npz", scores=scores, calls=sum(calls), told=told)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    (tmp_path / "results").mkdir()
+    mp.spawn(one_of_two, (str(tmp_path), str(tmp_path / "results")), nprocs=2)
+    made = [np.load(tmp_path / "results" / f"{rank}.npz") for rank in range(2)]
+    alone = []
+    for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW):
+        alone.append(in_context_segmentation(features, KNOWN, ASKED, CLASSES, protocol, batch_size=2))
+    alone.append(nearest_neighbor_segmentation(features, KNOWN, ASKED, CLASSES, batch_size=2))
+    alone.append(linear_segmentation(features, KNOWN, ASKED, CLASSES, batch_size=2, steps=5))
+    alone.append(cluster_segmentation(features, ASKED, CLASSES, batch_size=2))
+    for rank in range(2):
+        assert made[rank]["scores"].tolist() == 2 * alone
+        assert "finite" in str(made[rank]["told"])
+    # Each encoded about half: 2 x 12 images for the stores and 7 for the maps.
+    assert sum(int(file["calls"]) for file in made) == 2 * 12 + 7
+    assert {path.name for path in tmp_path.iterdir()} <= {"meeting", "results"}
