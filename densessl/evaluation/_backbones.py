@@ -20,7 +20,7 @@ from densessl.export import architecture
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What timm's classes call the argument that lets a model take images of any size.
-_ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 class Backbone(NamedTuple):
@@ -75,9 +75,8 @@ def make_backbone(name: str, weights: str = "default", layer: str | None = None)
         notes = f"{len(read.weights)} entries of {weights}, {len(read.dropped)} left out"
     else:
         notes = "as the library initialises them" if weights == "none" else "the library's own"
-    return Backbone(
-        cut.eval().requires_grad_(False), chosen, patch_size(model) or (1, 1), tuple(mean), tuple(std), notes
-    )
+    cut.eval().requires_grad_(False)
+    return Backbone(cut, chosen, patch_size(model) or (1, 1), tuple(mean), tuple(std), notes)
 
 
 def features_of(backbone: Backbone, device: torch.device) -> Features:
@@ -104,21 +103,16 @@ def _from_timm(name: str, pretrained: bool) -> _Made:
         raise ValueError(f"--backbone: timm knows no model {name!r}; close: {_close(name, timm.list_models())}")
     for sized in _ANY_SIZE:
         try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
             break
         except TypeError:  # the class has no such argument
             continue
     else:
         raise ValueError(f"--backbone: timm cannot make {name!r}")
     levels = [entry["module"] for entry in model.feature_info]
-    is_vit = levels[-1].startswith("blocks.") and isinstance(getattr(model, "norm", None), nn.Module)
-    config = timm.data.resolve_data_config({}, model=model)
-    return (
-        model,
-        (["norm", levels[-1]] if is_vit and patch_size(model) else [levels[-1]]),
-        config["mean"],
-        config["std"],
-    )
+    is_vit = levels[-1].startswith("blocks.") and patch_size(model) is not None
+    layers = ["norm", levels[-1]] if is_vit and hasattr(model, "norm") else [levels[-1]]
+    return model, layers, model.pretrained_cfg.get("mean", _MEAN), model.pretrained_cfg.get("std", _STD)
 
 
 def _from_torchvision(name: str, pretrained: bool) -> _Made:

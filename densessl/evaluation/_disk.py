@@ -39,7 +39,7 @@ class Rows:
         values = np.ascontiguousarray(rows.detach().to("cpu", self.dtype).numpy())
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            data, at = memoryview(values).cast("B"), start * self._size * self._type.itemsize
+            data, at = values.reshape(-1).view(np.uint8).data, start * self._size * self._type.itemsize
             while data:  # the system may write less than it was given
                 written = os.pwrite(file, data, at)
                 data, at = data[written:], at + written

@@ -149,7 +149,7 @@ def _memory(
 def _chosen(
     features: Features, memory: Labelled, classes: int, protocol: InContext, batch_size: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Unit features and class shares of the cells that the memory keeps, and whether a pixel had a label, by batches."""
+    """Unit features and class shares of the cells that the memory keeps, and whether a pixel had a label."""
     generator = torch.Generator().manual_seed(seed)
     count = protocol.cells // len(memory)
     for maps, labels in encoded(features, memory, classes, batch_size):

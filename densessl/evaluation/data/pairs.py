@@ -62,11 +62,11 @@ class KeypointPairs(Dataset):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"folder: expected a pair of SPair-71k in {path}, got {error!r}") from error
         source, target = (read_image(folder / name, turn=False) for name in names)
-        placed = [_placed(at, image, path) for at, image in zip(points, (source, target), strict=True)]
-        if len(placed[0]) != len(placed[1]):
+        if len(points[0]) != len(points[1]):
             counts = " and ".join(str(len(at)) for at in points)
             raise ValueError(f"folder: expected as many points in both images of {path}, got {counts}")
-        return KeypointPair(source, target, *placed, max(right - left, bottom - top))
+        placed = _placed(points[0], source, path), _placed(points[1], target, path)
+        return KeypointPair(source, target, placed[0], placed[1], max(right - left, bottom - top))
 
 
 def _placed(points: Tensor, image: Tensor, path: Path) -> Tensor:

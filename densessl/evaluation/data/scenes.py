@@ -94,11 +94,8 @@ def coco_stuff(folder: str | Path, split: str = "val2017", *, classes: int = 171
 def _coco_class_of(classes: int) -> dict[int, int]:
     if classes == 171:
         return {number: place for place, number in enumerate(n for n in range(182) if n not in _COCO_UNUSED)}
-    groups = [
-        *chain.from_iterable(repeat(group, count) for group, count in _COCO_THINGS),
-        *map(int, _COCO_STUFF.split()),
-    ]
-    return dict(enumerate(groups))
+    things = chain.from_iterable(repeat(group, count) for group, count in _COCO_THINGS)
+    return dict(enumerate([*things, *map(int, _COCO_STUFF.split())]))
 
 
 def _check_split(split: str, known: tuple[str, ...]) -> None:
