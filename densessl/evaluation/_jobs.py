@@ -1,0 +1,103 @@
+"""Runs protocols on a data set, whose features are computed once for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+
+from densessl.evaluation._common import Features
+from densessl.evaluation._processes import place
+from densessl.evaluation._protocols import Job, Protocol, share_of
+from densessl.evaluation._sources import ImagesAlone, Source, limited
+from densessl.evaluation.data import resized
+from densessl.evaluation.data.voc import voc
+from densessl.evaluation.store import StoredFeatures, shared_features, store_features
+
+
+class Jobs:
+    """A data set at one size, its features computed when a protocol first asks for them.
+
+    Args:
+        source: name, source and folder of the data.
+        size: height and width that images are resized to; None where the protocols do it.
+        chosen: the options of the command line.
+        features: of the backbone.
+    """
+
+    def __init__(
+        self,
+        source: tuple[str, Source, str],
+        size: tuple[int, int] | None,
+        chosen: argparse.Namespace,
+        features: Features,
+    ) -> None:
+        self.name, self.source, self.folder = source
+        self.size, self.chosen, self.features = size, chosen, features
+        self.stores: dict[str, StoredFeatures] = {}
+        self.opened: dict[str, Any] = {}
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Jobs:
+        self.stack.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def run(self, protocol: Protocol) -> tuple[dict[str, float], list[int]]:
+        """The scores, and the number of samples of the splits."""
+        test = self._samples(self.chosen.test or self.source.test)
+        fit = self._samples(self.chosen.fit or self.source.fit) if protocol.fits else None
+        counts = [len(part) for part in (fit, test) if part is not None]
+        classes = int(getattr(self._opened(self.chosen.test or self.source.test), "classes", 0))
+        job = Job(self.features, fit, test, classes, self.chosen.seed, self.chosen.batch_size)
+        if protocol.stored:
+            job = job._replace(
+                fit=self._stored(self.chosen.fit or self.source.fit) if protocol.fits else None,
+                test=self._stored(self.chosen.test or self.source.test),
+            )
+        elif protocol.kind == "photos":
+            job = job._replace(features=shared_features(self.features), test=ImagesAlone(test, self.size))
+        else:
+            job = job._replace(fit=None if fit is None else share_of(fit), test=share_of(test))
+        return protocol.run(job), counts
+
+    def _opened(self, split: str) -> Any:
+        if split not in self.opened:
+            if self.name == "voc" and split == "trainaug":
+                self.opened[split] = voc(self.folder, split, sbd=self.chosen.sbd)
+            else:
+                self.opened[split] = self.source.open(self.folder, split)
+        return self.opened[split]
+
+    def _samples(self, split: str) -> Any:
+        return limited(self._opened(split), self.chosen.limit)
+
+    def _stored(self, split: str) -> StoredFeatures:
+        if split not in self.stores:
+            from tqdm import tqdm
+
+            samples = self._samples(split)
+            data = resized(samples, self.size)
+            bar = tqdm(total=len(data), desc=f"{self.name} {split}", unit="image", disable=place()[0] != 0)
+
+            def counted(images: Tensor) -> Tensor:
+                maps = self.features(images)
+                bar.update(min(len(images) * place()[1], len(data) - bar.n))
+                return maps
+
+            with bar:
+                made = store_features(
+                    counted,
+                    data,
+                    self.chosen.store or tempfile.gettempdir(),
+                    batch_size=self.chosen.batch_size,
+                    shared=place()[1] > 1,
+                    held_bytes=int(self.chosen.held_gb * 1e9),
+                )
+            self.stores[split] = self.stack.enter_context(made)
+        return self.stores[split]

@@ -1,0 +1,216 @@
+"""The command line on tiny folders and tiny models, without a network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("scipy")
+pytest.importorskip("tqdm")
+
+from densessl.evaluation import FAST, in_context_segmentation
+from densessl.evaluation._backbones import features_of, make_backbone
+from densessl.evaluation._command import main
+from densessl.evaluation._report import table
+from densessl.evaluation.data import camvid, resized
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("camvid")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 3)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(count):
+            labels = random.integers(0, 12, (4, 5), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+            noise = random.integers(0, 20, (64, 80, 3))
+            shades = (labels[..., None] * [20, 7, 11] + noise).astype(np.uint8)
+            Image.fromarray(shades).save(root / "images" / split / f"{number}.png")
+            Image.fromarray(labels).save(root / "labels" / split / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+def run(folder, weights, out, *options, protocols="in-context-fast,neighbors,correspondence,tokens"):
+    return main(
+        ["--backbone", str(weights), "--data", f"camvid:{folder}", "--protocols", protocols, "--size", "64x96",
+         "--layer", "layer1", "--out", str(out), "--device", "cpu", *options]
+    )  # fmt: skip
+
+
+def scores_of(out):
+    return {key: result["scores"] for key, result in json.loads(out.read_text())["results"].items()}
+
+
+def test_the_command_gives_what_the_functions_give(folder, weights, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    assert run(folder, weights, out) == 0
+    backbone = make_backbone(str(weights), layer="layer1")
+    features = features_of(backbone, torch.device("cpu"))
+    fit, test = (resized(camvid(folder, split), (64, 96)) for split in ("train", "test"))
+    score = in_context_segmentation(features, fit, test, 11, FAST)
+    content = json.loads(out.read_text())
+    result = content["results"][f"in-context-fast on camvid:{folder}"]
+    assert result["scores"] == {"mIoU": score}
+    assert (result["images"], result["size"], result["settings"]["neighbors"]) == ([4, 3], [64, 96], 30)
+    assert result["seconds"] >= 0
+    assert content["what"]["layer"] == "layer1"
+    assert content["how"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    printed = capsys.readouterr().out
+    assert f"mIoU {score:.4f}" in printed
+    assert "PCK within 1 cells" in printed
+    assert "position R2" in printed
+
+
+def test_a_second_run_computes_only_what_is_missing(folder, weights, tmp_path, monkeypatch):
+    out = tmp_path / "results.json"
+    assert run(folder, weights, out, protocols="neighbors") == 0
+    first = json.loads(out.read_text())
+    first["results"][f"neighbors on camvid:{folder}"]["scores"]["mIoU"] = 9.0
+    out.write_text(json.dumps(first))
+    assert run(folder, weights, out, protocols="neighbors,in-context-fast") == 0
+    made = scores_of(out)
+    assert made[f"neighbors on camvid:{folder}"] == {"mIoU": 9.0}
+    assert set(made) == {f"{name} on camvid:{folder}" for name in ("neighbors", "in-context-fast")}
+    assert run(folder, weights, out, "--size", "32", protocols="neighbors") == 0
+    assert scores_of(out)[f"neighbors on camvid:{folder}"]["mIoU"] < 1
+
+
+def test_a_run_that_fails_keeps_what_was_done(folder, weights, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    empty = f"photos:{tmp_path / 'empty'}"
+    (tmp_path / "empty").mkdir()
+    assert run(folder, weights, out, "--data", empty, "--limit", "2", protocols="neighbors,tokens") == 2
+    assert "found none" in capsys.readouterr().err
+    assert set(scores_of(out)) == {f"{name} on camvid:{folder}" for name in ("neighbors", "tokens")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocols", "hummingbird,leopard"], "error: --protocols: expected some of hummingbird, "),
+        (["--data", "voc"], "error: --data: expected KIND:FOLDER with KIND one of voc, "),
+        (["--data", "voc:nowhere"], "error: folder: expected VOCdevkit/VOC2012"),
+        (["--backbone", "timm/resnet18o"], "error: --backbone: timm knows no model 'resnet18o'; close: resnet18"),
+        (["--backbone", "torchvision/resnet18o"], "error: --backbone: torchvision knows no model"),
+        (["--backbone", "nothing"], "error: --backbone: expected timm/NAME, torchvision/NAME, hf/NAME or a file"),
+        (
+            ["--weights", "nothing.pth", "--backbone", "torchvision/resnet18"],
+            "error: --weights: expected default",
+        ),
+        (["--size", "many"], "error: --size: expected N or HxW"),
+        (["--layer", "layer9"], "error: --layer: "),
+        (["--limit", "0"], "error: --limit: expected at least 1, got 0"),
+        (["--device", "toaster"], "error: --device: toaster"),
+        (["--test", "night"], "error: folder: expected images/night"),
+    ],
+)
+def test_errors_are_told_in_a_line(folder, weights, tmp_path, capsys, options, message):
+    given = ["--data", f"camvid:{folder}"] if "--data" not in options else []
+    base = [
+        "--backbone",
+        str(weights),
+        "--protocols",
+        "neighbors",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "o.json"),
+    ]
+    assert main([*base, *given, *options]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(message)
+    assert told.count("\n") == 1
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_a_report_of_something_else_is_not_overwritten(folder, weights, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    out.write_text('{"what": {"backbone": "other"}, "results": {}}')
+    assert run(folder, weights, out) == 2
+    assert "was made with backbone = 'other'" in capsys.readouterr().err
+    out.write_text("nothing")
+    assert run(folder, weights, out) == 2
+    assert "is no report of this command" in capsys.readouterr().err
+
+
+def test_two_processes_print_what_one_prints(folder, weights, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert run(folder, weights, one, "--batch-size", "2") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+               "densessl.evaluation", "--backbone", str(weights), "--data", f"camvid:{folder}", "--protocols",
+               "in-context-fast,neighbors,correspondence,tokens", "--size", "64x96", "--layer", "layer1", "--out",
+               str(two), "--device", "cpu", "--batch-size", "2"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1
+    assert scores_of(two) == scores_of(one)
+    assert json.loads(two.read_text())["how"]["processes"] == 2
+
+
+def test_models_of_timm_and_torchvision():
+    timm = pytest.importorskip("timm")
+    vit = make_backbone("timm/test_vit", "none")
+    assert (vit.layer, vit.patch) == ("norm", (16, 16))
+    assert vit.model(torch.zeros(1, 3, 32, 48)).shape[2:] == (2, 3)
+    net = make_backbone("timm/test_efficientnet", "none")
+    assert (net.mean, vit.mean) == tuple(
+        timm.get_pretrained_cfg(f"test_{kind}").mean for kind in ("efficientnet", "vit")
+    )
+    assert net.model(torch.zeros(1, 3, 64, 96)).shape[2:] == (2, 3)
+    for name, layer in (("mobilenet_v3_small", "features"), ("resnet18", "layer4"), ("vit_b_16", "encoder.ln")):
+        with torch.device("meta"):
+            assert make_backbone(f"torchvision/{name}", "none").layer == layer
+
+
+def test_a_folder_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    model = transformers.Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path)
+    backbone = make_backbone(str(tmp_path))
+    assert backbone.layer == "layernorm"
+    images = torch.rand(1, 3, 28, 42)
+    with torch.no_grad():
+        expected = model(images).last_hidden_state[:, 1:].mT.view(1, 16, 2, 3)
+        torch.testing.assert_close(backbone.model(images), expected)
+    assert make_backbone(f"hf/{tmp_path}", "none").layer == "layernorm"
+
+
+def test_a_file_may_hold_the_weights_of_a_named_model(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    backbone = make_backbone("timm/test_vit", str(tmp_path / "vit.pth"))
+    assert torch.equal(backbone.model.state_dict()["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
+    with pytest.raises(ValueError, match=r"^--backbone: .*vit.pth alone does not tell .* --weights"):
+        make_backbone(str(tmp_path / "vit.pth"))
+
+
+def test_the_table_lines_up():
+    result = {"protocol": "neighbors", "data": "voc:a", "scores": {"mIoU": 0.5}, "images": [1464, 1449], "size": None,
+              "seconds": 3.21}  # fmt: skip
+    lines = table({"a": result, "b": result | {"protocol": "hummingbird-open", "size": [504, 504]}}).splitlines()
+    assert lines[2].split("  ")[0] == "neighbors"
+    assert "1,464 + 1,449" in lines[2]
+    assert lines[2].index("voc:a") == lines[3].index("voc:a") == lines[0].index("data")
