@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         "initialised; or a file to load into the model")  # fmt: skip
     add("--layer", help="name of the module to cut after; default: the last that gives a map, behind the final norm in "
         "vision transformers")  # fmt: skip
+    add("--mean", help="one number or three with commas, subtracted from images in 0..1, in place of the model's own")
+    add("--std", help="one number or three with commas, by which images are divided then, in place of the model's own")
     add("--data", required=True, action="append", metavar="KIND:FOLDER", help="may be given several times; KIND is one "
         f"of {', '.join(SOURCES)}")  # fmt: skip
     add("--protocols", required=True, help=f"separated by commas, of {', '.join(PROTOCOLS)}; each runs on the data "
@@ -102,6 +104,9 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     device = _device(chosen.device)
     torch.manual_seed(chosen.seed)  # of initial weights
     backbone = make_backbone(chosen.backbone, chosen.weights, chosen.layer)
+    backbone = backbone._replace(
+        mean=_numbers(chosen.mean, "--mean") or backbone.mean, std=_numbers(chosen.std, "--std") or backbone.std
+    )
     features = features_of(backbone, device)
     path, what = Path(chosen.out), _what(chosen, backbone)
     results = from_first(read_results(path, what) if place()[0] == 0 else {})
@@ -142,6 +147,19 @@ def _parse_size(word: str) -> tuple[int, int]:
     if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise ValueError(f"--size: expected N or HxW in pixels, got {word!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def _numbers(word: str | None, option: str) -> tuple[float, ...] | None:
+    """Three numbers, of which one may stand for all."""
+    if word is None:
+        return None
+    try:
+        values = [float(part) for part in word.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3) or (option == "--std" and min(values) <= 0):
+        raise ValueError(f"{option}: expected one number or three with commas, got {word!r}")
+    return tuple(values if len(values) == 3 else values * 3)
 
 
 def _rounded(size: tuple[int, int] | int | None, patch: tuple[int, int]) -> tuple[int, int] | None:

@@ -65,6 +65,7 @@ def test_the_command_gives_what_the_functions_give(folder, weights, tmp_path, ca
     fit, test = (resized(camvid(folder, split), (64, 96)) for split in ("train", "test"))
     score = in_context_segmentation(features, fit, test, 11, FAST)
     content = json.loads(out.read_text())
+    assert content["what"]["mean"] == [0.485, 0.456, 0.406]
     result = content["results"][f"in-context-fast on camvid:{folder}"]
     assert result["scores"] == {"mIoU": score}
     assert (result["images"], result["size"], result["settings"]["neighbors"]) == ([4, 3], [64, 96], 30)
@@ -75,6 +76,13 @@ def test_the_command_gives_what_the_functions_give(folder, weights, tmp_path, ca
     assert f"mIoU {score:.4f}" in printed
     assert "PCK within 1 cells" in printed
     assert "position R2" in printed
+
+
+def test_the_normalisation_may_be_given(folder, weights, tmp_path):
+    out = tmp_path / "results.json"
+    assert run(folder, weights, out, "--mean", "0.5", "--std", "0.1,0.2,0.3", "--limit", "1", protocols="tokens") == 0
+    what = json.loads(out.read_text())["what"]
+    assert (what["mean"], what["std"]) == ([0.5] * 3, [0.1, 0.2, 0.3])
 
 
 def test_a_second_run_computes_only_what_is_missing(folder, weights, tmp_path, monkeypatch):
@@ -115,6 +123,8 @@ def test_a_run_that_fails_keeps_what_was_done(folder, weights, tmp_path, capsys)
         ),
         (["--size", "many"], "error: --size: expected N or HxW"),
         (["--layer", "layer9"], "error: --layer: "),
+        (["--mean", "1,2"], "error: --mean: expected one number or three"),
+        (["--std", "0"], "error: --std: expected one number or three"),
         (["--limit", "0"], "error: --limit: expected at least 1, got 0"),
         (["--device", "toaster"], "error: --device: toaster"),
         (["--test", "night"], "error: folder: expected images/night"),
