@@ -67,14 +67,18 @@ def make_backbone(name: str, weights: str = "default", layer: str | None = None)
         model, layers, mean, std = _from_huggingface(name, weights == "default")
     else:
         raise ValueError(f"--backbone: expected timm/NAME, torchvision/NAME, hf/NAME or a file, got {name!r}")
-    cut, chosen = _cut(model, [layer] if layer is not None else layers)
+    # Before the model is cut: a file of the whole model has entries that the part has no place for.
     if weights not in ("default", "none"):
         if not Path(weights).is_file():
             raise ValueError(f"--weights: expected default, none or a file, got {weights!r}: no such file")
-        read = load_backbone(cut, weights)
+        try:
+            read = load_backbone(model, weights)
+        except ValueError as error:
+            raise ValueError(f"--weights: {error}") from error
         notes = f"{len(read.weights)} entries of {weights}, {len(read.dropped)} left out"
     else:
         notes = "as the library initialises them" if weights == "none" else "the library's own"
+    cut, chosen = _cut(model, [layer] if layer is not None else layers)
     cut.eval().requires_grad_(False)
     return Backbone(cut, chosen, patch_size(model) or (1, 1), tuple(mean), tuple(std), notes)
 

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
+import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 import torchvision
 from PIL import Image
 
@@ -159,18 +159,20 @@ def test_a_report_of_something_else_is_not_overwritten(folder, weights, tmp_path
     assert "is no report of this command" in capsys.readouterr().err
 
 
-def test_two_processes_print_what_one_prints(folder, weights, tmp_path):
+def one_of_two(rank, port, folder, weights, out):
+    torch.set_num_threads(1)
+    started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in started.items()}
+    assert run(folder, weights, out, "--batch-size", "2") == 0
+
+
+def test_two_processes_give_what_one_gives(folder, weights, tmp_path):
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     assert run(folder, weights, one, "--batch-size", "2") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
-               "densessl.evaluation", "--backbone", str(weights), "--data", f"camvid:{folder}", "--protocols",
-               "in-context-fast,neighbors,correspondence,tokens", "--size", "64x96", "--layer", "layer1", "--out",
-               str(two), "--device", "cpu", "--batch-size", "2"]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written to") == 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(one_of_two, (port, folder, weights, two), nprocs=2)
     assert scores_of(two) == scores_of(one)
     assert json.loads(two.read_text())["how"]["processes"] == 2
 
@@ -211,7 +213,7 @@ def test_a_file_may_hold_the_weights_of_a_named_model(tmp_path):
     torch.manual_seed(1)
     model = timm.create_model("test_vit", num_classes=0)
     torch.save(model.state_dict(), tmp_path / "vit.pth")
-    backbone = make_backbone("timm/test_vit", str(tmp_path / "vit.pth"))
+    backbone = make_backbone("timm/test_vit", str(tmp_path / "vit.pth"), "blocks.0")
     assert torch.equal(backbone.model.state_dict()["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
     with pytest.raises(ValueError, match=r"^--backbone: .*vit.pth alone does not tell .* --weights"):
         make_backbone(str(tmp_path / "vit.pth"))

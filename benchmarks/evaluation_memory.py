@@ -1,0 +1,117 @@
+"""Peak memory of probes that read stored features: 1,000 made-up images of 512 px, 384 channels at stride 16.
+
+    python -m benchmarks.evaluation_memory [--images 1000] [--side 512] [--channels 384]
+
+Each probe runs in a process of its own, which starts at the memory of the imports; the peak is that of the whole
+process, pages of files included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from densessl.evaluation import (
+    FAST,
+    HUMMINGBIRD,
+    in_context_segmentation,
+    nearest_neighbor_segmentation,
+    store_features,
+)
+
+CLASSES = 21
+
+
+class FakeImages(Dataset):
+    """Images and labels that are made when they are read.
+
+    Args:
+        count: how many there are.
+        side: of the images, in pixels.
+        seed: of all images.
+    """
+
+    def __init__(self, count: int, side: int, seed: int) -> None:
+        self.count, self.side, self.seed = count, side, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * self.count + index)
+        cells = torch.randint(0, CLASSES, (8, 8), generator=generator)
+        labels = cells.repeat_interleave(self.side // 8, 0).repeat_interleave(self.side // 8, 1)
+        return (labels * 10 + torch.arange(3).view(3, 1, 1)).to(torch.uint8), labels
+
+
+def fake_features(channels: int) -> Callable[[Tensor], Tensor]:
+    """Maps at stride 16, whose channels are random mixtures of the colours."""
+    weight = torch.randn(channels, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+
+    def features(images: Tensor) -> Tensor:
+        cells = F.avg_pool2d(images.float(), 16) / 100 - 1
+        place = torch.linspace(-1, 1, cells.shape[3]).expand_as(cells[:, :1])
+        return F.conv2d(torch.cat([cells, place], 1), weight)
+
+    return features
+
+
+PROBES = {
+    "store alone": lambda features, known, asked: 0.0,
+    "in_context_segmentation, FAST": lambda f, known, asked: in_context_segmentation(f, known, asked, CLASSES, FAST),
+    "in_context_segmentation, HUMMINGBIRD": lambda f, known, asked: in_context_segmentation(
+        f, known, asked, CLASSES, HUMMINGBIRD
+    ),
+    "nearest_neighbor_segmentation": lambda f, known, asked: nearest_neighbor_segmentation(f, known, asked, CLASSES),
+}
+
+
+def peak_mb() -> float:
+    """Greatest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def measure(name: str, images: int, asked: int, side: int, channels: int) -> tuple[float, float, float]:
+    """Memory before and at the peak of a probe, in MB, and its seconds with those of the store."""
+    features, before, start = fake_features(channels), peak_mb(), time.perf_counter()
+    with (
+        store_features(features, FakeImages(images, side, 0)) as known,
+        store_features(features, FakeImages(asked, side, 1)) as test,
+    ):
+        PROBES[name](features, known, test)
+    return before, peak_mb(), time.perf_counter() - start
+
+
+def main() -> None:
+    """Measures every probe and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=1000, help="images of the memory")
+    parser.add_argument("--asked", type=int, default=16, help="images that are scored")
+    parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
+    parser.add_argument("--channels", type=int, default=384, help="of the maps")
+    parser.add_argument("--only", choices=PROBES, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    sizes = (chosen.images, chosen.asked, chosen.side, chosen.channels)
+    if chosen.only is not None:
+        print("| {} | {:.0f} | {:.0f} | {:.0f} |".format(chosen.only, *measure(chosen.only, *sizes)))
+        return
+    cells = (chosen.side // 16) ** 2
+    whole = chosen.images * cells * chosen.channels * 4 / 1e6
+    print(f"{chosen.images} maps of {cells} cells and {chosen.channels} channels: {whole:.0f} MB in float32")
+    print("| probe | before, MB | peak, MB | seconds |\n|---|---|---|---|", flush=True)
+    options = [f"--{name}={value}" for name, value in zip(("images", "asked", "side", "channels"), sizes, strict=True)]
+    for name in PROBES:
+        subprocess.run([sys.executable, "-m", "benchmarks.evaluation_memory", *options, "--only", name], check=True)
+
+
+if __name__ == "__main__":
+    main()
