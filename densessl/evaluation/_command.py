@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -113,13 +114,13 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     how = {"versions": versions(), "device": _device_name(device), "threads": torch.get_num_threads()}
     how["processes"] = place()[1]
     # Jobs at one size of one data set share the stores.
-    groups: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
+    groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
     for name, word in wanted:
         size = _rounded(side or PROTOCOLS[name].side, backbone.patch)
         if not _is_done(results.get(f"{name} on {word}"), PROTOCOLS[name], size):
             groups.setdefault((word, size), []).append(name)
     for (word, size), group in groups.items():
-        with Jobs(sources[word], size, chosen, features) as jobs:
+        with Jobs(sources[word], size, chosen, features, backbone.patch[1]) as jobs:
             for name in group:
                 start = time.perf_counter()
                 scores, counts = jobs.run(PROTOCOLS[name])
@@ -162,20 +163,18 @@ def _numbers(word: str | None, option: str) -> tuple[float, ...] | None:
     return tuple(values if len(values) == 3 else values * 3)
 
 
-def _rounded(size: tuple[int, int] | int | None, patch: tuple[int, int]) -> tuple[int, int] | None:
+def _rounded(size: tuple[int, int] | int, patch: tuple[int, int]) -> tuple[int, int]:
     """Rounded down to whole patches: 512 becomes 504 at a patch of 14."""
-    if size is None:
-        return None
     sides = (size, size) if isinstance(size, int) else size
     height, width = (max(side // step, 1) * step for side, step in zip(sides, patch, strict=True))
     return height, width
 
 
-def _is_done(result: dict[str, Any] | None, protocol: Protocol, size: tuple[int, int] | None) -> bool:
+def _is_done(result: dict[str, Any] | None, protocol: Protocol, size: tuple[int, int]) -> bool:
+    """Whether a result of an earlier run was made by the same settings, as JSON holds them."""
     if result is None:
         return False
-    wanted = [list(size) if size else None, dict(protocol.settings)]
-    return [list(result["size"]) if result["size"] else None, result["settings"]] == wanted
+    return [result["size"], result["settings"]] == json.loads(json.dumps([size, protocol.settings]))
 
 
 def _what(chosen: argparse.Namespace, backbone: Backbone) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from densessl.evaluation._common import Features
 from densessl.evaluation._processes import place
-from densessl.evaluation._protocols import Job, Protocol, share_of
+from densessl.evaluation._protocols import Job, Protocol
 from densessl.evaluation._sources import ImagesAlone, Source, limited
 from densessl.evaluation.data import resized
 from densessl.evaluation.data.voc import voc
@@ -23,20 +23,22 @@ class Jobs:
 
     Args:
         source: name, source and folder of the data.
-        size: height and width that images are resized to; None where the protocols do it.
+        size: height and width of the images that the backbone gets.
         chosen: the options of the command line.
         features: of the backbone.
+        patch: of the backbone, in pixels along the width.
     """
 
     def __init__(
         self,
         source: tuple[str, Source, str],
-        size: tuple[int, int] | None,
+        size: tuple[int, int],
         chosen: argparse.Namespace,
         features: Features,
+        patch: int,
     ) -> None:
         self.name, self.source, self.folder = source
-        self.size, self.chosen, self.features = size, chosen, features
+        self.size, self.chosen, self.features, self.patch = size, chosen, features, patch
         self.stores: dict[str, StoredFeatures] = {}
         self.opened: dict[str, Any] = {}
         self.stack = ExitStack()
@@ -54,16 +56,16 @@ class Jobs:
         fit = self._samples(self.chosen.fit or self.source.fit) if protocol.fits else None
         counts = [len(part) for part in (fit, test) if part is not None]
         classes = int(getattr(self._opened(self.chosen.test or self.source.test), "classes", 0))
-        job = Job(self.features, fit, test, classes, self.chosen.seed, self.chosen.batch_size)
-        if protocol.stored:
+        job = Job(self.features, fit, test, classes, self.size, self.patch, self.chosen.seed, self.chosen.batch_size)
+        if protocol.feed == "stored":
             job = job._replace(
                 fit=self._stored(self.chosen.fit or self.source.fit) if protocol.fits else None,
                 test=self._stored(self.chosen.test or self.source.test),
             )
         elif protocol.kind == "photos":
             job = job._replace(features=shared_features(self.features), test=ImagesAlone(test, self.size))
-        else:
-            job = job._replace(fit=None if fit is None else share_of(fit), test=share_of(test))
+        elif protocol.feed == "resized":
+            job = job._replace(fit=None if fit is None else resized(fit, self.size), test=resized(test, self.size))
         return protocol.run(job), counts
 
     def _opened(self, split: str) -> Any:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from densessl.evaluation._common import Features
-from densessl.evaluation._processes import place
 from densessl.evaluation.clustering import cluster_segmentation
 from densessl.evaluation.correspondence import correspondence_accuracy
 from densessl.evaluation.in_context import FAST, HUMMINGBIRD, HUMMINGBIRD_OPEN, InContext, in_context_segmentation
-from densessl.evaluation.linear import linear_segmentation
+from densessl.evaluation.keypoint_pairs import SPAIR, keypoint_correspondence
+from densessl.evaluation.linear import DINOV3, LEOPART, LinearProbe, linear_segmentation
 from densessl.evaluation.neighbors import nearest_neighbor_segmentation
+from densessl.evaluation.overclustering import LEOPART_CLUSTERS, overcluster_segmentation
+from densessl.evaluation.patch import CAPI, patch_probe
 from densessl.evaluation.tokens import outlier_tokens, position_share
+from densessl.evaluation.video import DAVIS, video_segmentation
 
 Scores = dict[str, float]
 
@@ -27,6 +30,8 @@ class Job(NamedTuple):
         fit: what it learns from or remembers; None where it needs nothing of the kind.
         test: what it is scored on.
         classes: how many there are; 0 where there are none.
+        size: height and width of the images that the backbone gets.
+        patch: of which the width of images has to be a multiple, in pixels.
         seed: of everything that it draws.
         batch_size: images encoded at once.
     """
@@ -35,6 +40,8 @@ class Job(NamedTuple):
     fit: Any
     test: Any
     classes: int
+    size: tuple[int, int]
+    patch: int
     seed: int
     batch_size: int
 
@@ -44,18 +51,19 @@ class Protocol(NamedTuple):
 
     Attributes:
         kind: of the data: "labelled", "photos" (which the images of labelled data are, too), "videos" or "pairs".
-        side: height and width that images are resized to, in pixels; None where the protocol does it.
+        side: of the images that the backbone gets, in pixels; rounded down to whole patches of a vision transformer.
         fits: whether it needs the split that probes learn from.
-        stored: whether features are computed beforehand, into a store; otherwise the protocol computes them.
+        feed: "stored": it gets features that were computed beforehand; "resized": images at one size; "plain": images
+            as they are, which it crops and resizes itself.
         run: makes the scores.
         source: where the settings come from.
         settings: those that the scores depend on.
     """
 
     kind: str
-    side: int | None
+    side: int
     fits: bool
-    stored: bool
+    feed: Literal["stored", "resized", "plain"]
     run: Callable[[Job], Scores]
     source: str
     settings: dict[str, Any]
@@ -69,8 +77,61 @@ def _in_context(protocol: InContext) -> Protocol:
             )
         }
 
-    settings = protocol._asdict()
-    return Protocol("labelled", 512, True, True, run, settings.pop("source"), settings)
+    return Protocol("labelled", 512, True, "stored", run, protocol.source, _settings(protocol))
+
+
+def _linear(protocol: LinearProbe) -> Protocol:
+    def run(job: Job) -> Scores:
+        side = _square(job.size)
+        sized = protocol._replace(size=side, stride=protocol.stride * side // protocol.size)
+        score = linear_segmentation(
+            job.features, job.fit, job.test, job.classes, sized, batch_size=job.batch_size, seed=job.seed
+        )
+        return {"mIoU": score}
+
+    return Protocol("labelled", protocol.size, True, "plain", run, protocol.source, _settings(protocol))
+
+
+def _square(size: tuple[int, int]) -> int:
+    if size[0] != size[1]:
+        raise ValueError(f"--size: the linear protocols take squares, got {size[0]}x{size[1]}")
+    return size[0]
+
+
+def _capi(job: Job) -> Scores:
+    found = patch_probe(
+        job.features,
+        job.fit,
+        job.test,
+        job.classes,
+        CAPI._replace(size=job.size),
+        batch_size=job.batch_size,
+        seed=job.seed,
+    )
+    return {
+        "kNN mIoU": found.neighbors,
+        "logistic mIoU": found.logistic,
+        "neighbors": found.chosen_neighbors,
+        "C": found.chosen_c,
+    }
+
+
+def _overcluster(job: Job) -> Scores:
+    protocol = LEOPART_CLUSTERS._replace(size=job.size)
+    found = overcluster_segmentation(job.features, job.test, job.classes, protocol=protocol, batch_size=job.batch_size)
+    return {f"K={clusters} mIoU": score.mean for clusters, score in found.items()}
+
+
+def _videos(job: Job) -> Scores:
+    # Frames keep their form; the longer side has to be a multiple of the patches as well.
+    multiple = DAVIS.multiple if DAVIS.multiple % job.patch == 0 else job.patch
+    found = video_segmentation(job.features, job.test, DAVIS._replace(side=job.size[0], multiple=multiple))
+    return {"J&F": found.j_and_f, "J": found.j, "F": found.f}
+
+
+def _keypoints(job: Job) -> Scores:
+    found = keypoint_correspondence(job.features, job.test, SPAIR._replace(size=job.size))
+    return {"PCK per image": found.per_image, "PCK per point": found.per_point}
 
 
 def _neighbors(job: Job) -> Scores:
@@ -80,7 +141,7 @@ def _neighbors(job: Job) -> Scores:
     return {"mIoU": score}
 
 
-def _linear(job: Job) -> Scores:
+def _linear_fast(job: Job) -> Scores:
     score = linear_segmentation(job.features, job.fit, job.test, job.classes, batch_size=job.batch_size, seed=job.seed)
     return {"mIoU": score}
 
@@ -103,21 +164,27 @@ def _tokens(job: Job) -> Scores:
     return scores | ({"position R2": position_share(maps)} if count > 1 else {})
 
 
+def _settings(protocol: Any) -> dict[str, Any]:
+    """Without the source, and without the size, which the command line may change."""
+    return {name: value for name, value in protocol._asdict().items() if name not in ("source", "size", "side")}
+
+
 _OWN = "densessl: fast settings, for comparisons of one's own"
+_OVER = {"clusters": ["classes", 300, 500], "seeds": 5} | _settings(LEOPART_CLUSTERS)
 PROTOCOLS = {
     "hummingbird": _in_context(HUMMINGBIRD),
     "hummingbird-open": _in_context(HUMMINGBIRD_OPEN),
     "in-context-fast": _in_context(FAST),
-    "neighbors": Protocol("labelled", 448, True, True, _neighbors, _OWN, {"neighbors": 30, "temperature": 0.07}),
-    "linear-fast": Protocol("labelled", 448, True, True, _linear, _OWN, {"steps": 200, "lr": 0.02}),
-    "clusters": Protocol("labelled", 448, False, True, _clusters, _OWN, {"clusters": "as many as classes"}),
-    "correspondence": Protocol("photos", 448, False, False, _correspondence, _OWN, {"distances": [1, 2]}),
-    "tokens": Protocol("photos", 448, False, False, _tokens, _OWN, {"k": 10, "images": 256}),
+    "leopart": _linear(LEOPART),
+    "dinov3": _linear(DINOV3),
+    "capi": Protocol("labelled", 224, True, "plain", _capi, CAPI.source, _settings(CAPI)),
+    "overcluster": Protocol("labelled", 448, False, "plain", _overcluster, LEOPART_CLUSTERS.source, _OVER),
+    "davis": Protocol("videos", 480, False, "plain", _videos, DAVIS.source, _settings(DAVIS)),
+    "spair": Protocol("pairs", 512, False, "plain", _keypoints, SPAIR.source, _settings(SPAIR)),
+    "neighbors": Protocol("labelled", 448, True, "stored", _neighbors, _OWN, {"neighbors": 30, "temperature": 0.07}),
+    "linear-fast": Protocol("labelled", 448, True, "resized", _linear_fast, _OWN, {"steps": 200, "lr": 0.02}),
+    "clusters": Protocol("labelled", 448, False, "stored", _clusters, _OWN, {"clusters": "as many as classes"}),
+    "correspondence": Protocol("photos", 448, False, "resized", _correspondence, _OWN, {"distances": [1, 2]}),
+    "tokens": Protocol("photos", 448, False, "resized", _tokens, _OWN, {"k": 10, "images": 256}),
 }
 """The protocols by their names on the command line."""
-
-
-def share_of(data: Any) -> Any:
-    """The samples that are this process's where several share the work and each passes its own."""
-    rank, world = place()
-    return [data[index] for index in range(rank, len(data), world)] if world > 1 else data

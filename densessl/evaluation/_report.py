@@ -76,7 +76,7 @@ def table(results: Mapping[str, Any]) -> str:
     for result in results.values():
         scores = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
         images = " + ".join(f"{count:,}" for count in result["images"])
-        size = "x".join(map(str, result["size"])) if result["size"] else "own"
+        size = "x".join(map(str, result["size"]))
         rows.append((result["protocol"], result["data"], scores, images, size, f"{result['seconds']:.1f}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -94,10 +94,10 @@ class ImagesAlone(Dataset):
 
     Args:
         data: images, or pairs of an image and its labels.
-        size: height and width; None keeps the sizes.
+        size: height and width.
     """
 
-    def __init__(self, data: Any, size: tuple[int, int] | None) -> None:
+    def __init__(self, data: Any, size: tuple[int, int]) -> None:
         self.data, self.size = data, size
 
     def __len__(self) -> int:
@@ -106,4 +106,4 @@ class ImagesAlone(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         sample = self.data[index]
         image = sample if isinstance(sample, Tensor) else sample[0]
-        return image if self.size is None else resize(image, list(self.size), antialias=True)
+        return resize(image, list(self.size), antialias=True)

@@ -46,7 +46,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def run(folder, weights, out, *options, protocols="in-context-fast,neighbors,correspondence,tokens"):
+def run(folder, weights, out, *options, protocols="in-context-fast,neighbors,linear-fast,capi,correspondence,tokens"):
     return main(
         ["--backbone", str(weights), "--data", f"camvid:{folder}", "--protocols", protocols, "--size", "64x96",
          "--layer", "layer1", "--out", str(out), "--device", "cpu", *options]
@@ -159,6 +159,40 @@ def test_a_report_of_something_else_is_not_overwritten(folder, weights, tmp_path
     assert "is no report of this command" in capsys.readouterr().err
 
 
+def test_videos_and_pairs(weights, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(path, *shape):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).numpy()).save(path)
+
+    davis, spair = tmp_path / "DAVIS", tmp_path / "SPair-71k"
+    for frame in range(4):
+        draw(davis / f"JPEGImages/480p/bear/{frame:05}.jpg", 48, 70, 3)
+        (davis / "Annotations/480p/bear").mkdir(parents=True, exist_ok=True)
+        mask = torch.zeros(48, 70, dtype=torch.uint8)
+        mask[10:30, 20 + frame : 50] = 1
+        Image.fromarray(mask.numpy()).save(davis / f"Annotations/480p/bear/{frame:05}.png")
+    (davis / "ImageSets/2017").mkdir(parents=True)
+    (davis / "ImageSets/2017/val.txt").write_text("bear\n")
+    entry = {"category": "cat", "src_imname": "1.jpg", "trg_imname": "2.jpg", "src_kps": [[3, 4], [30, 20]],
+             "trg_kps": [[5, 6], [40, 30]], "trg_bndbox": [0, 0, 50, 40]}  # fmt: skip
+    for number in (1, 2):
+        draw(spair / f"JPEGImages/cat/{number}.jpg", 48, 60, 3)
+    for part in ("Layout/large", "PairAnnotation/test"):
+        (spair / part).mkdir(parents=True)
+    (spair / "Layout/large/test.txt").write_text("1:cat\n")
+    (spair / "PairAnnotation/test/1:cat.json").write_text(json.dumps(entry))
+    out = tmp_path / "results.json"
+    assert main(
+        ["--backbone", str(weights), "--layer", "layer1", "--data", f"davis:{tmp_path}", "--data", f"spair:{tmp_path}",
+         "--protocols", "davis,spair", "--size", "64", "--device", "cpu", "--out", str(out)]
+    ) == 0  # fmt: skip
+    made = scores_of(out)
+    assert set(made[f"davis on davis:{tmp_path}"]) == {"J&F", "J", "F"}
+    assert set(made[f"spair on spair:{tmp_path}"]) == {"PCK per image", "PCK per point"}
+
+
 def one_of_two(rank, port, folder, weights, out):
     torch.set_num_threads(1)
     started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -220,8 +254,8 @@ def test_a_file_may_hold_the_weights_of_a_named_model(tmp_path):
 
 
 def test_the_table_lines_up():
-    result = {"protocol": "neighbors", "data": "voc:a", "scores": {"mIoU": 0.5}, "images": [1464, 1449], "size": None,
-              "seconds": 3.21}  # fmt: skip
+    result = {"protocol": "neighbors", "data": "voc:a", "scores": {"mIoU": 0.5}, "images": [1464, 1449]}
+    result |= {"size": [448, 448], "seconds": 3.21}
     lines = table({"a": result, "b": result | {"protocol": "hummingbird-open", "size": [504, 504]}}).splitlines()
     assert lines[2].split("  ")[0] == "neighbors"
     assert "1,464 + 1,449" in lines[2]

@@ -15,7 +15,6 @@ from densessl.evaluation import (
     HUMMINGBIRD_OPEN,
     cluster_segmentation,
     in_context_segmentation,
-    linear_segmentation,
     nearest_neighbor_segmentation,
     shared_features,
     store_features,
@@ -66,9 +65,8 @@ def test_the_other_probes_read_a_store(tmp_path):
         raise AssertionError("computed again")
 
     with store_features(features, KNOWN, batch_size=4) as known, store_features(features, ASKED, batch_size=4) as asked:
-        for probe in (nearest_neighbor_segmentation, linear_segmentation):
-            plain = probe(features, KNOWN, ASKED, CLASSES, batch_size=4)
-            assert probe(missing, known, asked, CLASSES, batch_size=4) == plain
+        plain = nearest_neighbor_segmentation(features, KNOWN, ASKED, CLASSES, batch_size=4)
+        assert nearest_neighbor_segmentation(missing, known, asked, CLASSES, batch_size=4) == plain
         plain = cluster_segmentation(features, ASKED, CLASSES, batch_size=4)
         assert cluster_segmentation(missing, asked, CLASSES, batch_size=4) == plain
 
@@ -141,7 +139,6 @@ def one_of_two(rank: int, folder: str, results: str) -> None:
             for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW):
                 scores.append(in_context_segmentation(counted, known, asked, CLASSES, protocol, batch_size=2))
             scores.append(nearest_neighbor_segmentation(counted, known, asked, CLASSES, batch_size=2))
-            scores.append(linear_segmentation(counted, known, asked, CLASSES, batch_size=2, steps=5))
             scores.append(cluster_segmentation(counted, asked, CLASSES, batch_size=2))
     images = torch.stack([image for image, _ in KNOWN])
     maps = shared_features(counted, block=2)(images)
@@ -163,7 +160,6 @@ def test_two_processes_equal_one(tmp_path):
     for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW):
         alone.append(in_context_segmentation(features, KNOWN, ASKED, CLASSES, protocol, batch_size=2))
     alone.append(nearest_neighbor_segmentation(features, KNOWN, ASKED, CLASSES, batch_size=2))
-    alone.append(linear_segmentation(features, KNOWN, ASKED, CLASSES, batch_size=2, steps=5))
     alone.append(cluster_segmentation(features, ASKED, CLASSES, batch_size=2))
     for rank in range(2):
         assert made[rank]["scores"].tolist() == 2 * alone

@@ -6,14 +6,13 @@ protocols take them. Nothing is downloaded; what is missing is refused by name.
 
 from densessl.evaluation.data.folders import camvid, own_masks
 from densessl.evaluation.data.labelled import LabelledImages, resized
-from densessl.evaluation.data.pairs import KeypointPair, KeypointPairs, spair
+from densessl.evaluation.data.pairs import KeypointPairs, spair
 from densessl.evaluation.data.photos import Photos, photos
 from densessl.evaluation.data.scenes import ade20k, cityscapes, coco_stuff
 from densessl.evaluation.data.videos import Videos, davis
 from densessl.evaluation.data.voc import voc
 
 __all__ = [
-    "KeypointPair",
     "KeypointPairs",
     "LabelledImages",
     "Photos",

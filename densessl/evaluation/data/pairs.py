@@ -5,31 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from densessl.evaluation.data._files import lines_of, need_files, need_folder, read_image
-
-
-class KeypointPair(NamedTuple):
-    """Two images that show the same kind of object, and points of one in the other.
-
-    Attributes:
-        source: uint8 ``(3, H, W)``.
-        target: uint8 ``(3, H', W')``; its size may differ.
-        source_points: float32 ``(P, 2)``, x and y in pixels of the source image, whose edges lie at 0 and W or H.
-        target_points: the same in the target image.
-        extent: the longer side of the target object's box, in pixels.
-    """
-
-    source: Tensor
-    target: Tensor
-    source_points: Tensor
-    target_points: Tensor
-    extent: float
+from densessl.evaluation.keypoint_pairs import KeypointPair
 
 
 class KeypointPairs(Dataset):
