@@ -185,8 +185,11 @@ def test_spair(tmp_path):
     torch.testing.assert_close(pair.target_points, torch.tensor([[4.5, 9.5], [9.5, 19.5]]))
     assert pair.extent == 16
     entry = json.loads(path.read_text())
-    text(path, json.dumps(entry | {"src_kps": [[900, 0]]}))
+    text(path, json.dumps(entry | {"src_kps": [[900, 0], [0, 0]]}))
     with pytest.raises(ValueError, match=r"^folder: .* points outside"):
+        data.spair(tmp_path)[0]
+    text(path, json.dumps(entry | {"src_kps": [[0, 0]]}))
+    with pytest.raises(ValueError, match=r"^folder: expected as many points .* got 1 and 2"):
         data.spair(tmp_path)[0]
     text(path, json.dumps({key: entry[key] for key in entry if key != "trg_bndbox"}))
     with pytest.raises(ValueError, match=r"^folder: .*trg_bndbox"):

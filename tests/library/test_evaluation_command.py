@@ -46,7 +46,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def run(folder, weights, out, *options, protocols="in-context-fast,neighbors,linear-fast,capi,correspondence,tokens"):
+def run(folder, weights, out, *options, protocols="in-context-fast,neighbors,correspondence,tokens"):
     return main(
         ["--backbone", str(weights), "--data", f"camvid:{folder}", "--protocols", protocols, "--size", "64x96",
          "--layer", "layer1", "--out", str(out), "--device", "cpu", *options]
