@@ -37,6 +37,14 @@ class StoredFeatures:
     def __len__(self) -> int:
         return len(self._maps)
 
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Refuses: the images are gone.
+
+        Raises:
+            ValueError: always, for protocols that crop and encode images themselves.
+        """
+        raise ValueError("labelled: expected (image, labels) pairs, got a store: this protocol encodes its own crops")
+
     def batches(self, batch_size: int, *, own: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Maps ``(B, C, h, w)`` and labels ``(B, H, W)`` on the device of the features, in order.
 

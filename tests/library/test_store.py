@@ -16,6 +16,7 @@ from densessl.evaluation import (
     cluster_segmentation,
     in_context_segmentation,
     nearest_neighbor_segmentation,
+    patch_probe,
     shared_features,
     store_features,
 )
@@ -69,6 +70,11 @@ def test_the_other_probes_read_a_store(tmp_path):
         assert nearest_neighbor_segmentation(missing, known, asked, CLASSES, batch_size=4) == plain
         plain = cluster_segmentation(features, ASKED, CLASSES, batch_size=4)
         assert cluster_segmentation(missing, asked, CLASSES, batch_size=4) == plain
+
+
+def test_a_protocol_that_crops_images_refuses_a_store(tmp_path):
+    with store_features(features, KNOWN, tmp_path) as known, pytest.raises(ValueError, match="got a store"):
+        patch_probe(features, known, ASKED, CLASSES)
 
 
 def test_a_store_may_be_kept(tmp_path):
