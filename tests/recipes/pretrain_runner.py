@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from examples.pretrain import (
@@ -30,8 +30,9 @@ from examples.pretrain import (
 )
 from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
-from examples.pretrain.common.callbacks import SaveOnSigterm
+from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.last_checkpoint import LastCheckpoint
 from examples.pretrain.common.sharding import whole
 from examples.pretrain.common.training import Pretraining
 
@@ -107,12 +108,12 @@ def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None
         devices=2 if several else 1,
         strategy=("fsdp2" if "fsdp2" in resume else "ddp") if several else "auto",
         logger=False,
+        plugins=[WholeFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
             losses,
-            SaveOnSigterm(),
-            ModelCheckpoint(out, "last", every_n_train_steps=2, enable_version_counter=False),
+            LastCheckpoint(Path(out), 2),
             *([Stop(int(stop_at), getattr(signal, number))] if int(stop_at) else []),
         ],
     )

@@ -16,7 +16,7 @@ pytest.importorskip("webdataset")
 from making import TINY, cli, drawing
 
 from examples.pretrain.common.data.shard_lists import find_shards, is_shards
-from examples.pretrain.common.data.shards import ShardLoader
+from examples.pretrain.common.data.shard_loader import ShardLoader
 from examples.pretrain.pixpro import PixPro
 
 SHARDS, EACH = 4, 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import save_file
 
+from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.views import Batch
+from examples.pretrain.common.last_checkpoint import LastCheckpoint
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.sharding import whole
 from examples.pretrain.common.training import is_logged
@@ -31,6 +33,14 @@ class StopOnCollapse(Callback):
     def __init__(self, collapsed_below: float = 0.3, patience: int = 1000) -> None:
         self.collapsed_below, self.patience = collapsed_below, patience
         self.healthy_at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The last healthy reading: a run that goes on has had the earlier ones."""
+        return {"healthy_at": self.healthy_at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from there."""
+        self.healthy_at = state["healthy_at"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step % trainer.log_every_n_steps:
@@ -108,20 +118,10 @@ class Encoders(Callback):
         # Gathering sharded tensors takes all processes as well.
         state = {key: whole(value) for key, value in backbone_of(module.method).state_dict().items()}
         if trainer.is_global_zero and folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
             weights = {key: value.cpu().contiguous() for key, value in state.items()}
-            part = Path(folder) / "encoder.safetensors.part"
-            save_file(weights, part)
-            part.chmod(0o644)  # others may read it
-            part.replace(part.with_suffix(""))  # never half a file under the final name
-
-
-class SaveOnSigterm(Callback):
-    """A preempted run leaves last.ckpt behind: ``fit --ckpt_path last`` goes on from there."""
-
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+            with written_beside(Path(folder) / "encoder.safetensors") as part:
+                part.touch()  # with the mode of any new file, which save_file then keeps
+                save_file(weights, part)
 
 
 @rank_zero_only
@@ -132,17 +132,28 @@ def keep_earlier_rows(path: Path) -> None:
         path.rename(path.with_name(f"metrics-{number}.csv"))
 
 
+def without_farewell(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's says more than that a run that has done all its steps has stopped."""
+    return not record.getMessage().startswith("`Trainer.fit` stopped")
+
+
 def standard_callbacks(out: str, every_n_epochs: int, every_n_steps: int) -> list[Callback]:
-    """Guards, throughput, checkpoints (``last.ckpt`` and every n epochs), encoder export, preemption."""
+    """Guards, throughput, encoder export, checkpoints (every n epochs, and ``last.ckpt``)."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(without_farewell)
     folder = Path(out) / "checkpoints"
     return [
         StopOnCollapse(),
         Throughput(),
         Encoders(),
-        SaveOnSigterm(),
         LearningRateMonitor("step"),
+        # Without the counter: a run that is killed and goes on writes an epoch's file again, under the same name.
         ModelCheckpoint(
-            folder, "epoch={epoch}", every_n_epochs=every_n_epochs, save_top_k=-1, auto_insert_metric_name=False
+            folder,
+            "epoch={epoch}",
+            every_n_epochs=every_n_epochs,
+            save_top_k=-1,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
         ),
-        ModelCheckpoint(folder, "last", every_n_train_steps=every_n_steps, enable_version_counter=False),
+        LastCheckpoint(folder, every_n_steps),
     ]

@@ -20,6 +20,7 @@ from torch import nn
 from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.callbacks import keep_earlier_rows, standard_callbacks
+from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.options import photo_views
 from examples.pretrain.common.optimizers import SquareRootLARS
@@ -151,6 +152,7 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     trainer = pl.Trainer(
         **config.trainer,
         logger=[logger(config.out, name="", version="") for logger in (CSVLogger, TensorBoardLogger)],
+        plugins=[WholeFiles()],
         callbacks=standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
     )
     return Run(config, module, data, trainer)

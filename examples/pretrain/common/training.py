@@ -97,10 +97,7 @@ def steps_of(trainer: pl.Trainer) -> int:
 
     Not ``trainer.estimated_stepping_batches``: that opens the loader before its position is restored.
     """
-    batches = trainer.datamodule.batches_per_epoch()
-    limit = trainer.limit_train_batches
-    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
+    steps = math.ceil(trainer.datamodule.batches_taken() / trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
     if trainer.max_steps > 0:
         steps = min(steps, trainer.max_steps) if steps > 0 else trainer.max_steps
     if steps < 1:

@@ -78,9 +78,20 @@ class PhotoViews(pl.LightningDataModule):
             )
         return images // self.batch_size
 
+    def batches_taken(self) -> int:
+        """Batches of an epoch that the trainer takes; ``trainer.limit_train_batches`` may leave some out."""
+        batches, limit = self.batches_per_epoch(), self.trainer.limit_train_batches
+        return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+    def setup(self, stage: str) -> None:
+        """A run starts at the beginning, whatever came before it; a checkpoint's position is loaded after this."""
+        self._loader = self._position = None
+
     def train_dataloader(self) -> Any:
-        """The loader of this process: a ResumableLoader, or a ShardLoader."""
-        self.batches_per_epoch()
+        """The loader of this process: a ResumableLoader, or a ShardLoader. A second one of a run goes on."""
+        batches = self.batches_taken()
+        if self._loader is not None:
+            self._position = self._loader.state_dict()
         self._loader = self.source.loader(
             self.draw,
             self.channels,
@@ -88,6 +99,7 @@ class PhotoViews(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             workers=self.workers,
+            batches=batches,
         )
         if self._position is not None:
             self._loader.load_state_dict(self._position)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -108,9 +108,27 @@ class FrameSource:
             )
         return found
 
-    def loader(self, draw: DrawViews, channels: int, **process: Any) -> ResumableLoader:
-        """The loader of one process; ``process`` names its batch_size, rank, world_size and workers."""
-        return ResumableLoader(FramePairs(self._pairs(), draw, channels=channels), seed=draw.seed, **process)
+    def loader(
+        self,
+        draw: DrawViews,
+        channels: int,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+        batches: int | None = None,
+    ) -> ResumableLoader:
+        """The loader of one process. The arguments are those of FolderSource's."""
+        return ResumableLoader(
+            FramePairs(self._pairs(), draw, channels=channels),
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=draw.seed,
+            workers=workers,
+            batches=batches,
+        )
 
     def _pairs(self) -> list[Pair]:
         if self._found is None:

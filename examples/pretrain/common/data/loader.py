@@ -15,9 +15,10 @@ from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.views import collate
 
 
-def outlive_sigterm(worker: int) -> None:
-    """A preemption signals the whole process group: were the readers to die of it, no checkpoint could be written."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def outlive_signals(worker: int) -> None:
+    """A preemption and Ctrl-C signal the whole group: were the readers to die, no checkpoint could be written."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def kill_readers() -> None:
@@ -39,12 +40,21 @@ class ResumableLoader:
         world_size: number of processes.
         seed: of the permutations.
         workers: processes that read.
+        batches: Batches after which an epoch ends early, and the next permutation begins; None: all whole ones.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, rank: int, world_size: int, seed: int, workers: int
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        workers: int,
+        batches: int | None = None,
     ) -> None:
-        self.epoch, self.batch = 0, 0
+        self.epoch, self.batch, self.batches = 0, 0, batches
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self._loader = DataLoader(
@@ -54,7 +64,7 @@ class ResumableLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_sigterm,
+            worker_init_fn=outlive_signals,
         )
         atexit.register(kill_readers)
 
@@ -62,7 +72,7 @@ class ResumableLoader:
         return len(self.dataset) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.batch >= len(self):
+        if self.batch >= (self.batches or len(self)):
             self.epoch, self.batch = self.epoch + 1, 0
         for batch in self._loader:
             self.batch += 1
@@ -91,6 +101,6 @@ class _Keys:
         epoch = at.epoch
         order = torch.randperm(len(at.dataset), generator=torch.Generator().manual_seed(seed_of(at.seed, epoch)))
         whole = at.batch_size * at.world_size
-        for batch in range(at.batch, len(at)):
+        for batch in range(at.batch, at.batches or len(at)):
             start = batch * whole + at.rank * at.batch_size
             yield [(epoch, int(index)) for index in order[start : start + at.batch_size]]

@@ -1,35 +1,47 @@
-"""Photos in tar shards, for sets larger than a disk: a stream in place of a folder, with the same draws.
-
-A run that is continued resumes AT SHARD BOUNDARIES: shards that were read to their end are passed over, shards that
-were begun are read again from their start. So up to a shard per worker may be seen twice in that epoch, and as many
-images at its end not at all. (A folder continues exactly.)
-"""
+"""Photos in tar shards, for sets larger than a disk: a stream in place of a folder, with the same draws."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from examples.pretrain.common.data.decode import SUFFIXES, decode_photo
-from examples.pretrain.common.data.loader import kill_readers, outlive_sigterm
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.shard_lists import webdataset
-from examples.pretrain.common.data.views import Batch, DrawViews, collate
+from examples.pretrain.common.data.views import Batch, DrawViews
 
 log = logging.getLogger(__name__)
 BUFFER = 256  # files of one shard in memory, to mix their order
 
 
+class Position:
+    """Where a process goes on in its shards, which are divided into as many shares as it has workers.
+
+    Attributes:
+        passed_over: bool, one per shard: not read, because they were before the shares were made.
+        places: int64 ``(shares, 2)``: shards of each share that are read to their end, and files of the next.
+        first: The share that the next rows come from.
+        given: Rows of its next batch that were given already.
+    """
+
+    def __init__(self, passed_over: Tensor, shares: int) -> None:
+        self.passed_over, self.places = passed_over, torch.zeros(shares, 2, dtype=torch.int64)
+        self.first, self.given = 0, 0
+
+    def is_start(self) -> bool:
+        """Whether nothing was read or passed over."""
+        return not (self.passed_over.any() or self.places.any())
+
+
 class ShardStream(IterableDataset):
-    """Views of the photos of this process's and worker's shards, each with the shards that end before the next.
+    """Views of the photos of this process's and worker's shards, each with its share and the place after it.
 
     A photo's draws follow from (seed, epoch, number of its shard, its number in the shard, view), whoever reads it.
 
@@ -39,37 +51,51 @@ class ShardStream(IterableDataset):
         channels: of the images.
         rank: of this process.
         world_size: number of processes.
+        workers: processes that read; with 0 this one does.
     """
 
-    def __init__(self, shards: list[str], draw: DrawViews, *, channels: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, shards: list[str], draw: DrawViews, *, channels: int, rank: int, world_size: int, workers: int
+    ) -> None:
         self.shards, self.draw, self.channels = shards, draw, channels
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.shares = rank, world_size, max(1, workers)
         # Shared with the workers, which live for the whole run.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.epoch, self.first = (torch.zeros((), dtype=torch.int64).share_memory_() for _ in range(2))
         self.passed_over = torch.zeros(len(shards), dtype=torch.bool).share_memory_()
+        self.places = torch.zeros(self.shares, 2, dtype=torch.int64).share_memory_()
 
-    def __iter__(self) -> Iterator[tuple[Batch, list[int]]]:
-        epoch, held, unreadable, ended = int(self.epoch), None, 0, []
-        for shard in self._mine(epoch):
-            for number, name, data in self._files(epoch, shard):
+    def start_at(self, epoch: int, position: Position) -> None:
+        """The next iteration, in all workers, starts there: the first worker reads the first share."""
+        self.epoch.fill_(epoch)
+        self.first.fill_(position.first)
+        self.passed_over.copy_(position.passed_over)
+        self.places.copy_(position.places)
+
+    def share(self, number: int, epoch: int, passed_over: Tensor) -> list[int]:
+        """The shards of one share, in their order."""
+        generator = torch.Generator().manual_seed(seed_of(self.draw.seed, epoch))
+        order = torch.randperm(len(self.shards), generator=generator)
+        of_process = order[~passed_over[order]][self.rank :: self.world_size]
+        return of_process[number :: self.shares].tolist()
+
+    def __iter__(self) -> Iterator[tuple[Batch, tuple[int, int, int]]]:
+        epoch, held, unreadable, worker = int(self.epoch), None, 0, get_worker_info()
+        number = (int(self.first) + (0 if worker is None else worker.id)) % self.shares
+        shards, (ended, read) = self.share(number, epoch, self.passed_over), self.places[number].tolist()
+        for count, shard in enumerate(shards[ended:], ended):
+            for place, (file, name, data) in enumerate(self._files(epoch, shard)):
+                if count == ended and place < read:
+                    continue
                 image = self._decode(name, data)
                 if image is None:
                     unreadable += 1
                     continue
                 if held is not None:
-                    yield held._replace(unreadable=torch.tensor(unreadable)), ended
-                    unreadable, ended = 0, []
-                held = self.draw(image, name, epoch, shard, number)
-            ended.append(shard)
+                    yield held._replace(unreadable=torch.tensor(unreadable)), (number, count, place)
+                    unreadable = 0
+                held = self.draw(image, name, epoch, shard, file)
         if held is not None:
-            yield held._replace(unreadable=torch.tensor(unreadable)), ended
-
-    def _mine(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed_of(self.draw.seed, epoch))
-        order = torch.randperm(len(self.shards), generator=generator)
-        of_process = order[~self.passed_over[order]][self.rank :: self.world_size].tolist()
-        worker = get_worker_info()
-        return of_process if worker is None else of_process[worker.id :: worker.num_workers]
+            yield held._replace(unreadable=torch.tensor(unreadable)), (number, len(shards), 0)
 
     def _files(self, epoch: int, shard: int) -> Iterator[tuple[int, str, bytes | Exception]]:
         """Number, name and bytes of a shard's photos, mixed; at last what ended it early."""
@@ -99,128 +125,6 @@ class ShardStream(IterableDataset):
             return None
 
 
-class ShardLoader:
-    """Batches of a ShardStream; its position, in whole shards, is part of a checkpoint.
-
-    An epoch has ``images // (batch_size * world_size)`` batches for every process. A process whose shards hold fewer
-    images starts them again, and says so; what others have over is left out. With shards of equal size, in a number
-    divisible by that of the processes, every image comes once.
-
-    Args:
-        shards: paths and URLs.
-        draw: of the views.
-        images: in all shards.
-        channels: of the images.
-        batch_size: per process.
-        rank: of this process.
-        world_size: number of processes.
-        workers: processes that read.
-    """
-
-    def __init__(
-        self,
-        shards: list[str],
-        draw: DrawViews,
-        *,
-        images: int,
-        channels: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        workers: int,
-    ) -> None:
-        self.epoch, self.batch = 0, 0
-        self.batch_size, self.length = batch_size, images // (batch_size * world_size)
-        self.stream = ShardStream(shards, draw, channels=channels, rank=rank, world_size=world_size)
-        # Not what the workers look at: one that starts late would find shards finished meanwhile, and split the rest.
-        self.finished = torch.zeros(len(shards), dtype=torch.bool)
-        self._loader = DataLoader(
-            self.stream,
-            batch_size,
-            collate_fn=_collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_sigterm,
-        )
-        atexit.register(kill_readers)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self.batch >= len(self):
-            self.epoch, self.batch = self.epoch + 1, 0
-            self.finished.zero_()
-        self.stream.epoch.fill_(self.epoch)
-        for batch, ended in self._batches():
-            self.finished[ended] = True
-            self.batch += 1
-            yield batch
-            if self.batch >= len(self):
-                return
-
-    def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
-        """Whole batches without end; what single workers have over is put together."""
-        size, over, ended_over = self.batch_size, None, []
-        while True:
-            from_start, empty = not self.finished.any(), True
-            self.stream.passed_over.copy_(self.finished)
-            for batch, ended in self._loader:
-                empty = False
-                if over is not None:
-                    batch = _each(torch.cat, over, batch)
-                rows = len(batch.unreadable)
-                if rows < size:
-                    over, ended_over = batch, ended_over + ended
-                    continue
-                yield _each(lambda x: x[0][:size], batch), ended_over + (ended if rows == size else [])
-                over, ended_over = (_each(lambda x: x[0][size:], batch), ended) if rows > size else (None, [])
-            if from_start and empty:
-                raise ValueError("data.folder: expected photos in the tar shards, found none that can be read")
-            log.warning(
-                "process %d has read all its shards after %d of %d batches and starts them again: data.images is too "
-                "large, shards differ in size, or the epoch was continued",
-                self.stream.rank, self.batch, len(self),
-            )  # fmt: skip
-            self.finished.zero_()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch, its next batch, and the shards that all processes together have finished."""
-        finished = [self.finished.tolist()]
-        if torch.distributed.is_initialized():  # Lightning asks all processes, and keeps the answer of the first
-            own, finished = finished[0], [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(finished, own)
-        together = [any(each) for each in zip(*finished, strict=True)]
-        return {"epoch": self.epoch, "batch": self.batch, "finished": together}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the shards that are not finished.
-
-        Raises:
-            ValueError: if the checkpoint was made with another number of shards, or with a folder.
-        """
-        finished = state.get("finished", [])
-        if len(finished) != len(self.stream.shards):
-            raise ValueError(
-                f"data.folder: expected the {len(finished)} shards of the checkpoint, got {len(self.stream.shards)}"
-            )
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self.finished.copy_(torch.tensor(finished))
-
-
 def _is_photo(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and path.name[0] != "."
-
-
-def _collate(samples: list[tuple[Batch, list[int]]]) -> tuple[Batch, list[int]]:
-    batches, ended = zip(*samples, strict=True)
-    return collate(list(batches)), [shard for some in ended for shard in some]
-
-
-def _each(change: Callable[[tuple[Tensor, ...]], Tensor], *parts: Any) -> Any:
-    """Changes every tensor of nested NamedTuples."""
-    if isinstance(parts[0], Tensor):
-        return change(parts)
-    return type(parts[0])(*(_each(change, *fields) for fields in zip(*parts, strict=True)))

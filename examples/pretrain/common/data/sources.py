@@ -36,7 +36,15 @@ class FolderSource:
         return found
 
     def loader(
-        self, draw: DrawViews, channels: int, *, batch_size: int, rank: int, world_size: int, workers: int
+        self,
+        draw: DrawViews,
+        channels: int,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+        batches: int | None = None,
     ) -> ResumableLoader:
         """The loader of one process.
 
@@ -47,6 +55,7 @@ class FolderSource:
             rank: Number of this process.
             world_size: Number of all processes.
             workers: Number of reading processes.
+            batches: Number of batches of an epoch; None: as many as the images fill.
         """
         return ResumableLoader(
             Photos(self._paths(), draw, channels=channels),
@@ -55,6 +64,7 @@ class FolderSource:
             world_size=world_size,
             seed=draw.seed,
             workers=workers,
+            batches=batches,
         )
 
     def _paths(self) -> list[Path]:
@@ -64,7 +74,7 @@ class FolderSource:
 
 
 class ShardSource:
-    """Photos in tar shards; see shards.py.
+    """Photos in tar shards; see shards.py and shard_loader.py.
 
     Args:
         pattern: ``shards/{000..099}.tar``, a URL, or ``pipe:`` and a command that writes one.
@@ -86,11 +96,19 @@ class ShardSource:
         return self.images
 
     def loader(
-        self, draw: DrawViews, channels: int, *, batch_size: int, rank: int, world_size: int, workers: int
+        self,
+        draw: DrawViews,
+        channels: int,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+        batches: int | None = None,
     ) -> Any:
         """The loader of one process, a ShardLoader. The arguments are those of FolderSource's."""
         from examples.pretrain.common.data.shard_lists import find_shards
-        from examples.pretrain.common.data.shards import ShardLoader
+        from examples.pretrain.common.data.shard_loader import ShardLoader
 
         return ShardLoader(
             find_shards(self.folder, self.images, world_size, workers),
@@ -101,6 +119,7 @@ class ShardSource:
             rank=rank,
             world_size=world_size,
             workers=workers,
+            batches=batches,
         )
 
 
