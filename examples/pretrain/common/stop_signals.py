@@ -38,7 +38,7 @@ class StopSignals:
         """Puts the handlers in place, and keeps Lightning from replacing them."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python handles signals in its main thread only
-        # Lightning registers its handlers after every hook but the loop's first. A signal in between must not meet them.
+        # Lightning registers its handlers after all hooks but the loop's first: a signal in between must not meet them.
         trainer._signal_connector.register_signal_handlers = lambda: None
         numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
         for number in numbers:

@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
