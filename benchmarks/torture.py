@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.torturing.blows import BLOWS, FULL, GRACEFUL, SmallDisk, Told, at_any_time, wait_for
+from benchmarks.torturing.nodes import end_of
 from benchmarks.torturing.runs import Running, preload
 from benchmarks.torturing.settings import Setting, grid, write_photos
 
@@ -144,6 +145,21 @@ def difference(one: Any, other: Any, name: str = "") -> str:
     return "" if one == other else f"{name} is {one}, expected {other}"
 
 
+def two_nodes(epochs: int = 12) -> None:
+    """Compares a run on two nodes, of which one is killed and started again, with a run on one."""
+    folder = Path(tempfile.mkdtemp())
+    write_photos(folder / "photos")
+    try:
+        began = time.monotonic()
+        ends = [end_of(folder / "photos", folder / str(killed), epochs, killed) for killed in (False, True)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    words = difference(*ends) or "equal"
+    print(f"two nodes, one killed and started again: {words}, {time.monotonic() - began:.0f} s")
+    if words != "equal":
+        raise SystemExit(1)
+
+
 def main() -> None:
     """Makes the kills and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -151,7 +167,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of settings and moments.")
     parser.add_argument("--first", type=int, default=0, help="Number of the first kill.")
     parser.add_argument("--processes", type=int, default=4, help="Largest number of processes of a run.")
+    parser.add_argument("--nodes", action="store_true", help="Kill one of two torchrun nodes instead.")
     options = parser.parse_args()
+    if options.nodes:
+        return two_nodes()
     torch.set_num_threads(1)
     preload()
     kinds, table = [*BLOWS, FULL], defaultdict(Counter)

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.views import Batch
@@ -120,8 +120,7 @@ class Encoders(Callback):
         if trainer.is_global_zero and folder is not None:
             weights = {key: value.cpu().contiguous() for key, value in state.items()}
             with written_beside(Path(folder) / "encoder.safetensors") as part:
-                part.touch()  # with the mode of any new file, which save_file then keeps
-                save_file(weights, part)
+                part.write_bytes(save(weights))  # save_file makes files that others cannot read
 
 
 @rank_zero_only

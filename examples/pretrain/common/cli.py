@@ -146,6 +146,8 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     optimizer = recipe.optimizer(**config.optimizer)
     momentum = config.momentum if recipe.momentum is not None else (0.0, 0.0)
     module = Pretraining(method, optimizer, tuple(momentum), config.compile)
+    if config.ckpt_path == "auto":
+        config.ckpt_path = "last" if (Path(config.out) / "checkpoints" / "last.ckpt").is_file() else None
     if config.ckpt_path == "last":
         config.ckpt_path = str(last_checkpoint(Path(config.out)))
     keep_earlier_rows(Path(config.out) / "metrics.csv")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_info
 
 from examples.pretrain.common.checkpoint_files import remove_parts
@@ -33,6 +34,7 @@ class LastCheckpoint(Checkpoint):  # Lightning calls checkpoints after all other
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         self.signals.install(trainer)
+        keep_sums(trainer.strategy)
         if trainer.is_global_zero:
             remove_parts(self.folder)
 
@@ -81,3 +83,14 @@ class LastCheckpoint(Checkpoint):  # Lightning calls checkpoints after all other
             name, step = signal.Signals(number).name, trainer.global_step
             rank_zero_info(f"Stopped by {name} after step {step}; --ckpt_path last goes on from there.")
             raise SystemExit(128 + number)  # as a shell says it of a process that a signal has ended
+
+
+def keep_sums(strategy: Strategy) -> None:
+    """Lets more than two processes on CPUs add up their gradients in the same order in every step.
+
+    After its first step a process sorts its gradients into other buckets, and so each first step of a run that goes on
+    would round differently. torch does not sort where it looks for unused parameters. On GPUs that would cost time, and
+    equal bits are not promised there.
+    """
+    if isinstance(strategy, DDPStrategy) and strategy.root_device.type == "cpu":
+        strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
