@@ -110,7 +110,7 @@ ARMS = {
     "pixpro+byol": Arm("PixPro + BYOL form", partial(PixProInstance, instance="consistency", **HEADS)),
     "densecl": Arm("DenseCL", partial(DenseCL, queue=2048, **HEADS)),
     "densecl-sgd": Arm("DenseCL, its SGD", partial(DenseCL, queue=2048, **HEADS), LinearSGD, (0.99, 0.99)),
-    "vicregl": Arm("VICRegL", partial(VICRegL, keep=20, **HEADS)),
+    "vicregl": Arm("VICRegL", partial(VICRegL, keep=(20, 20), keep_by_feature=20, **HEADS)),
     "detcon": Arm("DetCon", partial(DetCon, **HEADS)),
     "slotcon": Arm("SlotCon", partial(SlotCon, prototypes=64, **HEADS)),
     "paka": Arm("PaKA", partial(PaKA, **HEADS), partial(BackboneAdamW, lr_head=1e-3)),

@@ -59,7 +59,10 @@ class VICRegL(nn.Module):
         width: Number of channels of that map.
         hidden_dim: Width of the images' expander.
         dim: Width of the cells' expander.
-        keep: How many pairs of least distance to keep per image, direction and rule, gamma.
+        keep: How many pairs of least distance in the source image to keep per image, gamma: from view 1 to view 2, and
+            back. The defaults are the authors' code's; the paper has 20 for views of 224 px.
+        keep_by_feature: The same for the pairs of most similar cells, in both directions. All of them (null) is the
+            default of the authors' code.
         alpha: Share of the images' loss, in 0..1.
 
     Raises:
@@ -72,14 +75,16 @@ class VICRegL(nn.Module):
         width: int,
         hidden_dim: int = 8192,
         dim: int = 512,
-        keep: int = 20,
+        keep: tuple[int, int] = (20, 4),
+        keep_by_feature: int | None = None,
         alpha: float = 0.75,
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"method.alpha: expected a number in 0..1, got {alpha}")
         self.encoder = Encoder(backbone, width, hidden_dim, dim)
-        self.nearest, self.alpha = NearestMatcher(keep), alpha
+        self.by_place = [NearestMatcher(number) for number in keep]
+        self.by_feature, self.alpha = NearestMatcher(keep_by_feature), alpha
         # The authors' code halves the covariance term of VICReg's, as lightly's VICRegLLoss notes.
         self.vicreg = VICRegLoss(lambda_param=25, mu_param=25, nu_param=0.5, gather_distributed=True)
 
@@ -103,9 +108,9 @@ class VICRegL(nn.Module):
         by_position = cell_distance(view1.coords, view2.coords, size1, size2, source_size=view1.source_size)
         by_feature = feature_distance(z1.detach(), z2.detach(), metric="euclidean")
         terms, located = [], None
-        for cost in (by_position, by_feature):
-            for a, b, distance in ((z1, z2, cost), (z2, z1, cost.mT)):
-                pairs = self.nearest(distance)
+        for cost, nearest in ((by_position, self.by_place), (by_feature, [self.by_feature] * 2)):
+            for a, b, distance, match in ((z1, z2, cost, nearest[0]), (z2, z1, cost.mT, nearest[1])):
+                pairs = match(distance)
                 located = pairs if located is None else located
                 near = [gather_tokens(map_to_tokens(x), at) for x, at in ((a, pairs.query), (b, pairs.key))]
                 terms.append(self.vicreg(*near))

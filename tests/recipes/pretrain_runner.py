@@ -48,7 +48,7 @@ METHODS = {
     "neco": neco,
     "ibot_cross_view": ibot_cross_view,
 }
-OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": 4}}
+OPTIONS = {"pixpro_instance": {"instance": "contrast"}, "densecl": {"queue": 20}, "vicregl": {"keep": (4, 2)}}
 OPTIONS |= {"paka": {"grid": 3}, "neco": {"grid": 2, "queue": 100}, "ibot_cross_view": {"prototypes": 12}}
 VIT = ("test_vit", "norm", "random", 32)
 TINY = {"hidden_dim": 32, "dim": 16}

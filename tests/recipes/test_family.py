@@ -97,7 +97,7 @@ BOXES: list[tuple[Box, Box]] = [
     ((0.01, 0.02, 0.31, 0.43), (0.57, 0.61, 0.93, 0.98)),  # apart
 ]
 SOURCE = (400, 150)  # width and height: per axis in 0..1, other cells would be the nearest
-KEEP = 4
+KEEP = (4, 2)
 
 
 def vicreg(a: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
     return 25 * s + 25 * v + c
 
 
-def local_loop(z1: Tensor, z2: Tensor) -> tuple[Tensor, list[list[tuple[int, int, bool]]]]:
+def local_loop(z1: Tensor, z2: Tensor, by_feature_kept: int | None) -> tuple[Tensor, list[list[tuple[int, int, bool]]]]:
     """By place plus by feature; each the mean of both directions, and of the batches that the k-th pairs make."""
     a, b = tokens(z1), tokens(z2)
     by_place = [
@@ -129,15 +129,19 @@ def local_loop(z1: Tensor, z2: Tensor) -> tuple[Tensor, list[list[tuple[int, int
     ]
     by_feature = [[[float(((x - y) ** 2).sum()) for y in b[i]] for x in a[i]] for i in range(B)]
     total, located = 0, None
-    for cost in (by_place, by_feature):
-        for query, key, table in ((a, b, cost), (b, a, [list(zip(*rows, strict=True)) for rows in cost])):
+    for cost, kept in ((by_place, KEEP), (by_feature, (by_feature_kept,) * 2)):
+        for query, key, table, keep in (
+            (a, b, cost, kept[0]),
+            (b, a, [list(zip(*rows, strict=True)) for rows in cost], kept[1]),
+        ):
             allowed = [[True] * key.shape[1]] * query.shape[1]
-            pairs = [nearest(rows, allowed, KEEP, False) for rows in table]
+            pairs = [nearest(rows, allowed, keep, False) for rows in table]
             located = located or pairs
-            for k in range(KEEP):
+            slots = query.shape[1] if keep is None else keep
+            for k in range(slots):
                 left = torch.stack([query[i, pairs[i][k][0]] for i in range(B)])
                 right = torch.stack([key[i, pairs[i][k][1]] for i in range(B)])
-                total = total + vicreg(left, right) / KEEP / 2
+                total = total + vicreg(left, right) / slots / 2
     return total, located
 
 
@@ -147,13 +151,15 @@ def boxed_views(dtype: torch.dtype = torch.float64) -> list[View]:
     return [View(torch.zeros(B, 3, 8, 8 + view), coords_from_boxes(x), size) for view, x in enumerate(boxes)]
 
 
-def test_vicregl_cells_equal_the_loop():
-    recipe = small(VICRegL, layer="layer1", hidden_dim=8, dim=C, keep=KEEP)
+@pytest.mark.parametrize("by_feature", [None, 3])
+def test_vicregl_cells_equal_the_loop(by_feature):
+    """Of the pairs by place 4 and 2 are kept; of those by feature all, as in the authors' code, or a number."""
+    recipe = small(VICRegL, layer="layer1", hidden_dim=8, dim=C, keep=KEEP, keep_by_feature=by_feature)
     ((z1, z2),) = maps(C)
     z1.requires_grad_()
     z2.requires_grad_()
     got, located = recipe.local_loss(z1, z2, *boxed_views())
-    expected, pairs = local_loop(z1, z2)
+    expected, pairs = local_loop(z1, z2, by_feature)
     assert [list(zip(*(part[i].tolist() for part in located), strict=True)) for i in range(B)] == pairs
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
     for a, b in zip(*(torch.autograd.grad(loss, (z1, z2)) for loss in (got, expected)), strict=True):
@@ -179,8 +185,13 @@ def test_vicregl_equals_the_loop(monkeypatch):
     recipe.encoder = Fixed((z1, w1), (z2, w2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = recipe(*boxed_views()).loss
-    expected = 0.6 * vicreg(w1, w2) + 0.4 * local_loop(z1, z2)[0]
+    expected = 0.6 * vicreg(w1, w2) + 0.4 * local_loop(z1, z2, None)[0]
     torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_vicregl_keeps_what_the_authors_code_keeps_by_default():
+    recipe = small(VICRegL, size=64, hidden_dim=8, dim=C)
+    assert [match.keep for match in (*recipe.by_place, recipe.by_feature)] == [20, 4, None]
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])

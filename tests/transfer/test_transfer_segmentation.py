@@ -506,12 +506,29 @@ def test_fit_and_validate_from_the_command_line(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["segmentation.py", *args])
         run(Segmentation, SegmentationData)
 
+    start = tmp_path / "start.pth"
+    torch.save(get_model("resnet18").state_dict(), start)
+    common.append(f"--model.pretrained={start}")
     call("fit", *common, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1")
+    start.unlink()  # the checkpoint holds all weights
     with (out / "version_0" / "metrics.csv").open() as file:
         fitted = list(csv.DictReader(file))[-1]
     call("validate", *common, "--ckpt_path", str(out / "last.ckpt"))
     with (out / "version_1" / "metrics.csv").open() as file:
         validated = list(csv.DictReader(file))[-1]
     assert float(fitted["val/miou"]) == pytest.approx(float(validated["val/miou"]))
+    last = ["--ckpt_path", str(out / "last.ckpt")]
+    call("fit", *common, "--trainer.max_epochs=2", *last)
+    assert torch.load(out / "last.ckpt", weights_only=True)["hyper_parameters"]["pretrained"] == str(start)
+    for arguments, message in (
+        (
+            ["--model.lr=0.5", *last],
+            r"model.lr: the model in .*last.ckpt has 0.05, got 0.5; continue with --model.lr 0.05",
+        ),
+        (["--ckpt_path", str(start)], r"ckpt_path: expected a checkpoint of this recipe, got .*no such file"),
+        (["--ckpt_path", str(RECIPES / CONFIGS["camvid"])], r"ckpt_path: expected .*which is none or is damaged"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: {message}"):
+            call("fit", *common, *arguments)
     with pytest.raises(SystemExit, match=r"^error: data.folder: expected images/train"):
-        call("fit", *common, "--data.folder", str(tmp_path / "nowhere"))
+        call("fit", *common, "--model.pretrained=none", "--data.folder", str(tmp_path / "nowhere"))

@@ -64,7 +64,7 @@ def make_backbone(
         try:
             read = load_backbone(backbone, init)
         except ValueError as error:
-            raise ValueError(f"backbone.init: {error}") from error
+            raise ValueError(f"backbone.init: {str(error).removeprefix('path: ')}") from error
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)

@@ -5,7 +5,6 @@ The options have the chapters of a paper's appendix: backbone, method, optimizer
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +12,24 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from examples.pretrain.common import run_folder
 from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.bar import RunBar, speak_plainly
 from examples.pretrain.common.callbacks import keep_earlier_rows, standard_callbacks
 from examples.pretrain.common.checkpoint_files import WholeFiles
+from examples.pretrain.common.checks import check_options, named
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.extension import Extension
+from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
 from examples.pretrain.common.optimizers import SquareRootLARS
+from examples.pretrain.common.parsing import add_run_options, parse, settings_of
+from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
 
 # What a recipe decides by itself, or has no use for.
@@ -63,7 +69,11 @@ class Run(NamedTuple):
 
     def fit(self) -> None:
         """Trains, from the start or from ``ckpt_path``."""
-        self.trainer.fit(self.module, self.data, ckpt_path=self.config.ckpt_path)
+        if self.config.overwrite:
+            self.data.source.count(1, self.data.workers)  # nothing is deleted for a run that cannot begin
+            run_folder.clear(self.config.out)
+        with named("method", self.config.method), run_folder.watched(self.config.out):
+            self.trainer.fit(self.module, self.data, ckpt_path=self.config.ckpt_path)
 
 
 class Recipe(NamedTuple):
@@ -89,6 +99,7 @@ class Recipe(NamedTuple):
 
     def run(self) -> None:
         """Runs the command line of this process; errors of the user's end it with one line."""
+        speak_plainly()
         main(self, sys.argv[1:])
 
 
@@ -98,7 +109,9 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     def left_out(chapter: str) -> set[str]:
         return {name.split(".")[1] for name in recipe.without if name.startswith(f"{chapter}.")}
 
-    parser = ArgumentParser(description="Trains the method on a folder of images.")
+    parser = ArgumentParser(
+        description="Trains the method on a folder of images.", allow_abbrev=False, exit_on_error=False
+    )
     parser.add_argument("--config", action="config", help="YAML file of options; later options win.")
     parser.add_class_arguments(recipe.method, "method", skip={"backbone", "width"} | left_out("method"))
     for name, text in ANCHOR_HELP.items():
@@ -117,12 +130,9 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     parser.add_function_arguments(photo_views, "data", skip={"seed"} | left_out("data"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first weights and of everything drawn.")
     parser.add_argument("--compile", type=bool, default=False, help="Compile the encoders with torch.compile.")
-    parser.add_argument("--out", type=str, default="runs/pretrain", help="Folder of the run.")
-    parser.add_argument("--ckpt_path", type=str, default=None, help="Checkpoint to go on from; last: that of the run.")
-    parser.add_argument("--save_every_n_epochs", type=int, default=10, help="Epochs between checkpoints that stay.")
-    parser.add_argument("--save_every_n_steps", type=int, default=1000, help="Steps between writings of last.ckpt.")
+    add_run_options(parser)
     parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OF_A_RECIPE, instantiate=False)
-    parser.set_defaults(recipe.defaults)
+    parser.set_defaults({"trainer.log_every_n_steps": 10, "trainer.enable_model_summary": False, **recipe.defaults})
     return parser
 
 
@@ -132,59 +142,68 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     Raises:
         ValueError: If an option does not fit.
     """
-    config = fit_parser(recipe).parse_args(list(arguments))
+    parser = fit_parser(recipe)
+    config = parse(parser, arguments)
+    check_options(config)
     if recipe.check is not None:
         recipe.check(config)
+    name = recipe.method.__name__
+    start = run_folder.checkpoint_of(config.ckpt_path, config.out, name.lower())
+    identity, found = identity_of(name, config), None
+    if start is not None:
+        found = read_identity(start)
+        check_same(found, identity, config.extend_to, start)
+    elif config.extend_to is not None:
+        raise ValueError("extend_to: expected with --ckpt_path, the run to train on; a new run has trainer.max_epochs")
+    run_folder.check_place(config.out, start, config.ckpt_path, config.overwrite)
+    module, data = parts_of(recipe, config, begins=start is None)
+    config.out = run_folder.new_folder(name.lower()) if config.out is None else config.out
+    run_folder.prepare(config.out)
+    settings = parser.dump(settings_of(config, budget_of(identity)), skip_validation=True)
+    config.ckpt_path = None if start is None else str(start)
+    keep_earlier_rows(Path(config.out) / "metrics.csv")
+    callbacks = [
+        *standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
+        Identity(identity, config.data.folder, found),
+        run_folder.Settings(config.out, settings, name),
+        *([Extension()] if found is not None and budget_of(found) != budget_of(identity) else []),
+        *([] if config.trainer.enable_progress_bar is False else [RunBar()]),
+    ]
+    loggers = [Table(config.out), TensorBoardLogger(config.out, name="", version="")]
+    options = {**config.trainer, **{key.removeprefix("trainer."): n for key, n in budget_of(identity).items()}}
+    try:
+        trainer = pl.Trainer(**options, logger=loggers, plugins=[WholeFiles()], callbacks=callbacks)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ValueError(f"trainer: {error}") from error
+    return Run(config, module, data, trainer)
+
+
+def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraining, PhotoViews]:
+    """What trains, and on what.
+
+    Args:
+        recipe: The recipe.
+        config: All options.
+        begins: Whether the run begins; otherwise a checkpoint brings all weights, and ``backbone.init`` is not read.
+    """
     pl.seed_everything(config.seed, verbose=False)
     data = photo_views(**config.data, seed=config.seed)
-    backbone, width = recipe.backbone(**config.backbone, size=config.data.size, channels=config.data.channels)
+    start = {**config.backbone, "init": config.backbone.init if begins else "random"}
+    with named("backbone", config.backbone):
+        backbone, width = recipe.backbone(**start, size=config.data.size, channels=config.data.channels)
     options = dict(config.method)
     weights = {name: options.pop(name) for name in ("anchor", "koleo") if name in options}
-    method = recipe.method(backbone, width, **options)
+    with named("method", config.method):
+        method = recipe.method(backbone, width, **options)
     if any(weights.values()):
         method = Anchored(method, **weights)
     optimizer = recipe.optimizer(**config.optimizer)
     momentum = config.momentum if recipe.momentum is not None else (0.0, 0.0)
-    module = Pretraining(method, optimizer, tuple(momentum), config.compile)
-    if config.ckpt_path == "auto":
-        config.ckpt_path = "last" if (Path(config.out) / "checkpoints" / "last.ckpt").is_file() else None
-    if config.ckpt_path == "last":
-        config.ckpt_path = str(last_checkpoint(Path(config.out)))
-    keep_earlier_rows(Path(config.out) / "metrics.csv")
-    trainer = pl.Trainer(
-        **config.trainer,
-        logger=[logger(config.out, name="", version="") for logger in (CSVLogger, TensorBoardLogger)],
-        plugins=[WholeFiles()],
-        callbacks=standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
-    )
-    return Run(config, module, data, trainer)
-
-
-def last_checkpoint(out: Path) -> Path:
-    """The checkpoint that a stopped run left behind.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    path = out / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise ValueError(f"ckpt_path: expected {path} to continue from, found none; without --ckpt_path a run starts")
-    return path
-
-
-@rank_zero_only
-def write_config(recipe: Recipe, run: Run) -> None:
-    """Writes all options beside the run, as a file that ``--config`` takes."""
-    out = Path(run.config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    config = run.config.clone()
-    config.pop("config", None)
-    fit_parser(recipe).save(config, str(out / "config.yaml"), overwrite=True, skip_validation=True)
+    return Pretraining(method, optimizer, tuple(momentum), config.compile), data
 
 
 def main(recipe: Recipe, arguments: Sequence[str]) -> None:
     """Runs a command: ``fit`` and its options."""
-    logging.basicConfig(level=logging.INFO)
     if list(arguments[:1]) != ["fit"]:
         if list(arguments[:1]) in (["-h"], ["--help"]):
             fit_parser(recipe).print_help()
@@ -192,7 +211,12 @@ def main(recipe: Recipe, arguments: Sequence[str]) -> None:
         raise SystemExit(f"error: expected the command fit, got {' '.join(arguments[:1]) or 'none'}")
     try:
         made = make_run(recipe, arguments[1:])
-        write_config(recipe, made)
+        if list(arguments) == sys.argv[1:]:  # Lightning repeats it for the processes that it starts
+            sys.argv += ["--out", made.config.out]
         made.fit()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError, MisconfigurationException) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
         raise SystemExit(f"error: {error}") from error

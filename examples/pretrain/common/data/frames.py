@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from densessl import coords_from_flow
 from examples.pretrain.common.data.decode import find_photos, read_photo, shown
 from examples.pretrain.common.data.depths import alike
+from examples.pretrain.common.data.fingerprint import fingerprint
 from examples.pretrain.common.data.flow import FLOW_SUFFIXES, read_flow
 from examples.pretrain.common.data.loader import ResumableLoader
 from examples.pretrain.common.data.views import Batch, DrawViews
@@ -107,6 +108,10 @@ class FrameSource:
                 f"data.flow: expected a flow for each of {processes} processes, found {found} in {self.flow}"
             )
         return found
+
+    def fingerprint(self) -> str:
+        """What tells these frames from others, wherever their folder lies: their names, and the bytes of a few."""
+        return fingerprint(self.folder, [pair.frame for pair in self._pairs()])
 
     def loader(
         self,

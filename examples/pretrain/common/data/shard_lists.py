@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 from typing import Any
 
+SHARD = re.compile(
+    r"\.(tar(\.(gz|bz2|xz|zst))?|tgz)}*$", re.IGNORECASE
+)  # the end of a name, inside the braces of a pattern too
+
 
 def is_shards(folder: str) -> bool:
-    """Whether ``data.folder`` means tar shards."""
-    return folder.startswith("pipe:") or (".tar" in folder and not Path(folder).is_dir())
+    """Whether ``data.folder`` means tar shards: a command, an address, or a pattern whose files end as tar files do."""
+    if folder.startswith("pipe:") or "://" in folder:
+        return True
+    return SHARD.search(Path(folder).name) is not None and not Path(folder).is_dir()
 
 
 def find_shards(pattern: str, images: int | None, processes: int, workers: int) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from examples.pretrain.common.data.decode import find_photos
 from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.fingerprint import fingerprint
 from examples.pretrain.common.data.loader import ResumableLoader
 from examples.pretrain.common.data.views import DrawViews
 
@@ -34,6 +35,10 @@ class FolderSource:
                 f"data.folder: expected an image for each of {processes} processes, found {found} in {self.folder}"
             )
         return found
+
+    def fingerprint(self) -> str:
+        """What tells these images from others, wherever the folder lies: their names, and the bytes of a few."""
+        return fingerprint(self.folder, self._paths())
 
     def loader(
         self,
@@ -94,6 +99,10 @@ class ShardSource:
 
         find_shards(self.folder, self.images, processes, workers)
         return self.images
+
+    def fingerprint(self) -> str:
+        """What tells these shards from others: the last part of their pattern."""
+        return PurePosixPath(self.folder).name
 
     def loader(
         self,

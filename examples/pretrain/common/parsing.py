@@ -1,0 +1,94 @@
+"""From a command line to options, with errors of one line in the words of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentParser, Namespace
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """Adds the options of a run's folder and checkpoints."""
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="Folder of the run; by default runs/METHOD-NUMBER, the first that is free. One that holds a run already "
+        "is refused.",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Delete the run that --out holds, and begin a new one there."
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        default=None,
+        help="Checkpoint of a run to continue, with the options that the run had. last: that of the run in --out; "
+        "auto: the same where there is one, and otherwise begin, for jobs that are queued again.",
+    )
+    parser.add_argument(
+        "--extend_to",
+        type=int | None,
+        default=None,
+        help="With --ckpt_path: train on to so many epochs, or steps where the run counts steps. From the continuation "
+        "on, learning rate and momentum are those of a run that had this budget from its start.",
+    )
+    parser.add_argument("--save_every_n_epochs", type=int, default=10, help="Epochs between checkpoints that stay.")
+    parser.add_argument("--save_every_n_steps", type=int, default=1000, help="Steps between writings of last.ckpt.")
+
+
+def settings_of(config: Namespace, budget: dict[str, Any]) -> Namespace:
+    """The options as a file that begins such a run again, or continues it with ``--ckpt_path last``."""
+    settings = config.clone()
+    for name, value in {"config": None, "ckpt_path": None, "overwrite": False, "extend_to": None, **budget}.items():
+        settings[name] = value
+    return settings
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The options of a command line.
+
+    Raises:
+        ValueError: If an option is unknown, missing or of another type.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(_in_words(parser, " ".join(str(error).split()))) from error
+
+
+def _in_words(parser: ArgumentParser, message: str) -> str:
+    actions = {action.dest: action for action in parser._actions}
+    of_key = re.match(r'Parser key "([\w.]+)": (.*)', message)
+    if of_key and hasattr(actions.get(of_key[1]), "_typehint"):
+        got = re.search(r"(?:Got value|Given value): (.*?)(?: Errors?:.*)?$", of_key[2])
+        if got:
+            return f"{of_key[1]}: expected {described(actions[of_key[1]]._typehint)}, got {got[1]}"
+    if of_key:
+        return f"{of_key[1]}: {of_key[2]}"
+    unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings if option[-1] != "+"]
+        close = difflib.get_close_matches(unknown[1], known, n=2, cutoff=0.75)
+        hint = f"did you mean {' or '.join(close)}" if close else "--help lists them"
+        return f"{unknown[1]}: there is no such option; {hint}"
+    return message
+
+
+def described(kind: Any) -> str:
+    """A type as a person reads it."""
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        several = dict.fromkeys(described(part) for part in get_args(kind))
+        return " or ".join(several)
+    if get_origin(kind) is tuple:
+        return f"a list of {len(get_args(kind))} numbers, as [{', '.join('1' * len(get_args(kind)))}]"
+    return WORDS.get(kind, str(kind).replace("typing.", "").replace("collections.abc.", ""))
