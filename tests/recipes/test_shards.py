@@ -224,11 +224,12 @@ def test_a_recipe_trains(source, folder, tmp_path):
 
 def test_a_checkpoint_holds_the_finished_shards(folder, tmp_path):
     source, size = f"{folder}/{{000..003}}.tar", ["--data.images=40", "--data.batch_size=5"]
-    fit(source, tmp_path, *size, "--trainer.max_steps=4", "--save_every_n_steps=4")
+    size += ["--trainer.max_epochs=-1", "--trainer.max_steps=4"]
+    fit(source, tmp_path, *size, "--save_every_n_steps=4")
     path = tmp_path / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
     assert (state["epoch"], state["batch"], sum(state["finished"])) == (0, 4, 2)
-    made = fit(source, tmp_path / "again", *size, f"--ckpt_path={path}")
+    made = fit(source, tmp_path / "again", *size, f"--ckpt_path={path}", "--extend_to=8")
     assert made.trainer.global_step == 8
     end = made.trainer.fit_loop._combined_loader.flattened[0].state_dict()
     assert (end["epoch"], end["batch"], end["finished"]) == (0, 8, [True] * 4)
