@@ -166,7 +166,7 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
         *standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
         Identity(identity, config.data.folder, found),
         run_folder.Settings(config.out, settings, name),
-        *([Extension()] if found is not None and budget_of(found) != budget_of(identity) else []),
+        *([Extension(found["step"])] if found is not None and budget_of(found) != budget_of(identity) else []),
         *([] if config.trainer.enable_progress_bar is False else [RunBar()]),
     ]
     loggers = [Table(config.out), TensorBoardLogger(config.out, name="", version="")]

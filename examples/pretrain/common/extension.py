@@ -20,14 +20,14 @@ class Extension(Callback):
 
     The momentum follows by itself, since it is a function of the step and of the budget. A checkpoint brings the rates'
     schedule of the shorter budget back, so the one of the longer budget is kept here and put in its place.
+
+    Args:
+        done: Optimiser steps before the continuation.
     """
 
-    def __init__(self) -> None:
-        self.done = 0
+    def __init__(self, done: int) -> None:
+        self.done = done
         self.schedules: list[tuple[dict[str, Any], list[float]]] = []
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        self.done = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Here the schedules are fresh; the checkpoint's come afterwards."""

@@ -53,7 +53,7 @@ def budget_of(options: dict[str, Any], extend_to: int | None = None) -> dict[str
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run.
+    """What a checkpoint says of its run, and its number of optimiser steps, ``step``.
 
     Raises:
         ValueError: If the file is damaged, or no checkpoint of these recipes.
@@ -68,7 +68,7 @@ def read_identity(path: Path) -> dict[str, Any]:
             f"ckpt_path: expected a checkpoint of a run of these recipes, got {path}, which holds no settings of one; "
             f"its backbone may be read with --backbone.init {path}"
         )
-    return read[KEY]
+    return {**read[KEY], "step": read["global_step"]}
 
 
 def check_same(found: dict[str, Any], identity: dict[str, Any], extend_to: int | None, path: Path) -> None:
@@ -121,7 +121,8 @@ class Identity(Callback):
         """Counts the images: a folder is listed here, once."""
         data = trainer.datamodule
         images = data.source.count(trainer.world_size, data.workers)
-        self.identity.update({"images": images, "fingerprint": data.source.fingerprint(), "folder": self.folder})
+        tell = getattr(data.source, "fingerprint", str)  # a source of one's own may know the number of its images only
+        self.identity.update({"images": images, "fingerprint": tell(), "folder": self.folder})
         if self.found is None or "fingerprint" not in self.found:
             return
         was = self.found
