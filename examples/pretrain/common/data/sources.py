@@ -11,6 +11,8 @@ from examples.pretrain.common.data.fingerprint import fingerprint
 from examples.pretrain.common.data.loader import ResumableLoader
 from examples.pretrain.common.data.views import DrawViews
 
+HELD_OUT = 64  # images, where nothing else is asked for
+
 
 class FolderSource:
     """Photos of a folder, sub-folders included.
@@ -22,6 +24,26 @@ class FolderSource:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._found: list[Path] | None = None
+        self._wanted: int | None = 0  # images to hold out
+        self._held_out: list[Path] = []
+
+    def hold_out(self, images: int | None) -> None:
+        """Keeps images out of the training; to be called before any is read.
+
+        Args:
+            images: So many, evenly spaced in the sorted list of all files: which ones depends on that list alone. None:
+                64, at most a tenth, and none of fewer than 100.
+        """
+        self._wanted = images
+
+    def held_out(self) -> list[Path]:
+        """The images that are kept out of the training.
+
+        Raises:
+            ValueError: If more than half of the images are to be held out, or the folder is missing.
+        """
+        self._paths()
+        return self._held_out
 
     def count(self, processes: int, workers: int) -> int:
         """Number of images, of which every process needs one.
@@ -74,8 +96,24 @@ class FolderSource:
 
     def _paths(self) -> list[Path]:
         if self._found is None:
-            self._found = find_photos(self.folder)  # once, because a large set takes minutes to list
+            found = find_photos(self.folder)  # once, because a large set takes minutes to list
+            wanted = self._wanted
+            if wanted is None:
+                wanted = min(HELD_OUT, len(found) // 10) if len(found) >= 100 else 0
+            if wanted > len(found) // 2:
+                raise ValueError(
+                    f"probe.images: expected at most half of the {len(found)} images in {self.folder}, got {wanted}"
+                )
+            apart = set(evenly(len(found), wanted))
+            self._held_out = [path for i, path in enumerate(found) if i in apart]
+            self._found = [path for i, path in enumerate(found) if i not in apart]
         return self._found
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """So many of 0..count-1, evenly spaced, away from both ends: a function of the two numbers alone."""
+    wanted = min(count, wanted)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
 class ShardSource:
@@ -88,6 +126,19 @@ class ShardSource:
 
     def __init__(self, pattern: str, images: int | None) -> None:
         self.folder, self.images = pattern, images
+
+    def hold_out(self, images: int | None) -> None:
+        """Holds nothing out: which images are in the shards is not known before they are read.
+
+        Raises:
+            ValueError: If a number of images is asked for.
+        """
+        if images:
+            raise ValueError(f"probe.images: expected 0 with tar shards, got {images}; --probe.photos names a folder")
+
+    def held_out(self) -> list[Path]:
+        """None."""
+        return []
 
     def count(self, processes: int, workers: int) -> int:
         """Number of images.

@@ -1,0 +1,83 @@
+"""Small pictures of features, without a drawing library: principal components as colours, similarity as heat."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+# Dark violet over red to pale yellow: readable on light and dark pages.
+HEAT = torch.tensor([[20, 11, 53], [101, 21, 110], [186, 54, 85], [242, 125, 36], [250, 253, 161]]) / 255
+
+
+def pca_colours(maps: Tensor) -> Tensor:
+    """The first three principal components of several maps together, as colours: equal colours mean alike features.
+
+    Args:
+        maps: ``(B, C, h, w)``, floating point.
+
+    Returns:
+        float ``(B, 3, h, w)`` in 0..1; grey where there is no variance.
+    """
+    batch, channels, h, w = maps.shape
+    tokens = F.normalize(maps.float(), dim=1).permute(0, 2, 3, 1).reshape(-1, channels)
+    tokens = tokens - tokens.mean(0)
+    u, s, _ = torch.linalg.svd(tokens, full_matrices=False)
+    colours = torch.zeros(len(tokens), 3)
+    rank = min(3, len(s))
+    colours[:, :rank] = u[:, :rank] * s[:rank]
+    # A component's sign is arbitrary: fixed here, so that the same maps always give the same picture.
+    colours *= torch.where(colours.gather(0, colours.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+    low, high = (colours.quantile(q, 0) for q in (0.02, 0.98))
+    shown = torch.where(high - low > 1e-6, (colours - low) / (high - low).clamp(min=1e-6), 0.5).clamp(0, 1)
+    return shown.reshape(batch, h, w, 3).permute(0, 3, 1, 2)
+
+
+def similarity_heat(features: Tensor, cell: int) -> Tensor:
+    """Cosine of one cell to all others, from the least to 1, as colours ``(3, h, w)``; the map is ``(C, h, w)``.
+
+    The map's mean is taken out first: cells share a common direction, which hides how they differ.
+    """
+    unit = F.normalize((features - features.mean((1, 2), keepdim=True)).float(), dim=0)
+    cosine = torch.einsum("c,chw->hw", unit.flatten(1)[:, cell], unit)
+    low = cosine.min()
+    place = ((cosine - low) / (1 - low).clamp(min=1e-6)).clamp(0, 1) * (len(HEAT) - 1)
+    below = place.floor().long().clamp(max=len(HEAT) - 2)
+    share = (place - below)[..., None]
+    return (HEAT[below] * (1 - share) + HEAT[below + 1] * share).permute(2, 0, 1)
+
+
+def enlarged(colours: Tensor, size: int) -> Tensor:
+    """Cells as squares: float ``(..., 3, h, w)`` in 0..1 to uint8 with sides of about ``size`` pixels."""
+    picture = colours if colours.ndim == 4 else colours[None]
+    grown = F.interpolate(picture, (size, size), mode="nearest-exact")
+    return (grown * 255).round().to(torch.uint8).reshape(*colours.shape[:-2], size, size)
+
+
+def in_colour(image: Tensor) -> Tensor:
+    """An image of any number of channels as three: the first three, or grey."""
+    return image[..., :3, :, :] if image.shape[-3] >= 3 else image[..., :1, :, :].repeat_interleave(3, -3)
+
+
+def strip(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
+    """Pictures of one height beside each other, uint8 ``(3, H, W)``, with a grey gap."""
+    between = torch.full((3, pictures[0].shape[1], gap), 128, dtype=torch.uint8)
+    parts = [part for picture in pictures for part in (between, picture)][1:]
+    return torch.cat(parts, 2)
+
+
+def as_pillow(picture: Tensor) -> Image.Image:
+    """uint8 ``(3, H, W)`` as an image of Pillow's."""
+    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture inside a page: PNG as a data URI."""
+    held = io.BytesIO()
+    picture.save(held, "PNG")
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()

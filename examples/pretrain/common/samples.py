@@ -1,0 +1,127 @@
+"""Images to score a backbone on, small and in memory: photos without labels, and images with masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from examples.pretrain.common.data.decode import find_photos, read_photo, shown
+from examples.pretrain.common.data.depths import as_bytes
+from examples.pretrain.common.data.sources import evenly
+
+log = logging.getLogger(__name__)
+
+IGNORED = 255
+NO_CLASS = ("unlabelled", "unlabeled", "void", "ignore", "ignored")
+
+
+class Labels(NamedTuple):
+    """Labelled images in two parts, to fit a probe on and to test it on.
+
+    Attributes:
+        fit: Images, uint8 ``(C, H, W)``, with labels, int64 ``(H, W)``.
+        test: The same, others.
+        classes: Labels run 0..classes-1; all others are ignored.
+    """
+
+    fit: list[tuple[Tensor, Tensor]]
+    test: list[tuple[Tensor, Tensor]]
+    classes: int
+
+
+def square(image: Tensor, size: int, mode: InterpolationMode = InterpolationMode.BILINEAR) -> Tensor:
+    """The image's central square ``(..., size, size)``, its shorter side being the square's."""
+    height, width = image.shape[-2:]
+    scale = size / min(height, width)
+    smaller = F.resize(image, [max(size, round(height * scale)), max(size, round(width * scale))], mode)
+    return F.center_crop(smaller, [size, size]).contiguous()
+
+
+def read_squares(paths: Sequence[Path], channels: int, size: int) -> list[Tensor]:
+    """Photos as uint8 ``(channels, size, size)``; one that cannot be read is named in the log and left out."""
+    photos = []
+    for path in paths:
+        try:
+            photos.append(square(as_bytes(read_photo(path, channels, side=size)), size))
+        except (RuntimeError, OSError) as error:
+            log.warning("%s: unreadable, left out of the probe: %s", shown(path), error)
+    return photos
+
+
+def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str = "probe.labels") -> Labels:
+    """Labelled images of a folder: ``images/`` and ``masks/`` (or ``labels/``), masks with the images' stems as PNG.
+
+    With sub-folders ``train`` and ``val`` (or ``test``) in both, the first are fitted on and the second tested on;
+    without, every second image is tested on. A mask holds the number of a class, from 0, in one channel of 8 bits; 255
+    is ignored. ``classes.txt`` has a class a line, of which unlabelled, void and ignore are ignored. Without the file
+    the largest number says how many classes there are.
+
+    Args:
+        folder: Path of the folder.
+        channels: Number of channels of the images.
+        size: Side of the squares that images and masks are cut to.
+        most: At most so many images in each part, evenly spaced.
+        name: Name of the argument, for errors.
+
+    Raises:
+        ValueError: If a folder or a mask is missing, a mask is in colours, or there are too few images.
+    """
+    root = Path(folder)
+    masks = next((root / part for part in ("masks", "labels") if (root / part).is_dir()), None)
+    if masks is None or not (root / "images").is_dir():
+        raise ValueError(f"{name}: expected the folders images and masks (or labels) in {shown(root)}")
+    test = next((part for part in ("val", "test") if (root / "images" / part).is_dir()), None)
+    if test is not None and (root / "images" / "train").is_dir():
+        parts = [_pairs(root / "images" / part, masks / part, name) for part in ("train", test)]
+    else:
+        pairs = _pairs(root / "images", masks, name)
+        parts = [pairs[0::2], pairs[1::2]]
+    if not all(parts):
+        raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
+    read = [[_labelled(*part[i], channels, size, name) for i in evenly(len(part), most)] for part in parts]
+    names = _class_names(root)
+    masks_read = [mask for part in read for _, mask in part]
+    for mask in masks_read:
+        for label in (i for i, word in enumerate(names) if word.lower() in NO_CLASS):
+            mask[mask == label] = IGNORED
+    largest = max(int(torch.where(mask == IGNORED, 0, mask).max()) for mask in masks_read)
+    return Labels(*read, max(2, len(names) or largest + 1))
+
+
+def _pairs(images: Path, masks: Path, name: str) -> list[tuple[Path, Path]]:
+    pairs = [(path, masks / path.relative_to(images).with_suffix(".png")) for path in find_photos(images, name)]
+    for path, mask in pairs:
+        if not mask.is_file():
+            raise ValueError(f"{name}: expected the mask of {shown(path)} in {shown(mask)}, which is missing")
+    return pairs
+
+
+def _labelled(image: Path, mask: Path, channels: int, size: int, name: str) -> tuple[Tensor, Tensor]:
+    try:
+        pixels = as_bytes(read_photo(image, channels))
+        with Image.open(mask) as file:
+            mode, numbers = file.mode, np.array(file)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{name}: {shown(image)} or its mask cannot be read: {error}") from error
+    if mode not in ("L", "P"):
+        raise ValueError(f"{name}: expected masks of class numbers in one channel of 8 bits, got {shown(mask)}: {mode}")
+    if numbers.shape != tuple(pixels.shape[1:]):
+        raise ValueError(f"{name}: expected a mask of the image's size, got {numbers.shape} in {shown(mask)}")
+    labels = square(torch.from_numpy(numbers)[None], size, InterpolationMode.NEAREST_EXACT)[0]
+    return square(pixels, size), labels.long()
+
+
+def _class_names(root: Path) -> list[str]:
+    """The last word of each line of classes.txt; none where there is no such file."""
+    path = root / "classes.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line.split()[-1] for line in lines if line.strip()]

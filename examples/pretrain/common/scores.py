@@ -1,0 +1,143 @@
+"""What a backbone is worth on one's own images: the probes of ``densessl.evaluation``, leaving no trace in a run.
+
+A probe must not change what it looks at. ``frozen`` gives every module back in the mode that it was in, batch norm's
+statistics are read and not written, and ``scores`` leaves torch's generators as it found them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from examples.pretrain.common.samples import Labels
+
+Features = Callable[[Tensor], Tensor]
+# Names of the scores, as the logs and reports have them, with what they say.
+SCORES = {
+    "pck": "same point found again in a warped photo (PCK within one cell)",
+    "pck_colour": "the same, with the copy's colours changed",
+    "neighbors": "labels of the nearest cells (mIoU)",
+    "linear": "linear segmentation (mIoU)",
+}
+LINEAR_STEPS = 100  # of the linear probe: half of the library's default, because it is fitted at every reading
+BATCH = 16
+
+
+class Form(NamedTuple):
+    """How images go into the network.
+
+    Attributes:
+        channels: Number of channels.
+        size: Side of the square images in pixels.
+        mean: Mean of each channel, for images in 0..1.
+        std: Standard deviation of each channel.
+    """
+
+    channels: int
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+@contextmanager
+def frozen(backbone: nn.Module, form: Form) -> Iterator[Features]:
+    """The backbone as a function from images, uint8 ``(B, C, H, W)``, to float32 maps, while the block lasts.
+
+    Of a pyramid the finest level is taken. Afterwards every module is in the mode that it was in.
+    """
+    modes = [(module, module.training) for module in backbone.modules()]
+    weight = next(backbone.parameters())
+    mean, std = (torch.tensor(values, device=weight.device).view(-1, 1, 1) for values in (form.mean, form.std))
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        x = (images.to(weight.device).float() / 255 - mean) / std
+        maps = backbone(x.to(weight.dtype).contiguous(memory_format=torch.channels_last))
+        return (next(iter(maps.values())) if isinstance(maps, Mapping) else maps).float()
+
+    backbone.eval()
+    try:
+        yield features
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def settled(backbone: nn.Module, photos: Sequence[Tensor], form: Form) -> nn.Module:
+    """The backbone itself, or a copy with batch norm's statistics filled where it has seen nothing yet.
+
+    With the mean 0 and the variance 1 that batch norm is born with, a network at random is not the one that its first
+    step trains, and cannot be compared with what comes of it.
+    """
+
+    def fresh(module: nn.Module) -> bool:
+        tracked = getattr(module, "num_batches_tracked", None)
+        return isinstance(module, nn.modules.batchnorm._BatchNorm) and tracked is not None and int(tracked) == 0
+
+    if not photos or not any(fresh(module) for module in backbone.modules()):
+        return backbone
+    copied = copy.deepcopy(backbone)
+    with frozen(copied, form) as features:
+        for module in copied.modules():
+            if fresh(module):
+                module.momentum = None  # the mean over all batches
+                module.train()
+        for start in range(0, len(photos), BATCH):
+            features(torch.stack(list(photos[start : start + BATCH])))
+    return copied
+
+
+def recoloured(images: Tensor) -> Tensor:
+    """Brightness, contrast and, of colour images, saturation and hue changed, a function of the place in the batch.
+
+    Args:
+        images: uint8 ``(B, C, H, W)``.
+
+    Returns:
+        The same form.
+    """
+    generator = torch.Generator().manual_seed(7)
+    factors = (0.6 + 0.8 * torch.rand(len(images), 3, generator=generator)).tolist()
+    hues = (0.2 * torch.rand(len(images), generator=generator) - 0.1).tolist()
+    if images.shape[1] != 3:  # a factor and an offset of all channels, as brightness and contrast are
+        changed = [
+            (image.float() - 128) * contrast + 128 * brightness
+            for image, (brightness, contrast, _) in zip(images, factors, strict=True)
+        ]
+        return torch.stack(changed).round().clamp(0, 255).to(torch.uint8)
+    changed = []
+    for image, (brightness, contrast, saturation), hue in zip(images, factors, hues, strict=True):
+        image = F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
+        changed.append(F.adjust_hue(F.adjust_saturation(image, saturation), hue))
+    return torch.stack(changed)
+
+
+def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None = None) -> dict[str, float]:
+    """All scores of frozen features, by name; those of SCORES that the images allow.
+
+    Args:
+        features: Images, uint8 ``(B, C, H, W)``, to maps.
+        photos: uint8 ``(C, H, W)`` each, not trained on; none leaves correspondence out.
+        labels: Labelled images; None leaves the probes with labels out.
+
+    Raises:
+        ValueError: If a feature is not finite.
+    """
+    found: dict[str, float] = {}
+    # The linear layer is born from torch's generators, which are the run's.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        if photos:
+            pck = {"distances": (1.0,), "batch_size": BATCH}
+            found["pck"] = correspondence_accuracy(features, photos, **pck)[1.0]
+            found["pck_colour"] = correspondence_accuracy(features, photos, photometric=recoloured, **pck)[1.0]
+        if labels is not None:
+            found["neighbors"] = nearest_neighbor_segmentation(features, *labels, cells=10_000)
+            found["linear"] = linear_segmentation(features, *labels, steps=LINEAR_STEPS)
+    return found
