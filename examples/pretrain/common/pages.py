@@ -26,10 +26,12 @@ th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; vertical-align: to
 th { font-weight: 600; } td.number { font-variant-numeric: tabular-nums; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 0 2rem; }
 .facts div { display: flex; justify-content: space-between; gap: 1rem; border-bottom: 1px solid var(--line);
-  padding: 0.25rem 0; } .facts span:first-child { color: var(--soft); } .facts span:last-child { text-align: right; }
+  padding: 0.25rem 0; } .facts span:first-child { color: var(--soft); flex: 0 0 auto;
+  max-width: 58%; overflow-wrap: normal; } .facts span:last-child { text-align: right; }
 .warn { background: var(--warnbox); color: var(--warn); border-radius: 6px; padding: 0.6rem 0.9rem; margin: 0.5rem 0;
   max-width: 60rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
+  margin-bottom: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
 svg { width: 100%; max-width: 34rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }

@@ -94,6 +94,10 @@ class FolderSource:
             batches=batches,
         )
 
+    def paths(self) -> list[Path]:
+        """The images that are trained on."""
+        return self._paths()
+
     def _paths(self) -> list[Path]:
         if self._found is None:
             found = find_photos(self.folder)  # once, because a large set takes minutes to list

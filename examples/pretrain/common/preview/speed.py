@@ -1,0 +1,140 @@
+"""What a run would cost on this machine: images/s of its loader, seconds and memory of a training step."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from densessl import MaskedView, View
+from examples.pretrain.common.data.views import Batch
+from examples.pretrain.common.training import steps_of
+
+if TYPE_CHECKING:
+    from examples.pretrain.common.cli import Run
+
+SECONDS = 6.0  # of reading, and of training, at most
+CPU_IMAGES = 8  # in a step that is timed on a CPU
+
+
+class Speed(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        loader: Images/s that the workers read and crop.
+        step: Seconds of a step of ``data.batch_size`` images, without waiting for data.
+        timed: Images of the step that was timed; fewer than a batch on a CPU, the time then grows with the images.
+        memory: Bytes: the most that the device held, or on a CPU the process.
+        device: Where.
+        steps: Optimiser steps of the run.
+        hours: Of the run, by the slower of loader and step.
+    """
+
+    loader: float
+    step: float
+    timed: int
+    memory: int
+    device: str
+    steps: int
+    hours: float
+
+
+def measure(run: Run) -> tuple[Speed, Batch]:
+    """Reads and trains for a few seconds; gives a batch too. The run's method is changed by it."""
+    images = run.data.source.count(1, run.data.workers)
+    steps = planned_steps(run, images)
+    loader, batch = time_loader(run, images)
+    accelerator = run.config.trainer.accelerator
+    device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    timed = run.data.batch_size if device.type == "cuda" else min(run.data.batch_size, CPU_IMAGES)
+    seconds, memory = time_step(run, batch, timed, device, steps)
+    step = seconds * run.data.batch_size / timed
+    every = run.trainer.accumulate_grad_batches
+    hours = steps * every * max(step, run.data.batch_size / loader) / 3600
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Speed(loader, step, timed, memory, name, steps, hours), batch
+
+
+def planned_steps(run: Run, images: int) -> int:
+    """Optimiser steps of the run, without starting it.
+
+    Raises:
+        ValueError: If the batch does not fit the images, or the run has no budget.
+    """
+    if not 1 <= run.data.batch_size <= images:
+        raise ValueError(f"data.batch_size: expected at most the {images} images, got {run.data.batch_size}")
+    names = ("limit_train_batches", "accumulate_grad_batches", "max_epochs", "max_steps")
+    data = SimpleNamespace(batches_per_epoch=lambda: images // run.data.batch_size)
+    return steps_of(SimpleNamespace(datamodule=data, **{name: getattr(run.trainer, name) for name in names}))
+
+
+def time_loader(run: Run, images: int) -> tuple[float, Batch]:
+    """Images/s after the first batch, which waits for the workers to start; and that batch."""
+    size = min(32, run.data.batch_size, max(1, images // 2))
+    loader = run.data.source.loader(
+        run.data.draw, run.data.channels, batch_size=size, rank=0, world_size=1, workers=run.data.workers
+    )
+    batches = iter(loader)
+    first = next(batches)
+    # What the workers have ready by now was read before the clock started.
+    begun, seen, ready = time.perf_counter(), 0, 2 * run.data.workers
+    for number, _ in enumerate(batches):
+        if number == ready:
+            begun, seen = time.perf_counter(), 0
+        seen += size
+        if number > ready and time.perf_counter() - begun > SECONDS:
+            break
+    rate = seen / (time.perf_counter() - begun) if seen else float("nan")
+    del batches, loader
+    gc.collect()  # ends the workers
+    return (rate if rate == rate else float(size)), first
+
+
+def time_step(run: Run, batch: Batch, images: int, device: torch.device, steps: int) -> tuple[float, int]:
+    """Seconds and bytes of a training step on so many images."""
+    method: nn.Module = run.method.to(device).train()
+    optimizer, schedule = run.module.optimizer(method, run.data.batch_size, steps)
+    chosen = torch.arange(images) % len(batch.unreadable)
+    views = [on_device(run, index, repeated(view, chosen, device)) for index, view in enumerate(batch[:2])]
+    precision = str(run.config.trainer.precision or "32")
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16
+    seconds = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(8 if device.type == "cuda" else 2):
+        begun = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled="mixed" in precision):
+            loss = method(*views).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if hasattr(method, "target"):
+            method.target.update(method.encoder)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begun)
+        if sum(seconds) > SECONDS:
+            break
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2], memory
+
+
+def repeated(view: View | MaskedView, chosen: Tensor, device: torch.device) -> View | MaskedView:
+    """The views of these places in the batch, on the device."""
+    return type(view)(*(part[chosen].to(device) for part in view))
+
+
+def on_device(run: Run, index: int, view: View | MaskedView) -> View | MaskedView:
+    """A batch of views as the network sees it: colours and blur of the device, normalised."""
+    if run.data.on_device is not None:
+        view = run.data.on_device[index](view, seed=run.data.seed + index)
+    return view._replace(image=view.image.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,149 @@
+"""The preview of a run: its counts, its warnings, its files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import TINY, drawing
+from PIL import Image
+
+from densessl import View
+from examples.pretrain.common.cli import main
+from examples.pretrain.common.preview import look
+from examples.pretrain.common.preview.draw import joined, outlined, seen
+from examples.pretrain.common.preview.look import crop_sides, draw_pairs, look_at_files, share_without_data
+from examples.pretrain.common.preview.page import numbers, warnings
+from examples.pretrain.common.preview.speed import Speed
+from examples.pretrain.common.scores import Form
+from examples.pretrain.pixpro import recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twelve photos, one smaller than the views, one cut off in the middle, one no photo."""
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(12):
+        noise = np.random.default_rng(index).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        size = (24, 20) if index == 3 else (72, 48)
+        Image.fromarray(noise).resize(size, Image.BILINEAR).save(root / f"{index:02}.jpg")
+    (root / "rubbish.jpg").write_bytes(b"no photo")
+    whole = (root / "05.jpg").read_bytes()
+    (root / "cut.jpg").write_bytes(whole[:-60])
+    return root
+
+
+def test_files_are_counted(folder):
+    files = look_at_files(sorted(folder.iterdir()), 2, 32)
+    assert (files.found, files.held_out, files.looked_at, files.small) == (14, 2, 14, 1)
+    assert [path.name for path in files.unreadable] == ["rubbish.jpg"]
+    assert files.sides == (72, 48)
+
+
+def test_pairs_are_those_of_the_run(folder):
+    paths = sorted(folder.iterdir())
+    draw = drawing(redraws=4, scale=(0.02, 0.1))
+    pairs, drawn, unreadable = draw_pairs(paths, draw, 3, (7, 7), 0.7, False)
+    assert {path.name for path in unreadable} >= {"rubbish.jpg"}
+    assert draw.redraws == 4
+    assert pairs.unmatched > pairs.unmatched_redrawn + 0.2
+    assert pairs.enlarged == 1  # at most a tenth of 72 x 48 px for 32 px
+    assert pairs.nodata == 0
+    assert pairs.drawn == sum(len(photo.pairs) for photo in drawn)
+    index = paths.index(next(path for path in paths if path.name == drawn[0].name))
+    image = drawn[0].image
+    again = draw(image, drawn[0].name, 1, index)  # of epoch 1
+    assert torch.equal(again.view1.image, drawn[0].pairs[1].view1.image)
+
+
+def test_the_side_of_a_crop_and_the_share_outside():
+    coords = torch.tensor([[0.5, 0, 0.25], [0, 0.25, 0], [0, 0, 1.0]])
+    view = View(torch.zeros(3, 8, 8), coords, torch.tensor([40, 90]))
+    assert float(crop_sides(view)) == pytest.approx((45 * 10) ** 0.5)
+    assert share_without_data(view) == 0
+    half = View(view.image, torch.tensor([[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1.0]]), view.source_size)
+    assert share_without_data(half) == pytest.approx(0.5)
+
+
+def test_pictures():
+    view = View(torch.randn(1, 3, 8, 8), torch.eye(3)[None], torch.tensor([[40, 90]]))
+    form = Form(3, 8, (0.5,) * 3, (0.5,) * 3)
+    flat = view._replace(image=torch.full((1, 3, 8, 8), -1.0))
+    assert np.asarray(seen(flat, form)[0]).max() == 0  # -1 is black before the normalisation
+    assert np.asarray(seen(flat._replace(image=-flat.image), form)[0]).min() == 255
+    single = View(*(part[0] for part in view))
+    picture = outlined(torch.zeros(3, 40, 90, dtype=torch.uint8), [(single, single)])
+    assert picture.size == (420, 187)
+    one, other = seen(view, form) * 2
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[1, 4] = True
+    assert not np.array_equal(np.asarray(joined(one, other, mask, (2, 3))),
+                              np.asarray(joined(one, other, mask & False, (2, 3))))  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(look, "PAIRS", 48)
+
+
+def run(folder: Path, out: Path, *args: str) -> None:
+    main(recipe(), ["preview", *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=4",
+                    "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu", *args])  # fmt: skip
+
+
+def test_the_command_writes_a_page_and_pictures_and_leaves_the_run_alone(folder, tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("of a run")
+    run(folder, tmp_path, "--trainer.max_steps=5000", "--data.redraws=1", "--probe.images=2")
+    assert (tmp_path / "metrics.csv").read_text() == "of a run"
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "preview"}
+    text = (tmp_path / "preview" / "preview.html").read_text()
+    assert text.count("data:image/png;base64,") >= 12
+    assert "http" not in text.replace("http://www.w3.org", "")  # nothing from elsewhere
+    assert "rubbish.jpg" in text
+    names = {path.name for path in (tmp_path / "preview").glob("*.png")}
+    assert {"crops-1.png", "views-1.png", "draw-4-crops.png"} <= names
+    printed = capsys.readouterr().out
+    for name in ("images to train on", "pairs that match nothing", "loader", "the run will take", "memory"):
+        assert name in printed
+        assert name in text
+    assert "12 images are fewer than 20 batches" in printed
+    assert "more than 300" in printed  # 5,000 steps of 4
+    assert "map of a view                   4 x 4 cells" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--trainer.max_epochs=1", "--data.batch_size=99"], "error: data.batch_size: expected at most the 14 images"),
+        (["--trainer.max_epochs=-1"], "error: trainer: expected a budget"),
+        (["--trainer.max_epochs=1", "--data.folder=a.tar", "--data.images=9"], "error: preview: expected a folder of"),
+        (["--trainer.max_epochs=1", "--data.folder=/no/such"], "error: data.folder: expected a folder"),
+    ],
+)
+def test_bad_input_is_one_line(args, message, folder, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run(folder, tmp_path, *args)
+
+
+def test_warnings_name_what_is_off_alone():
+    from jsonargparse import Namespace
+
+    data = Namespace(
+        size=64, batch_size=8, scale=(0.2, 1.0), redraws=2, photometric="device", preset="mocov2", workers=1
+    )
+    config = Namespace(data=data)
+    files = look_at_files([], 0, 64)._replace(found=5000)
+    pairs = draw_pairs_of(unmatched_redrawn=0.05)
+    speed = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5)
+    assert warnings(config, files, pairs, speed) == []
+    assert "14% of the pairs share no cell" in warnings(config, files, draw_pairs_of(unmatched_redrawn=0.14), speed)[0]
+    assert "30% of the crops" in warnings(config, files, draw_pairs_of(enlarged=0.3), speed)[0]
+    data.preset = "byol"
+    assert "details below some 12 px" in warnings(config, files, draw_pairs_of(shrinking=3.0), speed)[0]
+    assert numbers(config, files, pairs, speed, (7, 7))["the run will take"] == "30.0 minutes"
+
+
+def draw_pairs_of(**changed):
+    from examples.pretrain.common.preview.look import Pairs
+
+    return Pairs(100, 0.2, 0.05, 3.0, 0.0, 2.0, 0.0)._replace(**changed)
