@@ -33,6 +33,9 @@ th { font-weight: 600; } td.number { font-variant-numeric: tabular-nums; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
   margin-bottom: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 12rem)); gap: 0.7rem;
+  margin-bottom: 1.4rem; }
+.tiles img { width: 100%; }
 svg { width: 100%; max-width: 34rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 pre { background: var(--box); padding: 0.7rem 0.9rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem;
@@ -79,6 +82,16 @@ def grid(*parts: str) -> str:
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
+def tiles(*parts: str) -> str:
+    """Small parts beside each other, as many as fit."""
+    return f'<div class="tiles">{"".join(parts)}</div>'
+
+
+def details(title: str, inside: str) -> str:
+    """What is folded away until it is asked for."""
+    return f"<details><summary>{html.escape(title)}</summary>{inside}</details>"
+
+
 def figure(picture: Image.Image, caption: str) -> str:
     """A picture with a line below."""
     caption = html.escape(caption)
@@ -98,7 +111,8 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
     points = [point for of in known.values() for point in of]
     if not points:
         return ""
-    left, right, top, bottom = 46, 350, 12, 160
+    left, right, top, bottom = 52, 350, 12, 160
+    height = 200 if len(known) > 1 else 182
     x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
     y0, y1 = min(y for _, y in points), max(y for _, y in points)
     wide, high = (x1 - x0) or 1.0, (y1 - y0) or max(abs(y1), 1e-9)
@@ -118,13 +132,13 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
             parts.append(f'<text x="{left + 90 * index}" y="192" style="fill: {colour}">{html.escape(name)}</text>')
     axes = f'<path d="M{left},{top} V{bottom} H{right}" fill="none" stroke="var(--line)"/>'
     labels = "".join(
-        f'<text x="{left - 4}" y="{y}" text-anchor="end">{value:.3g}</text>'
+        f'<text x="{left - 4}" y="{y}" text-anchor="end">{value:.2g}</text>'
         for y, value in ((bottom, y0), (top + 8, y1))
     )
     labels += f'<text x="{left}" y="175">step {x0:.0f}</text>'
     labels += f'<text x="{right}" y="175" text-anchor="end">{x1:.0f}</text>'
     return (
-        f'<figure><svg viewBox="0 0 360 200" role="img" aria-label="{html.escape(title)}">{axes}{labels}'
+        f'<figure><svg viewBox="0 0 360 {height}" role="img" aria-label="{html.escape(title)}">{axes}{labels}'
         f"{''.join(parts)}</svg><figcaption>{html.escape(title)}</figcaption></figure>"
     )
 

@@ -7,6 +7,7 @@ from pytorch_lightning.callbacks import Callback
 
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.probe import dense_probe
+from examples.pretrain.common.report.callback import RunReport
 from examples.pretrain.common.scores import Form
 
 
@@ -26,4 +27,6 @@ def watching(config: Namespace, data: PhotoViews) -> list[Callback]:
     Raises:
         ValueError: If an option of the probe does not fit.
     """
-    return [dense_probe(data, form_of(config), config.out, **config.probe)]
+    form = form_of(config)
+    probe = dense_probe(data, form, config.out, **config.probe)
+    return [probe, RunReport(config, data, form, probe)]

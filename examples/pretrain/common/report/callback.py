@@ -1,0 +1,174 @@
+"""Writes the report at the end of a run, however it ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.sources import FolderSource, evenly
+from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.probe import DenseProbe
+from examples.pretrain.common.report.content import (
+    better_or_worse,
+    duration,
+    last_of,
+    next_commands,
+    read_curves,
+    settings,
+    weights_of,
+)
+from examples.pretrain.common.report.gallery import gallery
+from examples.pretrain.common.report.write import COLLAPSED_BELOW, STD, Story, write_html, write_markdown
+from examples.pretrain.common.samples import read_squares
+from examples.pretrain.common.scores import Form, frozen, settled
+from examples.pretrain.common.training import steps_of
+
+log = logging.getLogger(__name__)
+
+SHOWN = 4  # photos
+
+
+class RunReport(Callback):
+    """``report.html`` and ``report.md`` in the run's folder, at its end and when it is stopped.
+
+    Args:
+        config: All options of the run.
+        data: The data of the run.
+        form: How images go into the network.
+        probe: The probe of the run; its images are shown.
+    """
+
+    def __init__(self, config: Namespace, data: PhotoViews, form: Form, probe: DenseProbe) -> None:
+        self.config, self.data, self.form, self.probe = config, data, form, probe
+        self.photos: list[Tensor] = []
+        self.before: Tensor | None = None  # maps of the photos
+        self.begun, self.earlier, self.trained_on, self.written = 0.0, 0.0, False, False
+
+    def state_dict(self) -> dict[str, Any]:
+        spent = self.earlier + (time.perf_counter() - self.begun if self.begun else 0.0)
+        return {"before": None if self.before is None else self.before.half(), "seconds": spent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before, self.earlier = state["before"], state["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.begun = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
+        self.photos = self.probe.sample[:SHOWN]
+        if not self.photos and isinstance(self.data.source, FolderSource):
+            paths = self.data.source.paths()
+            self.photos = read_squares([paths[i] for i in evenly(len(paths), SHOWN)], *self.form[:2])
+            self.trained_on = True
+        if self.photos and (self.before is None or len(self.before) != len(self.photos)):
+            self.before = self._maps(settled(backbone_of(module.method), self.photos, self.form))
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        steps = steps_of(trainer)
+        early = trainer.global_step < steps
+        self._write(trainer, module, f"stopped after {trainer.global_step} of {steps} steps" if early else "finished")
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        if self.begun and not self.written:
+            why = "by the user" if isinstance(exception, KeyboardInterrupt) else f"by {type(exception).__name__}"
+            said = f": {exception}" if str(exception) else ""
+            self._write(
+                trainer, module, f"stopped after {trainer.global_step} of {steps_of(trainer)} steps {why}{said}"
+            )
+
+    def _maps(self, backbone: torch.nn.Module) -> Tensor:
+        with frozen(backbone, self.form) as features:
+            return features(torch.stack(self.photos)).cpu()
+
+    def _write(self, trainer: pl.Trainer, module: Any, end: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.written = True
+        for logger in trainer.loggers:
+            logger.save()  # the curves are read from the table
+        out = Path(self.config.out)
+        try:
+            story = self._story(trainer, module, end)
+            out.mkdir(parents=True, exist_ok=True)
+            write_html(out / "report.html", story)
+            write_markdown(out / "report.md", story)
+        except Exception:  # a run of days is not lost for a picture of it
+            log.exception("report: could not be written")
+            return
+        log.info("report: %s", out / "report.html")
+
+    def _story(self, trainer: pl.Trainer, module: Any, end: str) -> Story:
+        out, data, probe = Path(self.config.out), self.data, self.probe
+        curves, spent = read_curves(out), time.perf_counter() - self.begun
+        pictures = []
+        if self.photos and self.before is not None:
+            maps = {"before": self.before.float(), "after": self._maps(backbone_of(module.method))}
+            pictures = gallery(self.photos, maps)
+        best = max(probe.readings, key=lambda row: row[probe.score])["step"] if probe.readings else None
+        device = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "CPU"
+        total = "" if not self.earlier else f", {duration(self.earlier + spent)} with the earlier parts"
+        values = {
+            "steps": f"{trainer.global_step:,} of {data.batch_size} images",
+            "time": duration(spent) + total,
+            "images/s": f"{data.seen * trainer.world_size / max(spent, 1e-9):.1f} over the whole time",
+            "device": f"{trainer.world_size} x {device}" if trainer.world_size > 1 else device,
+            "time of the probe": f"{duration(probe.seconds)} ({probe.seconds / max(spent + self.earlier, 1e-9):.1%})",
+            "backbone": f"{self.config.backbone.name}, from {self.config.backbone.get('init', 'random')}",
+        }
+        note = (
+            "Equal colours mean alike features within one column; the columns are not comparable in colour. Similarity "
+            "is that of each cell to the middle of the photo. "
+        )
+        note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
+        return Story(
+            f"{type(module.method).__name__}: {end.split(' by ')[0]}",
+            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score),
+            self._warnings(curves),
+            values,
+            self._read(trainer),
+            curves,
+            probe.readings,
+            best,
+            pictures,
+            note if pictures else "No photo was at hand.",
+            next_commands(self.config, weights_of(out)),
+            settings(self.config),
+        )
+
+    def _warnings(self, curves: dict) -> list[str]:
+        found = []
+        if self.probe.warned:
+            found.append(
+                "Three readings of the probe in a row were below the start: see the learning rate and the views."
+            )
+        std = last_of(curves, STD)
+        if std < COLLAPSED_BELOW:
+            found.append(
+                f"The spread of the projections ended at {std:.2f}, below {COLLAPSED_BELOW}: all cells look alike to "
+                "the head, which is a collapse if it does not rise again."
+            )
+        if self.data.seen and self.data.unreadable > max(1, 0.01 * self.data.seen):
+            found.append(f"{self.data.unreadable} times a file could not be read: their names are in the log.")
+        return found
+
+    def _read(self, trainer: pl.Trainer) -> dict[str, str]:
+        data = self.data
+        count = data.source.count(trainer.world_size, data.workers)
+        return {
+            "folder": str(data.source.folder),
+            "images to train on": f"{count:,}",
+            "kept for the probe": f"{len(data.source.held_out()):,}",
+            "images read": f"{data.seen:,} ({data.seen * trainer.world_size / count:.1f} passes)",
+            "unreadable, replaced": f"{data.unreadable:,}",
+            "smaller than the views": f"{data.enlarged:,} of those read",
+            "left out of each pass": f"{count % data.batch_size} that fill no batch; others each time",
+        }

@@ -1,0 +1,97 @@
+"""What a report says, gathered from the run's options, its tables and its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from jsonargparse import Namespace
+
+Curves = dict[str, list[tuple[float, float]]]
+
+RESNETS = ("resnet", "resnext", "wide_resnet")  # of torchvision, which the transfer recipes take
+
+
+def read_curves(folder: Path) -> Curves:
+    """All columns of the run's tables, earlier parts of a continued run included: (step, value), by name."""
+    curves: Curves = defaultdict(list)
+    tables = sorted(folder.glob("metrics-*.csv"), key=lambda path: (len(path.name), path.name))
+    for path in [*tables, folder / "metrics.csv"]:
+        if not path.is_file():
+            continue
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name and name != "step" and value and row.get("step"):
+                        curves[name].append((float(row["step"]), float(value)))
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def settings(config: Namespace) -> str:
+    """All options as YAML."""
+    values = json.loads(json.dumps(config.clone().as_dict(), default=str))
+    values.pop("config", None)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def weights_of(out: Path) -> Path:
+    """The file of the run that comes next in line: the encoder, else the last checkpoint, else the best."""
+    known = [out / "encoder.safetensors", out / "checkpoints" / "last.ckpt", out / "best.safetensors"]
+    return next((path for path in known if path.is_file()), known[0])
+
+
+def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
+    """What comes next, by purpose, with the run's own paths."""
+    name, folder, out = config.backbone.name, str(config.data.folder), Path(config.out)
+    file, photos = shlex.quote(str(weights)), shlex.quote(folder)
+    labels = f" --labels {shlex.quote(config.probe.labels)}" if config.probe.labels else ""
+    exported = shlex.quote(str(out / "backbone.pth"))
+    of_resnet = name.startswith(RESNETS)
+    to = "torchvision" if of_resnet else f"timm --model {name}"
+    commands = {
+        "evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}",
+        "export": f"python -m densessl.export {file} --to {to} --out {exported}",
+    }
+    if of_resnet:
+        commands["fine-tune"] = (
+            "python examples/transfer/segmentation.py fit --config examples/transfer/configs/own_masks_fcn_r18.yaml "
+            f"--data.folder MASKS --model.backbone {name} --model.pretrained {file} "
+            f"--out {shlex.quote(str(out / 'segmentation'))}"
+        )
+    else:  # the transfer recipes take ResNets
+        commands["fine-tune"] = (
+            f'python -c "import timm; from densessl.checkpoints import load_backbone; '
+            f"load_backbone(timm.create_model('{name}'), '{weights}')\"  # then train it as any timm model"
+        )
+    return commands
+
+
+def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
+    """What the probe says, in words."""
+    if len(readings) < 2:
+        return "The probe has fewer than two readings: it says nothing about this run."
+    first, last = readings[0][score], readings[-1][score]
+    best = max(readings, key=lambda row: row[score])
+    how = "better than" if last > first else "worse than" if last < first else "the same as"
+    text = f"After {last:.3f}, before {first:.3f} ({score}): the backbone is {how} it started."
+    if best["step"] != readings[-1]["step"]:
+        text += f" It was best at step {best['step']:.0f} with {best[score]:.3f}: best.safetensors holds that one."
+    return text
+
+
+def last_of(curves: Curves, name: str) -> float:
+    """The last value of a column; NaN where there is none."""
+    return curves[name][-1][1] if curves.get(name) else math.nan
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whichever is readable."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

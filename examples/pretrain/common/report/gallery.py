@@ -1,0 +1,50 @@
+"""The same photos through several networks, or through one before and after its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from examples.pretrain.common.pages import figure, tiles
+from examples.pretrain.common.pictures import as_pillow, enlarged, in_colour, pca_colours, similarity_heat
+
+SIDE = 192  # of a picture, in pixels
+
+Row = list[tuple[str, Image.Image]]
+
+
+def gallery(photos: Sequence[Tensor], maps: Mapping[str, Tensor]) -> list[Row]:
+    """For each photo its pictures with captions: itself, principal components, similarity to its middle.
+
+    Args:
+        photos: uint8 ``(C, size, size)`` each.
+        maps: For each network, by name, the maps of these photos, ``(P, C, h, w)``.
+    """
+    colours = {name: enlarged(pca_colours(of), SIDE) for name, of in maps.items()}
+    rows = []
+    for index, photo in enumerate(photos):
+        shown = torch.nn.functional.interpolate(in_colour(photo)[None].float(), (SIDE, SIDE), mode="area")[0]
+        row: Row = [("photo", as_pillow(shown.round().to(torch.uint8)))]
+        row += [(f"components, {name}", as_pillow(of[index])) for name, of in colours.items()]
+        for name, of in maps.items():
+            h, w = of.shape[2:]
+            heat = similarity_heat(of[index], (h // 2) * w + w // 2)
+            row.append((f"similarity, {name}", as_pillow(enlarged(heat, SIDE))))
+        rows.append(row)
+    return rows
+
+
+def gallery_html(rows: Sequence[Row]) -> str:
+    """The gallery in a page."""
+    return "".join(tiles(*(figure(picture, caption) for caption, picture in row)) for row in rows)
+
+
+def gallery_strip(row: Row, gap: int = 6) -> Image.Image:
+    """A photo's pictures beside each other, for a page that takes files."""
+    picture = Image.new("RGBA", (len(row) * (SIDE + gap) - gap, SIDE))
+    for place, (_, part) in enumerate(row):
+        picture.paste(part, (place * (SIDE + gap), 0))
+    return picture

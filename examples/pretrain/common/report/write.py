@@ -1,0 +1,159 @@
+"""The report as a page of one file, and as Markdown with pictures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.pretrain.common.pages import (
+    chart,
+    commands,
+    details,
+    facts,
+    grid,
+    heading,
+    page,
+    paragraph,
+    table,
+)
+from examples.pretrain.common.report.content import Curves
+from examples.pretrain.common.report.gallery import Row, gallery_html, gallery_strip
+from examples.pretrain.common.scores import SCORES
+
+STD = "health/std_times_sqrt_c"
+COLLAPSED_BELOW = 0.3
+
+
+class Story(NamedTuple):
+    """All that a report says.
+
+    Attributes:
+        title: Of the page.
+        summary: What came of it, a sentence or two.
+        warnings: What is off, in words.
+        facts: Steps, time, images/s.
+        read: What was read and left out.
+        curves: Columns of the run's tables.
+        readings: Of the probe.
+        best: The step that best.safetensors is of, or None.
+        gallery: Pictures of the same photos before and after.
+        note: Which photos those are.
+        commands: What comes next.
+        settings: All options as YAML.
+    """
+
+    title: str
+    summary: str
+    warnings: list[str]
+    facts: dict[str, str]
+    read: dict[str, str]
+    curves: Curves
+    readings: list[dict[str, float]]
+    best: float | None
+    gallery: list[Row]
+    note: str
+    commands: dict[str, str]
+    settings: str
+
+
+def probe_table(readings: Sequence[Mapping[str, float]], best: float | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each score before, at its best reading, and after."""
+    rows = []
+    kept = next((row for row in readings if row["step"] == best), readings[-1])
+    for name in SCORES:
+        if name in readings[-1]:
+            values = [row.get(name, float("nan")) for row in (readings[0], kept, readings[-1])]
+            rows.append([name, *(f"{value:.3f}" for value in values)])
+    steps = [f"{row['step']:.0f}" for row in (readings[0], kept, readings[-1])]
+    return ["score", f"before (step {steps[0]})", f"kept as best ({steps[1]})", f"after ({steps[2]})"], rows
+
+
+def meanings(names: Iterable[str]) -> str:
+    """What the scores mean, in a line."""
+    return "; ".join(f"{name}: {SCORES[name]}" for name in SCORES if name in names) + ". Higher is better."
+
+
+def write_html(path: Path, story: Story) -> None:
+    """Writes the page."""
+    drawn = [
+        chart("loss", {"loss": story.curves.get("loss", [])}),
+        chart("probe", probe_curves(story.readings)),
+        chart("spread of the projections (std x sqrt(C)); near 1 is healthy", {"std": story.curves.get(STD, [])}),
+        chart("learning rate", rates(story.curves)),
+        chart("images/s", {"images/s": story.curves.get("speed/images_per_s", [])}),
+    ]
+    probe = table(*probe_table(story.readings, story.best)) if story.readings else paragraph("No probe was read.")
+    text = page(
+        story.title,
+        paragraph(story.summary),
+        *(paragraph(warning, "warn") for warning in story.warnings),
+        facts(story.facts),
+        heading("Probe, before and after"),
+        probe,
+        paragraph(meanings(story.readings[-1]), "soft") if story.readings else "",
+        heading("The same photos, before and after"),
+        paragraph(story.note, "soft"),
+        gallery_html(story.gallery),
+        heading("Curves"),
+        grid(*drawn),
+        heading("What was read and left out"),
+        facts(story.read),
+        heading("What comes next"),
+        *(paragraph(f"{name}:") + commands([line]) for name, line in story.commands.items()),
+        heading("Settings"),
+        details("all options, as config.yaml has them", commands([story.settings])),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def write_markdown(path: Path, story: Story) -> None:
+    """Writes the report for readers of text; its pictures go to the folder ``report``."""
+    lines = [f"# {story.title}", "", story.summary, ""]
+    lines += [f"**{warning}**\n" for warning in story.warnings]
+    lines += [*(f"- {name}: {value}" for name, value in story.facts.items()), "", "## Probe, before and after", ""]
+    if story.readings:
+        header, rows = probe_table(story.readings, story.best)
+        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += ["", meanings(story.readings[-1])]
+    else:
+        lines.append("No probe was read.")
+    lines += ["", "## The same photos, before and after", "", story.note, ""]
+    folder = path.parent / "report"
+    for index, row in enumerate(story.gallery):
+        folder.mkdir(exist_ok=True)
+        gallery_strip(row).save(folder / f"photo-{index + 1}.png")
+        captions = ", ".join(caption for caption, _ in row)
+        lines += [f"![{captions}](report/photo-{index + 1}.png)", ""]
+    lines += ["## Curves", "", "| | first | middle | last |", "|---|---|---|---|"]
+    for name in ("loss", STD, "speed/images_per_s", *rates(story.curves)):
+        points = story.curves.get(name, [])
+        if points:
+            some = (points[0], points[len(points) // 2], points[-1])
+            lines.append(f"| {name} | {' | '.join(f'{y:.4g} (step {x:.0f})' for x, y in some)} |")
+    lines += ["", "## What was read and left out", ""]
+    lines += [f"- {name}: {value}" for name, value in story.read.items()]
+    lines += ["", "## What comes next", ""]
+    for name, line in story.commands.items():
+        lines += [f"{name}:", "", f"    {line}", ""]
+    lines += ["## Settings", "", "```yaml", story.settings.rstrip(), "```", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def probe_curves(readings: Sequence[Mapping[str, float]]) -> Curves:
+    """The probe's scores over the steps."""
+    return {
+        name: [(row["step"], row[name]) for row in readings if name in row]
+        for name in SCORES
+        if any(name in row for row in readings)
+    }
+
+
+def rates(curves: Curves) -> Curves:
+    """The learning rates; groups of one rate are drawn once."""
+    found: Curves = {}
+    for name, points in curves.items():
+        if name.startswith("lr") and points not in found.values():
+            found[name] = points
+    return found
