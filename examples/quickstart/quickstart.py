@@ -1,7 +1,7 @@
 """Trains a small backbone on dense features and shows what it learned, in a few minutes on two CPU cores.
 
     python examples/quickstart/quickstart.py  # on generated scenes, no download
-    python examples/quickstart/quickstart.py --data FOLDER  # on any folder of photos
+    python examples/quickstart/quickstart.py --data FOLDER  # on any folder of photos, scored on some that are kept out
     python examples/quickstart/quickstart.py --data FOLDER --probe-data DIR  # probed on labels in CamVid's layout
 
 Afterwards ``runs/quickstart`` holds report.md, figures, and the backbone, which torchvision's own ResNet loads.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,18 +24,19 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
 from densessl import FeatureMap, MultiView, View, byol_views
-from densessl.evaluation import linear_segmentation
+from densessl.evaluation import correspondence_accuracy, linear_segmentation
+from examples.pretrain.common.data.sources import evenly
 from examples.pretrain.common.optimizers import SquareRootLARS
+from examples.pretrain.common.samples import square
 from examples.pretrain.common.step import Step
 from examples.pretrain.pixcontrast import PixContrast
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
 from examples.quickstart.loop import fill_statistics, frozen_features, seed_step, strong_colours, train
 from examples.quickstart.photos import CAMVID_CLASSES, read_camvid, read_photos
-from examples.quickstart.report import Outcome, health, write_figures, write_report
+from examples.quickstart.report import MIOU, PCK, Measure, Outcome, health, write_figures, write_report
 from examples.quickstart.scenes import CLASSES, draw_scene
 
-Labelled = list[tuple[Tensor, Tensor]]  # images uint8 (3, H, W) with labels int64 (H, W)
 METHODS = {
     "pixpro": PixPro,
     "pixcontrast": PixContrast,
@@ -162,12 +163,39 @@ def training_images(args: argparse.Namespace) -> list[Tensor]:
     return photos
 
 
-def probe_images(args: argparse.Namespace) -> tuple[Labelled, Labelled, int]:
-    """Labelled images to fit and to test on, and the number of classes."""
+class Probe(NamedTuple):
+    """How a backbone is scored: what the score is called, from features to it, on what, and images (B, 3, H, W)."""
+
+    measure: Measure
+    score: Callable[[Callable[[Tensor], Tensor]], float]
+    what: str
+    images: Tensor
+
+
+def make_probe(images: list[Tensor], args: argparse.Namespace) -> tuple[list[Tensor], Probe]:
+    """The images that are left to train on, and the probe: with labels where there are some, else photos kept out."""
+    if args.data is not None and args.probe_data is None:
+        # So that the last batch of a small set stays as it is, few photos are trained on and scored on alike.
+        apart = set(evenly(len(images), min(64, len(images) // 10))) if len(images) >= 2 * args.batch_size else set()
+        kept = [square(images[i], 2 * args.size) for i in sorted(apart or range(len(images)))][:64]
+        left = [image for i, image in enumerate(images) if i not in apart]
+        how = "kept out of" if apart else "which are few, and also in"
+        what = f"{len(kept)} photos of {args.data}, {how} the training"
+        return left, Probe(
+            PCK, lambda f: correspondence_accuracy(f, kept, distances=(1.0,))[1.0], what, torch.stack(kept)
+        )
     if args.probe_data is not None:
-        return *(read_camvid(args.probe_data, split, "--probe-data") for split in ("train", "test")), CAMVID_CLASSES
-    # Seeds 1 and 2: other scenes than those trained on.
-    return *([draw_scene(seed, i) for i in range(args.probe_images)] for seed in (1, 2)), len(CLASSES)
+        fit, test = (read_camvid(args.probe_data, split, "--probe-data") for split in ("train", "test"))
+        classes, where = CAMVID_CLASSES, f"of {args.probe_data}"
+    else:  # seeds 1 and 2: other scenes than those trained on
+        fit, test = ([draw_scene(seed, i) for i in range(args.probe_images)] for seed in (1, 2))
+        classes, where = len(CLASSES), "generated scenes"
+    return images, Probe(
+        MIOU,
+        lambda features: linear_segmentation(features, fit, test, classes),
+        f"{len(fit)} + {len(test)} {where}",
+        torch.stack([image for image, _ in test[:32]]),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> list[Outcome]:
@@ -175,12 +203,10 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     args = arguments(argv)
     start = time.perf_counter()
     try:
-        images = training_images(args)
-        fit, test, classes = probe_images(args)
+        images, probe = make_probe(training_images(args), args)
     except ValueError as error:
         raise SystemExit(f"quickstart: error: {error}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held_out = torch.stack([image for image, _ in test[:32]])
 
     outcomes = []
     for seed in range(args.seeds):
@@ -188,10 +214,10 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
         backbone = make_backbone().to(device)
         features = partial(frozen_features, backbone)
         fill_statistics(backbone, drawing(images, args, seed, device))
-        untrained = linear_segmentation(features, fit, test, classes)
+        untrained = probe.score(features)
         history = pretrain(backbone, images, args.method, args, seed)
-        trained = linear_segmentation(features, fit, test, classes)
-        std, rank = health(features(held_out))
+        trained = probe.score(features)
+        std, rank = health(features(probe.images[:32]))
         last = history.std[-max(1, args.steps // 10) :]
         projected = sum(last) / len(last)
         outcomes.append(Outcome(seed, untrained, trained, std, projected, rank, *history))
@@ -209,12 +235,12 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     facts = {
         "method": f"{args.method}, {args.steps} steps of {args.batch_size} images, views of {args.size} px",
         "trained on": f"{len(images)} " + (f"photos of {args.data}" if args.data else "generated scenes"),
-        "probed on": f"{len(fit)} + {len(test)} "
-        + (f"of {args.probe_data}" if args.probe_data else "generated scenes"),
+        "probed on": probe.what,
         "device": f"{device}, {torch.get_num_threads()} threads",
         "time": f"{time.perf_counter() - start:.0f} s",
     }
-    print("\n" + write_report(args.out / "report.md", outcomes, CHANNELS, facts, LOAD.format(path=args.out)))
+    load = LOAD.format(path=args.out)
+    print("\n" + write_report(args.out / "report.md", outcomes, CHANNELS, facts, load, probe.measure))
     print(f"Written to {args.out}: report.md, backbone.safetensors, loss, correspondence, similarity, pca (.png)")
     return outcomes
 

@@ -17,12 +17,37 @@ from densessl.plots import plot_correspondence, plot_pca, plot_similarity
 COLLAPSED_BELOW = 0.3  # feature standard deviation times sqrt(C); a healthy one is near 1
 
 
+# What the curve of the spread does, for readers who see it fall below the line.
+DIP = (
+    'The spread of the projections (right curve of loss.png) may fall below the dashed line, "collapsed below", and '
+    "rise again: early on the views agree by all cells becoming alike, and only then are cells told apart. The "
+    'quickstart stays there for some 60 steps. A collapse is a spread that stays there: the column "projected" '
+    'is its mean over the last tenth of the steps, and "health" judges that one.'
+)
+
+
+class Measure(NamedTuple):
+    """A score of frozen features.
+
+    Attributes:
+        name: As in a sentence.
+        what: What it is, before and after being named.
+    """
+
+    name: str
+    what: str
+
+
+MIOU = Measure("mIoU", "Linear segmentation probe on frozen features (mIoU, test split)")
+PCK = Measure("PCK", "Correspondence: how often the same point is found again in a warped photo (PCK within one cell)")
+
+
 class Outcome(NamedTuple):
     """One pretraining seed.
 
     Attributes:
         seed: of initial weights and all draws.
-        untrained: mIoU of the linear probe on the frozen features before training, batch norm's statistics filled.
+        untrained: score of the frozen features before training, batch norm's statistics filled.
         trained: the same after it.
         std: standard deviation of the frozen unit features, times sqrt(C).
         projected_std: the same of the projections, over the last tenth of the steps.
@@ -46,11 +71,18 @@ class Outcome(NamedTuple):
         return not min(self.std, self.projected_std) >= COLLAPSED_BELOW
 
 
-def write_report(path: Path, outcomes: Sequence[Outcome], channels: int, facts: dict[str, str], load_line: str) -> str:
+def write_report(
+    path: Path,
+    outcomes: Sequence[Outcome],
+    channels: int,
+    facts: dict[str, str],
+    load_line: str,
+    measure: Measure = MIOU,
+) -> str:
     """Writes report.md and returns its text."""
     lines = ["# Quickstart", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     lines += [
-        "Linear segmentation probe on frozen features (mIoU, test split), before and after pretraining:",
+        f"{measure.what}, before and after pretraining:",
         "",
         f"| seed | untrained | trained | feature std x sqrt(C) | projected | effective rank of {channels} | health |",
         "|---|---|---|---|---|---|---|",
@@ -62,7 +94,7 @@ def write_report(path: Path, outcomes: Sequence[Outcome], channels: int, facts: 
             f"| {health} |"
         )
     before, after = [o.untrained for o in outcomes], [o.trained for o in outcomes]
-    lines += ["", f"mIoU untrained {_spread(before)}, trained {_spread(after)}."]
+    lines += ["", f"{measure.name} untrained {_spread(before)}, trained {_spread(after)}."]
     if statistics.mean(after) <= statistics.mean(before):
         lines.append("The trained features are NOT better than the untrained ones here.")
     if any(o.collapsed for o in outcomes):
@@ -70,7 +102,7 @@ def write_report(path: Path, outcomes: Sequence[Outcome], channels: int, facts: 
             f"At least one run collapsed: a feature standard deviation below {COLLAPSED_BELOW} / sqrt(C) means that "
             "all cells look alike."
         )
-    lines += ["", "The backbone in torchvision:", "", "```python", load_line, "```", ""]
+    lines += ["", DIP, "", "The backbone in torchvision:", "", "```python", load_line, "```", ""]
     text = "\n".join(lines)
     path.write_text(text, encoding="utf-8")
     return text
@@ -128,7 +160,7 @@ def plot_losses(outcomes: Sequence[Outcome]):
     right.text(
         0.99,
         COLLAPSED_BELOW,
-        "collapsed below",
+        "collapsed below, if it stays there",
         color="grey",
         transform=right.get_yaxis_transform(),
         ha="right",

@@ -88,6 +88,24 @@ def test_quickstart_on_photos_with_broken_ones_and_a_labelled_set(tmp_path):
     assert "5 photos" in _check_run(tmp_path / "run")
 
 
+def test_photos_without_labels_are_scored_on_some_that_are_kept_out(tmp_path, capsys):
+    data = tmp_path / "photos"
+    for index in range(4):
+        _save_photos(data / str(index), 5)
+    (outcome,) = quickstart.main([*TINY, "--data", str(data), "--images", "20", "--out", str(tmp_path / "run")])
+    text = _check_run(tmp_path / "run")
+    assert "18 photos of" in text  # trained on
+    assert f"2 photos of {data}, kept out of the training" in text
+    assert "PCK within one cell" in text
+    assert "mIoU" not in text
+    assert f"PCK untrained {outcome.untrained:.3f}, trained {outcome.trained:.3f}" in text
+    assert "may fall below the dashed line" in text  # the dip is explained
+    images = quickstart.read_photos(data, 20, side=64)
+    left, probe = quickstart.make_probe(images, quickstart.arguments([*TINY, "--data", str(data)]))
+    assert not any(image is kept for image in left for kept in (images[5], images[15]))
+    assert probe.images.shape == (2, 3, 64, 64)
+
+
 def test_one_photo_trains_pixpro_and_is_refused_by_the_instance_loss(tmp_path):
     _save_photos(tmp_path / "one", 1)
     where = ["--data", str(tmp_path / "one"), "--out", str(tmp_path / "run")]

@@ -49,27 +49,29 @@ def weights_of(out: Path) -> Path:
 def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
     """What comes next, by purpose, with the run's own paths."""
     name, folder, out = config.backbone.name, str(config.data.folder), Path(config.out)
+    layer = config.backbone.get("layer", "layer4")
     file, photos = shlex.quote(str(weights)), shlex.quote(folder)
     labels = f" --labels {shlex.quote(config.probe.labels)}" if config.probe.labels else ""
-    exported = shlex.quote(str(out / "backbone.pth"))
-    of_resnet = name.startswith(RESNETS)
-    to = "torchvision" if of_resnet else f"timm --model {name}"
-    commands = {
-        "evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}",
-        "export": f"python -m densessl.export {file} --to {to} --out {exported}",
-    }
-    if of_resnet:
-        commands["fine-tune"] = (
+    whole = name.startswith(RESNETS) and layer == "layer4"
+    if whole:
+        to = "torchvision"
+        tune = (
             "python examples/transfer/segmentation.py fit --config examples/transfer/configs/own_masks_fcn_r18.yaml "
             f"--data.folder MASKS --model.backbone {name} --model.pretrained {file} "
             f"--out {shlex.quote(str(out / 'segmentation'))}"
         )
-    else:  # the transfer recipes take ResNets
-        commands["fine-tune"] = (
-            f'python -c "import timm; from densessl.checkpoints import load_backbone; '
-            f"load_backbone(timm.create_model('{name}'), '{weights}')\"  # then train it as any timm model"
+    else:  # the transfer recipes take whole ResNets
+        to = f"timm --model {name}"
+        tune = (
+            'python -c "from examples.pretrain.common.backbones import make_backbone; '
+            f"backbone, width = make_backbone('{name}', '{layer}', '{weights}', {config.data.size})\"  "
+            "# a module in your own training, which gives maps"
         )
-    return commands
+    return {
+        "evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}",
+        "export": f"python -m densessl.export {file} --to {to} --out {shlex.quote(str(out / 'backbone.pth'))}",
+        "fine-tune": tune,
+    }
 
 
 def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:

@@ -1,0 +1,216 @@
+"""What a backbone is worth on one's own images: a file against its start, ImageNet and random weights.
+
+    python examples/evaluate.py runs/own/encoder.safetensors --photos FOLDER
+    python examples/evaluate.py WEIGHTS --photos FOLDER --labels LABELLED --backbone resnet50 --layer layer4
+
+CHECKPOINT is any file that ``densessl.checkpoints.load_backbone`` reads. Beside a run's file lies its config.yaml, that
+says what network it is of, how images go into it, and which images were kept out of its training: with the run's own
+folder as ``--photos`` those are taken. The table is printed, and written with pictures as evaluation.html and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.data.decode import find_photos
+from examples.pretrain.common.data.sources import FolderSource, evenly
+from examples.pretrain.common.pages import facts, heading, page, paragraph, table
+from examples.pretrain.common.report.gallery import gallery, gallery_html, gallery_strip
+from examples.pretrain.common.report.write import meanings
+from examples.pretrain.common.samples import Labels, read_labels, read_squares
+from examples.pretrain.common.scores import SCORES, Form, frozen, scores, settled
+
+log = logging.getLogger("evaluate")
+
+SHOWN = 4
+
+
+class Setting(NamedTuple):
+    """What the run's config.yaml or the command line says.
+
+    Attributes:
+        name: Name of the backbone.
+        layer: Layer after which it is cut.
+        form: How images go into it.
+        start: Where the run began, ``backbone.init``; None: not known.
+        seed: Of the run.
+        folder: That the run was trained on; None: not known.
+        held_out: ``probe.images`` of the run.
+    """
+
+    name: str
+    layer: str
+    form: Form
+    start: str | None
+    seed: int
+    folder: str | None
+    held_out: int | None
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Scores the networks, prints and writes the comparison; returns the scores by network."""
+    args = arguments(argv)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        setting = setting_of(args)
+        photos, note = read_photos(args, setting)
+        labels = None
+        if args.labels is not None:
+            labels = read_labels(args.labels, setting.form.channels, setting.form.size, args.images, "--labels")
+        found, maps, missing = compare(args.checkpoint, setting, photos, labels)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"evaluate: error: {error}") from error
+    out = args.out or args.checkpoint.parent / "evaluation"
+    about = {"file": str(args.checkpoint), "network": f"{setting.name}, {setting.layer}", "photos": note}
+    if labels is not None:
+        about["labelled"] = (
+            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, {labels.classes} classes"
+        )
+    print(write(out, found, photos[:SHOWN], maps, about, missing))
+    print(f"written: {out / 'evaluation.html'}, {out / 'evaluation.md'}")
+    return found
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="file with the backbone")
+    parser.add_argument("--photos", required=True, help="folder of photos, best not trained on")
+    parser.add_argument("--labels", help="folder of labelled images: images/ and masks/")
+    parser.add_argument("--images", type=int, default=200, help="at most so many of each (%(default)s)")
+    parser.add_argument("--backbone", help="name of the network, where no config.yaml lies beside the file (resnet50)")
+    parser.add_argument("--layer", help="layer after which it is cut, where no config.yaml says so (layer4)")
+    parser.add_argument("--size", type=int, help="side of the squares in pixels (as the run's views; 224)")
+    parser.add_argument("--out", type=Path, help="folder for the comparison (evaluation, beside the file)")
+    args = parser.parse_args(argv)
+    for name in ("images", "size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
+    return args
+
+
+def setting_of(args: argparse.Namespace) -> Setting:
+    """What network the file holds; ValueError if there is no such file."""
+    if not args.checkpoint.is_file():
+        raise ValueError(f"CHECKPOINT: expected a file, got {args.checkpoint}, which is missing")
+    near = [args.checkpoint.parent / "config.yaml", args.checkpoint.parent.parent / "config.yaml"]
+    known = next((path for path in near if path.is_file()), None)
+    config = yaml.safe_load(known.read_text(encoding="utf-8")) if known else {}
+    backbone, data = config.get("backbone", {}), config.get("data", {})
+    form = Form(
+        data.get("channels", 3),
+        args.size or data.get("size", 224),
+        data.get("mean", IMAGENET_MEAN),
+        data.get("std", IMAGENET_STD),
+    )
+    return Setting(
+        args.backbone or backbone.get("name", "resnet50"),
+        args.layer or backbone.get("layer", "layer4"),
+        form,
+        backbone.get("init"),
+        config.get("seed", 0),
+        data.get("folder"),
+        config.get("probe", {}).get("images"),
+    )
+
+
+def read_photos(args: argparse.Namespace, setting: Setting) -> tuple[list[Tensor], str]:
+    """The photos to score on, and what they are: those kept out of the run, where its own folder is given."""
+    paths, what = find_photos(args.photos, "--photos"), f"of {args.photos}"
+    if setting.folder is not None and Path(setting.folder).resolve() == Path(args.photos).resolve():
+        source = FolderSource(args.photos)
+        source.hold_out(setting.held_out)
+        held_out = source.held_out()
+        what += ", kept out of the training" if held_out else ", which were TRAINED ON"
+        paths = held_out or paths
+    photos = read_squares([paths[i] for i in evenly(len(paths), args.images)], *setting.form[:2])
+    if not photos:
+        raise ValueError(f"--photos: expected photos, got {len(paths)} files of which none can be read")
+    return photos, f"{len(photos)} {what}"
+
+
+def compare(
+    checkpoint: Path, setting: Setting, photos: list[Tensor], labels: Labels | None
+) -> tuple[dict[str, dict[str, float]], dict[str, Tensor], dict[str, str]]:
+    """Scores and maps by network, and why a network could not be had."""
+    starts = {"this file": str(checkpoint), "its start": setting.start, "ImageNet": "imagenet", "random": "random"}
+    if setting.start in (None, "imagenet", "random"):
+        del starts["its start"]  # it is one of the others, or not known
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found, maps, missing = {}, {}, {}
+    for name, init in starts.items():
+        try:
+            backbone = settled(network(setting, init).to(device), photos, setting.form)
+        except Exception as error:  # no network, no such weights, a file that is gone: whatever the libraries raise
+            if name == "this file":
+                raise ValueError(str(error)) from error
+            missing[name] = " ".join(str(error).split())[:200]
+            continue
+        label = f"{name} (its start)" if init == setting.start else name
+        with frozen(backbone, setting.form) as features:
+            found[label] = scores(features, photos, labels)
+            maps[label] = features(torch.stack(photos[:SHOWN])).cpu()
+    return found, maps, missing
+
+
+def network(setting: Setting, init: str) -> nn.Module:
+    """The backbone with these weights; random ones are those that the run began with."""
+    torch.manual_seed(setting.seed)
+    return make_backbone(setting.name, setting.layer, init, setting.form.size, setting.form.channels)[0]
+
+
+def write(
+    out: Path,
+    found: dict[str, dict[str, float]],
+    photos: list[Tensor],
+    maps: dict[str, Tensor],
+    about: dict[str, str],
+    missing: dict[str, str],
+) -> str:
+    """Writes evaluation.html and evaluation.md; returns the table."""
+    names = [name for name in SCORES if name in next(iter(found.values()))]
+    rows = [[label, *(f"{values[name]:.3f}" for name in names)] for label, values in found.items()]
+    gone = [f"{name} is not in the table: {why}" for name, why in missing.items()]
+    width = max(len(row[0]) for row in rows)
+    printed = "\n".join(
+        [f"{'':<{width}}  " + "  ".join(f"{name:>10}" for name in names)]
+        + [f"{row[0]:<{width}}  " + "  ".join(f"{value:>10}" for value in row[1:]) for row in rows]
+        + gone
+    )
+    pictures = gallery(photos, maps)
+    out.mkdir(parents=True, exist_ok=True)
+    text = page(
+        f"Evaluation of {about['file']}",
+        facts(about),
+        heading("Scores"),
+        table(["network", *names], rows),
+        paragraph(meanings(names), "soft"),
+        *(paragraph(line, "warn") for line in gone),
+        heading("The same photos through each network"),
+        gallery_html(pictures),
+    )
+    (out / "evaluation.html").write_text(text, encoding="utf-8")
+    lines = [f"# Evaluation of {about['file']}", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
+    lines += [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", meanings(names), "", *gone, ""]
+    for index, row in enumerate(pictures):
+        gallery_strip(row).save(out / f"photo-{index + 1}.png")
+        lines += [f"![{', '.join(caption for caption, _ in row)}](photo-{index + 1}.png)", ""]
+    (out / "evaluation.md").write_text("\n".join(lines), encoding="utf-8")
+    return printed
+
+
+if __name__ == "__main__":
+    main()

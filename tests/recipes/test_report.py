@@ -1,0 +1,198 @@
+"""The way after a run: its report, however it ended, and the comparison that the report names."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import TINY, cli
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from test_probe import draw, probe_of
+
+from densessl.export import main as export
+from examples import evaluate
+from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.pages import chart, thinned
+from examples.pretrain.common.report.content import better_or_worse, duration, next_commands, read_curves
+from examples.pretrain.pixpro import PixPro
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(20):
+        draw(root / f"{index:02}.png", index)
+    return root
+
+
+def made_run(folder: Path, out: Path, *args: str):
+    return cli(PixPro, *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=4",
+               "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu", "--trainer.max_steps=4",
+               "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--probe.images=4",
+               "--trainer.log_every_n_steps=1", "--probe.every_n_steps=2", *args)  # fmt: skip
+
+
+def written_config(made) -> None:
+    """config.yaml, which the command line writes beside the run."""
+    from examples.pretrain.common.report.content import settings
+
+    (Path(made.config.out) / "config.yaml").write_text(settings(made.config))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No download in the tests."""
+    network = evaluate.network
+
+    def without(setting, init):
+        if init == "imagenet":
+            raise OSError("no network")
+        return network(setting, init)
+
+    monkeypatch.setattr(evaluate, "network", without)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    made = made_run(folder, tmp_path_factory.mktemp("run"))
+    made.fit()
+    written_config(made)
+    return made
+
+
+def test_the_report_of_a_finished_run(finished, folder):
+    out = Path(finished.config.out)
+    page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
+    assert "http" not in page  # nothing from elsewhere
+    assert page.count("data:image/png;base64,") == 4 * 5  # each photo, its components and its similarity twice
+    assert page.count("<svg") == 5
+    readings = probe_of(finished).readings
+    for said in (page, text):
+        for value in (readings[0]["pck"], readings[-1]["pck"], readings[-1]["pck_colour"]):
+            assert f"{value:.3f}" in said
+        for words in ("PixPro: finished", "16 (1.0 passes)", "images to train on", "hidden_dim: 32",
+                      "None of these photos was trained on", "python examples/evaluate.py"):  # fmt: skip
+            assert words in said
+    assert sorted(path.name for path in (out / "report").iterdir()) == [f"photo-{i}.png" for i in (1, 2, 3, 4)]
+    assert Image.open(out / "report" / "photo-1.png").height == 192
+
+
+def test_the_commands_of_the_report_run(finished, folder, capsys):
+    out = Path(finished.config.out)
+    commands = next_commands(finished.config, out / "encoder.safetensors")
+    words = shlex.split(commands["evaluate"])
+    found = evaluate.main([*words[2:], "--out", str(out / "evaluation")])
+    readings = probe_of(finished).readings
+    # The file is the run's end, random weights its start, and the photos are those kept out of it.
+    assert found["this file"]["pck"] == pytest.approx(readings[-1]["pck"], abs=1e-9)
+    assert found["random (its start)"]["pck"] == pytest.approx(readings[0]["pck"], abs=1e-9)
+    assert "4 of " in (out / "evaluation" / "evaluation.md").read_text()
+    assert "kept out of the training" in (out / "evaluation" / "evaluation.html").read_text()
+    printed = capsys.readouterr().out
+    assert f"{readings[-1]['pck_colour']:.3f}" in printed
+    assert "ImageNet is not in the table: no network" in printed
+    assert export(shlex.split(commands["export"])[3:]) == 0
+    assert (out / "backbone.pth").is_file()
+    call = commands["fine-tune"].partition('"')[2].rpartition('"')[0]
+    exec(call, names := {})  # the recipe's file needs a whole network, and this one ends at layer2
+    assert torch.equal(names["backbone"].state_dict()["conv1.weight"].cpu(), weights_after(finished))
+
+
+def weights_after(made) -> torch.Tensor:
+    return backbone_of(made.method).state_dict()["conv1.weight"]
+
+
+def test_commands_by_network(finished):
+    config, file = finished.config.clone(), Path("a b") / "encoder.safetensors"
+    config.backbone.layer = "layer4"
+    whole = next_commands(config, file)
+    assert "'a b/encoder.safetensors' --to torchvision" in whole["export"]
+    assert "segmentation.py fit" in whole["fine-tune"]
+    assert "--model.backbone resnet18 --model.pretrained 'a b/encoder.safetensors'" in whole["fine-tune"]
+    config.backbone.name = "vit_small_patch14_dinov2"
+    assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
+
+
+class Stop(Callback):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == 3:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(KeyboardInterrupt(), "by the user"), (RuntimeError("loss is nan"), "by RuntimeError: loss is nan")],
+)
+def test_a_run_that_is_stopped_has_a_report_too(error, words, folder, tmp_path):
+    made = made_run(folder, tmp_path)
+    made.trainer.callbacks.append(Stop(error))
+    with pytest.raises((SystemExit, RuntimeError)):
+        made.fit()
+    text = (tmp_path / "report.md").read_text()
+    assert "# PixPro: stopped after 3 of 4 steps" in text
+    assert words in text
+    steps = [row["step"] for row in probe_of(made).readings]
+    assert steps == ([0, 2, 3] if isinstance(error, KeyboardInterrupt) else [0, 2])
+    assert "best.safetensors --photos" in text or "encoder.safetensors --photos" in text or "last.ckpt" in text
+
+
+def test_a_report_without_a_probe_shows_photos_that_were_trained_on(folder, tmp_path):
+    made = made_run(folder, tmp_path, "--probe.images=0")
+    made.fit()
+    text = (tmp_path / "report.md").read_text()
+    assert "These photos were trained on." in text
+    assert "No probe was read." in text
+
+
+def test_curves_of_all_parts_of_a_run(tmp_path):
+    (tmp_path / "metrics-1.csv").write_text("loss,step\n3.0,0\n2.0,1\n")
+    (tmp_path / "metrics.csv").write_text("step,loss,lr\n2,1.0,\n3,,0.5\n")
+    assert read_curves(tmp_path) == {"loss": [(0, 3), (1, 2), (2, 1)], "lr": [(3, 0.5)]}
+    assert read_curves(tmp_path / "none") == {}
+
+
+def test_words_and_curves():
+    rows = [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.7}, {"step": 9, "pck": 0.6}]
+    assert "better than it started. It was best at step 5 with 0.700" in better_or_worse(rows, "pck")
+    assert "worse" in better_or_worse([rows[1], rows[0]], "pck")
+    assert "fewer than two" in better_or_worse(rows[:1], "pck")
+    assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
+    assert chart("loss", {"loss": [(0, float("nan"))]}) == ""
+    svg = chart("a < b", {"a": [(0, 1.0), (1, 3.0)], "b": [(0, 2.0)]})
+    assert "a &lt; b" in svg
+    assert svg.count("<polyline") == 2
+    assert thinned([(i, 2.0) for i in range(1000)])[0] == (1.5, 2.0)
+
+
+def test_evaluate_names_what_does_not_fit(finished, folder, tmp_path):
+    file = str(Path(finished.config.out) / "encoder.safetensors")
+    for args, message in (
+        ([str(tmp_path / "none.pt"), "--photos", str(folder)], "CHECKPOINT: expected a file"),
+        ([file, "--photos", str(tmp_path)], "--photos: expected images"),
+        ([file, "--photos", str(folder), "--labels", str(tmp_path)], "--labels: expected the folders images and masks"),
+        ([file, "--photos", str(folder), "--layer", "layer9"], "layer9"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluate.main(args)
+
+
+def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes((Path(finished.config.out) / "encoder.safetensors").read_bytes())
+    for index in range(4):
+        draw(tmp_path / "set" / "images" / f"{index}.png", index)
+        mask = np.zeros((40, 56), np.uint8)
+        mask[:, 20:] = 1
+        (tmp_path / "set" / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "set" / "masks" / f"{index}.png")
+    found = evaluate.main([str(weights), "--photos", str(folder), "--labels", str(tmp_path / "set"), "--size", "32",
+                           "--backbone", "resnet18", "--layer", "layer2", "--images", "6"])  # fmt: skip
+    assert set(found["this file"]) == {"pck", "pck_colour", "neighbors", "linear"}
+    assert {"this file", "random"} <= set(found)
+    assert (tmp_path / "evaluation" / "evaluation.html").is_file()
+    assert torch.is_grad_enabled()
