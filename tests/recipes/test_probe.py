@@ -194,6 +194,8 @@ def test_frozen_gives_everything_back(folder, labelled):
     of_photos = backbone[0](images).transpose(0, 1).flatten(1)
     torch.testing.assert_close(copied[1].running_mean, of_photos.mean(1))  # filled in the copy
     assert settled(copied, photos, FORM) is copied
+    backbone[1].running_mean.fill_(0.1)  # read from a file that does not say how many batches were seen
+    assert settled(backbone, photos, FORM) is backbone
 
 
 def test_colours_change_alike_at_every_reading():

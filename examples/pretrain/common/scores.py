@@ -78,8 +78,10 @@ def settled(backbone: nn.Module, photos: Sequence[Tensor], form: Form) -> nn.Mod
     """
 
     def fresh(module: nn.Module) -> bool:
-        tracked = getattr(module, "num_batches_tracked", None)
-        return isinstance(module, nn.modules.batchnorm._BatchNorm) and tracked is not None and int(tracked) == 0
+        # Not num_batches_tracked: some of torchvision's weights have statistics and a count of 0.
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+            return False
+        return bool((module.running_mean == 0).all() and (module.running_var == 1).all())
 
     if not photos or not any(fresh(module) for module in backbone.modules()):
         return backbone
