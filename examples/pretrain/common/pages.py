@@ -21,7 +21,7 @@ body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; background: var(--bg);
 h1 { font-size: 1.6rem; margin: 0.3rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 0.6rem; }
 p { max-width: 46rem; } .soft, figcaption, caption { color: var(--soft); font-size: 0.9rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 0.4rem 0; overflow-wrap: normal; }
-th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; vertical-align: top;
+th, td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.number { font-variant-numeric: tabular-nums; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 0 2rem; }
@@ -33,8 +33,8 @@ th { font-weight: 600; } td.number { font-variant-numeric: tabular-nums; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
   margin-bottom: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 12rem)); gap: 0.7rem;
-  margin-bottom: 1.4rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 0.7rem;
+  margin-bottom: 1.4rem; max-width: 64rem; }
 .tiles img { width: 100%; }
 svg { width: 100%; max-width: 34rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }

@@ -66,7 +66,7 @@ def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:
     """As preview, from the parts of a run."""
     config, data, form = run.config, run.data, form_of(run.config)
     paths = data.source.paths()
-    planned_steps(run, len(paths))  # what does not fit is told before the seconds that follow
+    planned_steps(run)  # what does not fit is told before the seconds that follow
     files = look_at_files(paths, len(data.source.held_out()), config.data.size)
     cells = map_size(run, form.size, form.channels)
     threshold, in_pixels = (config.method.get(name, other) for name, other in MATCHING.items())

@@ -47,30 +47,29 @@ class Speed(NamedTuple):
 def measure(run: Run) -> tuple[Speed, Batch]:
     """Reads and trains for a few seconds; gives a batch too. The run's method is changed by it."""
     images = run.data.source.count(1, run.data.workers)
-    steps = planned_steps(run, images)
+    steps = planned_steps(run)
     loader, batch = time_loader(run, images)
     accelerator = run.config.trainer.accelerator
     device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
-    timed = run.data.batch_size if device.type == "cuda" else min(run.data.batch_size, CPU_IMAGES)
+    share = run.data.batch_size // run.trainer.world_size  # of one process
+    timed = share if device.type == "cuda" else min(share, CPU_IMAGES)
     seconds, memory = time_step(run, batch, timed, device, steps)
-    step = seconds * run.data.batch_size / timed
+    step = seconds * share / timed
     every = run.trainer.accumulate_grad_batches
     hours = steps * every * max(step, run.data.batch_size / loader) / 3600
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Speed(loader, step, timed, memory, name, steps, hours), batch
 
 
-def planned_steps(run: Run, images: int) -> int:
+def planned_steps(run: Run) -> int:
     """Optimiser steps of the run, without starting it.
 
     Raises:
         ValueError: If the batch does not fit the images, or the run has no budget.
     """
-    if not 1 <= run.data.batch_size <= images:
-        raise ValueError(f"data.batch_size: expected at most the {images} images, got {run.data.batch_size}")
+    run.data.trainer = run.trainer  # as the start of a run does
     names = ("limit_train_batches", "accumulate_grad_batches", "max_epochs", "max_steps")
-    data = SimpleNamespace(batches_per_epoch=lambda: images // run.data.batch_size)
-    return steps_of(SimpleNamespace(datamodule=data, **{name: getattr(run.trainer, name) for name in names}))
+    return steps_of(SimpleNamespace(datamodule=run.data, **{name: getattr(run.trainer, name) for name in names}))
 
 
 def time_loader(run: Run, images: int) -> tuple[float, Batch]:

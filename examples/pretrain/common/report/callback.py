@@ -109,6 +109,7 @@ class RunReport(Callback):
     def _story(self, trainer: pl.Trainer, module: Any, end: str) -> Story:
         out, data, probe = Path(self.config.out), self.data, self.probe
         curves, spent = read_curves(out), time.perf_counter() - self.begun
+        method = type(getattr(module.method, "method", module.method)).__name__  # an anchored one is around its method
         pictures = []
         if self.photos and self.before is not None:
             maps = {"before": self.before.float(), "after": self._maps(backbone_of(module.method))}
@@ -130,7 +131,7 @@ class RunReport(Callback):
         )
         note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
         return Story(
-            f"{type(module.method).__name__}: {end.split(' by ')[0]}",
+            f"{method}: {end.split(' by ')[0]}",
             (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score),
             self._warnings(curves),
             values,
