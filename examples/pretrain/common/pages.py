@@ -36,6 +36,7 @@ figure { margin: 0; } figure img { max-width: 100%; height: auto; display: block
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 0.7rem;
   margin-bottom: 1.4rem; max-width: 64rem; }
 .tiles img { width: 100%; }
+@media (max-width: 30rem) { table { font-size: 0.82rem; } }
 svg { width: 100%; max-width: 34rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 pre { background: var(--box); padding: 0.7rem 0.9rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem;
