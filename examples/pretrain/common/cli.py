@@ -1,6 +1,7 @@
 """The command line of a recipe: ``python pixpro.py fit --config configs/pixpro_r50_100ep.yaml --data.folder FOLDER``.
 
-The options have the chapters of a paper's appendix: backbone, method, optimizer, data, trainer.
+The options have the chapters of a paper's appendix: backbone, method, optimizer, data, trainer. ``preview`` in place of
+``fit`` shows what such a run would see and cost.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from examples.pretrain.common.optimizers import SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, parse, settings_of
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
+from examples.pretrain.common.watch import add_probe_options, watching
 
 # What a recipe decides by itself, or has no use for.
 NOT_OF_A_RECIPE = {
@@ -128,6 +130,7 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
             "the other.",
         )
     parser.add_function_arguments(photo_views, "data", skip={"seed"} | left_out("data"))
+    add_probe_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first weights and of everything drawn.")
     parser.add_argument("--compile", type=bool, default=False, help="Compile the encoders with torch.compile.")
     add_run_options(parser)
@@ -168,6 +171,7 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
         run_folder.Settings(config.out, settings, name),
         *([Extension(found["step"])] if found is not None and budget_of(found) != budget_of(identity) else []),
         *([] if config.trainer.enable_progress_bar is False else [RunBar()]),
+        *watching(config, data),  # last, because the report tells of what the others have written
     ]
     loggers = [Table(config.out), TensorBoardLogger(config.out, name="", version="")]
     options = {**config.trainer, **{key.removeprefix("trainer."): n for key, n in budget_of(identity).items()}}
@@ -202,18 +206,34 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     return Pretraining(method, optimizer, tuple(momentum), config.compile), data
 
 
+def run_fit(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Runs the command ``fit``."""
+    made = make_run(recipe, arguments)
+    if list(arguments) == sys.argv[2:]:  # Lightning repeats it for the processes that it starts
+        sys.argv += ["--out", made.config.out]
+    made.fit()
+
+
+def run_preview(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Runs the command ``preview``."""
+    from examples.pretrain.common.preview.command import preview  # it needs the parts that are made here
+
+    preview(recipe, arguments)
+
+
+COMMANDS = {"fit": run_fit, "preview": run_preview}
+
+
 def main(recipe: Recipe, arguments: Sequence[str]) -> None:
-    """Runs a command: ``fit`` and its options."""
-    if list(arguments[:1]) != ["fit"]:
-        if list(arguments[:1]) in (["-h"], ["--help"]):
-            fit_parser(recipe).print_help()
-            raise SystemExit(0)
-        raise SystemExit(f"error: expected the command fit, got {' '.join(arguments[:1]) or 'none'}")
+    """Runs a command, ``fit`` or ``preview``, with the options of ``fit``."""
+    command = " ".join(arguments[:1])
+    if command in ("-h", "--help"):
+        fit_parser(recipe).print_help()
+        raise SystemExit(0)
+    if command not in COMMANDS:
+        raise SystemExit(f"error: expected the command {' or '.join(COMMANDS)}, got {command or 'none'}")
     try:
-        made = make_run(recipe, arguments[1:])
-        if list(arguments) == sys.argv[1:]:  # Lightning repeats it for the processes that it starts
-            sys.argv += ["--out", made.config.out]
-        made.fit()
+        COMMANDS[command](recipe, arguments[1:])
     except (ValueError, RuntimeError, OSError, MisconfigurationException) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     except ImportError as error:

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.decode import find_photos
 from examples.pretrain.common.data.sources import HELD_OUT, evenly
@@ -187,11 +188,10 @@ class DenseProbe(Callback):
 
     def _keep(self, backbone: nn.Module) -> None:
         """Writes best.safetensors, under the names that encoder.safetensors has."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        part = self.out / "best.safetensors.part"
-        save_file({key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}, part)
-        part.chmod(0o644)  # others may read it
-        part.replace(part.with_suffix(""))  # never half a file under the final name
+        weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
+        with written_beside(self.out / "best.safetensors") as part:
+            part.touch()  # with the mode of any new file, which save_file then keeps
+            save_file(weights, part)
 
     def _judge(self) -> None:
         """Says once, in words, that the run makes the backbone worse than it was."""

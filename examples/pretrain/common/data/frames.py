@@ -96,6 +96,21 @@ class FrameSource:
         self.folder, self.flow, self.occluded = folder, flow, occluded
         self._found: list[Pair] | None = None
 
+    def hold_out(self, images: int | None) -> None:
+        """Holds nothing out: frames of one scene are too much alike to be kept apart.
+
+        Raises:
+            ValueError: If a number of images is asked for.
+        """
+        if images:
+            raise ValueError(
+                f"probe.images: pairs of frames hold no images out, got {images}; probe.photos names other photos"
+            )
+
+    def held_out(self) -> list[Path]:
+        """None."""
+        return []
+
     def count(self, processes: int, workers: int) -> int:
         """Number of pairs, of which every process needs one.
 

@@ -47,7 +47,9 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
         if not isinstance(run.data.source, FolderSource):
-            raise ValueError("preview: expected a folder of images in data.folder, got shards; unpack one of them")
+            raise ValueError(
+                "preview: expected a folder of images in data.folder, got tar shards (unpack one of them) or pairs of frames"
+            )
         folder = out_of(arguments)
         return write_preview(recipe, run, folder)
 
