@@ -48,7 +48,7 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
         run = make_run(recipe, [*arguments, "--out", elsewhere])
         if not isinstance(run.data.source, FolderSource):
             raise ValueError(
-                "preview: expected a folder of images in data.folder, got tar shards (unpack one of them) or pairs of frames"
+                "preview: expected a folder of images in data.folder, got tar shards (unpack one) or pairs of frames"
             )
         folder = out_of(arguments)
         return write_preview(recipe, run, folder)
