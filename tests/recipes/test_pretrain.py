@@ -344,11 +344,7 @@ def test_draws_are_functions_of_seed_epoch_index_and_view(folder):
 def test_presets_are_the_librarys(preset):
     image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
     data, drawn = photo_views("unused", size=32, photometric="cpu", preset=preset), []
-
-    def ours(image):
-        return [view for views in data.draw.views for view in views(image)]
-
-    for views in (ours, getattr(densessl, f"{preset}_views")(32, scale=(0.08, 1.0))):
+    for views in (data.draw.views, getattr(densessl, f"{preset}_views")(32, scale=(0.08, 1.0))):
         torch.manual_seed(3)  # two views that are blurred, greyed and solarized differently by each preset
         drawn.append([views(image) for _ in range(8)])
     for ours, published in zip(*drawn, strict=True):
@@ -665,7 +661,7 @@ def test_bad_input_stops_before_training(args, message, folder, tmp_path):
             ["--method.keep=[4,4]", "--optimizer.lr_at_256=-1"],
             "optimizer.lr_at_256: expected a positive learning rate, got -1",
         ),
-        (DenseCL, ["--method.queue=0"], "length: expected at least 1, got 0"),
+        (DenseCL, ["--method.queue=0"], "method.queue: expected at least 1, got 0"),
         (DenseCL, ["--method.temperature=0"], "temperature: expected a positive number, got 0"),
     ],
 )

@@ -147,9 +147,9 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     """
     parser = fit_parser(recipe)
     config = parse(parser, arguments)
-    check_options(config)
     if recipe.check is not None:
         recipe.check(config)
+    check_options(config)
     name = recipe.method.__name__
     start = run_folder.checkpoint_of(config.ckpt_path, config.out, name.lower())
     identity, found = identity_of(name, config), None

@@ -22,6 +22,7 @@ from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import enlarged, in_colour, pca_colours, strip
 from examples.pretrain.common.samples import Labels, read_labels, read_squares
 from examples.pretrain.common.scores import SCORES, Form, frozen, scores, settled
+from examples.pretrain.common.sharding import is_sharded
 from examples.pretrain.common.training import steps_of
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,10 @@ class DenseProbe(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if is_sharded(module) and self.every_n_steps != 0:
+            self.every_n_steps = 0
+            if trainer.is_global_zero:
+                log.warning("probe: off, because the first process alone cannot run a backbone that is sharded")
         if not self.readings:
             self._read(trainer, module, settled(backbone_of(module.method), self.sample, self.form))
 

@@ -53,6 +53,11 @@ def blocks_of(encoder: nn.Module) -> list[nn.Module]:
     return found
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a process holds only a share of the parameters, so that no process can run the module alone."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def whole(value: Tensor) -> Tensor:
     """A tensor of a state, gathered where it is sharded; every process has to ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -30,6 +30,7 @@ from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import COLLAPSED_BELOW, STD, Story, write_html, write_markdown
 from examples.pretrain.common.samples import read_squares
 from examples.pretrain.common.scores import Form, frozen, settled
+from examples.pretrain.common.sharding import is_sharded
 from examples.pretrain.common.training import steps_of
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class RunReport(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.begun = time.perf_counter()
-        if not trainer.is_global_zero:
-            return
+        if not trainer.is_global_zero or is_sharded(module):
+            return  # a sharded backbone cannot be run by this process alone: the report then has no pictures
         self.photos = self.probe.sample[:SHOWN]
         if not self.photos and isinstance(self.data.source, FolderSource):
             paths = self.data.source.paths()
