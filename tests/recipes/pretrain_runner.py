@@ -1,9 +1,9 @@
 """A small pretraining run as a program of its own, to be killed, continued, or run as several processes.
 
-    python tests/pretrain_runner.py METHOD FOLDER OUT WORKERS EPOCHS STOP_AT SIGNAL [last]
+    python tests/recipes/pretrain_runner.py METHOD[,METHOD...] FOLDER OUT WORKERS EPOCHS STOP_AT SIGNAL [last]
 
 Stops itself with SIGNAL after step STOP_AT (0: never); ``last`` continues from OUT's last.ckpt. Writes OUT/end.pt
-(losses and parameters).
+(losses and parameters); of several methods, trained one after the other, OUT/METHOD/end.pt.
 """
 
 import os
@@ -81,7 +81,15 @@ class Losses(Callback):
         self.losses.append(float(loss))
 
 
-def main(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:
+def main(methods, folder, out, *rest) -> None:
+    several = "," in methods
+    for method in methods.split(","):
+        place = Path(out, method) if several else Path(out)
+        place.mkdir(exist_ok=True)
+        train(method, folder, place, *rest)
+
+
+def train(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)

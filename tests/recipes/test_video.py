@@ -217,9 +217,9 @@ def test_a_run_without_flow_or_with_segments_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data.flow: expected a folder of optical flow, got none"):
         cli(PixProVideo, "--data.folder", "x", "--out", str(tmp_path))
     with pytest.raises(ValueError, match=r"data.segments: expected none with data.flow, got grid"):
-        cli(PixPro, "--data.folder", "x", "--data.flow=y", "--data.segments=grid", "--out", str(tmp_path))
+        cli(PixPro, "--data.folder", "x", "--data.flow=y", "--data.segments=grid", "--trainer.max_steps=1", "--out", str(tmp_path))
     with pytest.raises(ValueError, match=r"data.occluded: expected data.flow with it, got y alone"):
-        cli(PixPro, "--data.folder", "x", "--data.occluded=y", "--out", str(tmp_path))
+        cli(PixPro, "--data.folder", "x", "--data.occluded=y", "--trainer.max_steps=1", "--out", str(tmp_path))
 
 
 def test_one_process_equals_two(moving, tmp_path):
