@@ -27,12 +27,13 @@ from densessl import (
 BILINEAR = InterpolationMode.BILINEAR
 
 
-@pytest.mark.parametrize("preset", [byol_views, mocov2_views, simclr_views])
-def test_published_pipelines_pass_over_a_thousand_draws(preset):
-    report = check_tracking(preset(96), draws=500)  # of two views
-    assert report.draws == 1000
+@pytest.mark.parametrize(("preset", "draws"), [(byol_views, 500), (mocov2_views, 100), (simclr_views, 100)])
+def test_published_pipelines_pass_over_many_draws(preset, draws):
+    """Their geometric steps are the same; what differs is the colours."""
+    report = check_tracking(preset(96), draws=draws)  # of two views
+    assert report.draws == 2 * draws
     assert report.max_error < 0.15
-    assert report.pixels > 1_000_000
+    assert report.pixels > 2000 * draws
 
 
 @pytest.mark.parametrize("preset", [byol_photometric, mocov2_photometric, simclr_photometric])

@@ -144,7 +144,7 @@ def test_goes_on_with_the_very_batches(workers, size, ends, tmp_path):
     options = {"workers": workers, "batch_size": size, "images": 50}
     whole = loader(tmp_path, **options)
     expected = [photos_in([batch]) for _ in range(2) for batch in whole]
-    stops = range(1, len(expected)) if workers == 0 else range(1 + ends, len(expected), 5)
+    stops = range(1, len(expected), 2) if workers == 0 else range(1 + ends, len(expected), 8)
     for stop in stops:
         stopped, read = loader(tmp_path, **options), []
         while len(read) < stop:
