@@ -9,12 +9,16 @@ import pytest
 import torch
 from making import TINY, cli
 from reference import cosine, tokens
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.io import write_jpeg
 
 from densessl import EMA, MaskedView, View
+from examples.pretrain import adapt
 from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.cli import make_run
+from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.step import Step
 from examples.pretrain.densecl import DenseCL
 from examples.pretrain.pixcontrast import PixContrast
@@ -258,3 +262,27 @@ def test_a_method_that_encodes_one_view_is_refused():
 def test_methods_without_two_maps_have_no_such_option(method):
     with pytest.raises(ValueError, match=r"--method.anchor: there is no such option"):
         cli(method, "--data.folder=unread", "--method.anchor=1")
+
+
+def test_adapt_goes_on_from_weights_and_lars_warns(tmp_path, caplog):
+    start = tmp_path / "start.safetensors"
+    save_file(make_backbone("resnet18", "layer3", "random", 128)[0].state_dict(), start)
+    options = ["--data.folder=x", "--backbone.name=resnet18", "--backbone.layer=layer3", f"--backbone.init={start}"]
+    options += ["--trainer.accelerator=cpu", "--out"]
+    made = make_run(adapt.recipe(), [*options, str(tmp_path / "adapt")])
+    assert isinstance(made.method, Anchored)
+    assert made.method.anchor == 20
+    assert not any(isinstance(m, nn.BatchNorm2d) and m.training for m in backbone_of(made.method.train()).modules())
+    assert (made.module.optimizer.lr_backbone, made.module.optimizer.lr_head) == (2e-4, 2e-3)
+    assert made.trainer.max_steps == 250
+    assert not any("LARS" in message for message in caplog.messages)
+    cli(PixContrast, *options, str(tmp_path / "lars"), "--trainer.max_steps=1")
+    assert sum("LARS at rates for random weights made pretrained ones worse" in m for m in caplog.messages) == 1
+
+
+def test_the_configuration_of_adapt_fits_its_recipe(tmp_path):
+    path = Path(adapt.__file__).parent / "configs" / "adapt_r50.yaml"
+    options = ["--config", str(path), "--data.folder=x", "--backbone.init=random", "--out", str(tmp_path / "run")]
+    made = make_run(adapt.recipe(), [*options, "--trainer.accelerator=cpu", "--trainer.precision=32"])
+    assert made.method.anchor == 20
+    assert made.module.optimizer.lr_backbone == 2e-4

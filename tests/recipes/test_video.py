@@ -214,12 +214,22 @@ def test_it_trains(method, photometric, moving, tmp_path):
 
 
 def test_a_run_without_flow_or_with_segments_is_refused(tmp_path):
+    options = ["--data.folder", "x", "--trainer.max_steps=1", "--out", str(tmp_path)]
     with pytest.raises(ValueError, match=r"data.flow: expected a folder of optical flow, got none"):
-        cli(PixProVideo, "--data.folder", "x", "--out", str(tmp_path))
+        cli(PixProVideo, *options)
     with pytest.raises(ValueError, match=r"data.segments: expected none with data.flow, got grid"):
-        cli(PixPro, "--data.folder", "x", "--data.flow=y", "--data.segments=grid", "--trainer.max_steps=1", "--out", str(tmp_path))
+        cli(
+            PixPro,
+            "--data.folder",
+            "x",
+            "--data.flow=y",
+            "--data.segments=grid",
+            "--trainer.max_steps=1",
+            "--out",
+            str(tmp_path),
+        )
     with pytest.raises(ValueError, match=r"data.occluded: expected data.flow with it, got y alone"):
-        cli(PixPro, "--data.folder", "x", "--data.occluded=y", "--trainer.max_steps=1", "--out", str(tmp_path))
+        cli(PixPro, *options, "--data.occluded=y")
 
 
 def test_one_process_equals_two(moving, tmp_path):

@@ -13,6 +13,14 @@ from densessl import GramLoss, MaskedView, View
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.step import Step, mean_over_cells, valid_cells
 
+# The options of a recipe that give the two terms their weights, and the help of each.
+WEIGHTS = {
+    "method.anchor": "Weight of a Gram anchor: the similarities between an image's cells stay those of the backbone as "
+    "it was before the first step. 0 leaves it out; DINOv3 has 2.",
+    "method.koleo": "Weight of KoLeo, which keeps the images of a batch apart. 0, the default, leaves it out; "
+    "DINOv2 has 0.1.",
+}
+
 
 class Anchored(nn.Module):
     """A method with two more terms, both on the maps that its online backbone gives of the two views.

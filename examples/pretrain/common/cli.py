@@ -6,6 +6,7 @@ The options have the chapters of a paper's appendix: backbone, method, optimizer
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from examples.pretrain.common import run_folder
-from examples.pretrain.common.anchor import Anchored
+from examples.pretrain.common.anchor import WEIGHTS, Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.bar import RunBar, speak_plainly
 from examples.pretrain.common.callbacks import keep_earlier_rows, standard_callbacks
@@ -28,11 +29,13 @@ from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.options import photo_views
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
-from examples.pretrain.common.optimizers import SquareRootLARS
+from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, parse, settings_of
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
 from examples.pretrain.common.watch import add_probe_options, watching
+
+log = logging.getLogger(__name__)
 
 # What a recipe decides by itself, or has no use for.
 NOT_OF_A_RECIPE = {
@@ -42,18 +45,12 @@ NOT_OF_A_RECIPE = {
     *("overfit_batches", "fast_dev_run", "barebones", "plugins", "model_registry", "max_time", "min_epochs"),
     *("min_steps", "profiler", "inputs_transform"),
 }
+LARS_RATES = (SquareRootLARS, LinearLARS)
 # Options of masks, for methods that hand no validity on: cells without data would count.
 WITHOUT_MASKS = ("data.nodata", "data.segments", "data.grid", "data.segment_scale")
 
-# Weights of the terms of anchor.py.
-ANCHOR_HELP = {
-    "method.anchor": "Weight of a Gram anchor: the similarities between an image's cells stay those of the backbone as "
-    "it was before the first step. 0, the default, leaves it out; DINOv3 has 2.",
-    "method.koleo": "Weight of KoLeo, which keeps the images of a batch apart. 0, the default, leaves it out; "
-    "DINOv2 has 0.1.",
-}
 # For methods whose backbone does not give one map of each view.
-WITHOUT_ANCHOR = tuple(ANCHOR_HELP)
+WITHOUT_ANCHOR = tuple(WEIGHTS)
 
 
 class Run(NamedTuple):
@@ -116,7 +113,7 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file of options; later options win.")
     parser.add_class_arguments(recipe.method, "method", skip={"backbone", "width"} | left_out("method"))
-    for name, text in ANCHOR_HELP.items():
+    for name, text in WEIGHTS.items():
         if name not in recipe.without:
             parser.add_argument(f"--{name}", type=float, default=0.0, help=text)
     parser.add_function_arguments(recipe.backbone, "backbone", skip={"size", "channels"} | left_out("backbone"))
@@ -202,6 +199,11 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     if any(weights.values()):
         method = Anchored(method, **weights)
     optimizer = recipe.optimizer(**config.optimizer)
+    if begins and config.backbone.get("init", "random") != "random" and isinstance(optimizer, LARS_RATES):
+        log.warning(
+            "optimizer: LARS at rates for random weights made pretrained ones worse wherever that was measured "
+            "(docs/adapt.md); adapt.py goes on from pretrained CNNs, vit_posttrain.py from ViTs"
+        )
     momentum = config.momentum if recipe.momentum is not None else (0.0, 0.0)
     return Pretraining(method, optimizer, tuple(momentum), config.compile), data
 

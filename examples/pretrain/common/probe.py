@@ -207,8 +207,9 @@ class DenseProbe(Callback):
         best = max(self.readings, key=lambda row: row[self.score])
         log.warning(
             "probe: %s was %s in the last three readings, below the %.3f that the run started with: the training makes "
-            "this backbone worse on these images. best.safetensors holds the best so far, of step %d. See the views "
-            "(preview), lower the learning rate (optimizer.lr_*), or start from other weights (backbone.init).",
+            "this backbone worse on these images. best.safetensors holds the best so far, of step %d. To go on from "
+            "pretrained weights use adapt.py, which freezes batch norm's statistics and anchors the backbone to its "
+            "start; or lower the learning rate (optimizer.lr_*), and look at the views (preview).",
             self.score,
             ", ".join(f"{value:.3f}" for value in values[-3:]),
             values[0],
