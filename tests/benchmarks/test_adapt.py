@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
-from torchvision.io import write_jpeg, write_png
+from torchvision.io import decode_image, write_jpeg, write_png
 
 from benchmarks.studies import adapt
+from benchmarks.studies.adapt_figure import draw
 from benchmarks.studies.rows import read_rows
 
 
@@ -54,3 +55,10 @@ def test_frozen_statistics_stay_and_weights_of_another_model_are_refused(command
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="--weights: expected the entries"):
         adapt.make_backbone(tmp_path / "other.pth", frozen=True)
+
+
+def test_the_figure_shows_every_seed(tmp_path):
+    row = {"split": "test", "linear": "0.5", "neighbors": "0.5", "pck": "0.5"}
+    rows = [row | {"set": name, "arm": arm} for name in ("camvid", "nuclei") for arm in ("start", "pixcontrast")]
+    draw(rows, tmp_path / "adapt.png")
+    assert decode_image(str(tmp_path / "adapt.png")).shape[0] in (3, 4)

@@ -140,6 +140,7 @@ ALLOWED = {
         "evaluation._report",
         "evaluation._sources",
     },
+    "__main__": {"evaluation._command", "export"},
     "evaluation.__main__": {"evaluation._command"},
     "evaluation.data._files": set(),
     "evaluation.data.labelled": {"evaluation.data._files"},
