@@ -3,15 +3,16 @@
     python benchmarks/torture.py --kills 200 --seed 0
 
 Each kill takes one setting of the grid (processes, folder or shards, workers, accumulation; method and colours take
-turns), one way to be killed, and a moment. The run goes on with ``--ckpt_path last`` to its end. Then everything in its
+turns), one way to be killed, and a moment. The run goes on with ``--ckpt_path auto`` to its end. Then everything in its
 last checkpoint must equal, to the last bit, that of a run of the same setting that nobody disturbed. Every second run
 folder is on another file system, /dev/shm. A number of a kill and a seed say all about it; ``--first 17 --kills 1``
-repeats kill 17.
+repeats kill 17. With ``--rows FILE`` a series that was itself broken off goes on, and its table is over all rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     hang: str = ""
     lost: str = ""
     differs: str = ""
+    skipped: str = ""
 
 
 class Torture:
@@ -62,7 +64,7 @@ class Torture:
         setting = setting.plain()
         if setting not in self.ends:
             out = self.folder / f"undisturbed-{len(self.ends)}"
-            self._to_its_end(setting, out, ())
+            self._to_its_end(setting, out)
             self.ends[setting] = torch.load(last_of(out), weights_only=False)
             shutil.rmtree(out)
         return self.ends[setting]
@@ -76,8 +78,8 @@ class Torture:
         disk = SmallDisk(out) if kind == FULL else None
         try:
             if disk is not None and disk.refused:
-                return Outcome(differs=f"skipped: a file system may not be mounted here ({disk.refused})")
-            run = self._start(setting, out, ())
+                return Outcome(skipped=f"a file system may not be mounted here ({disk.refused})")
+            run = self._start(setting, out)
             if disk is None:
                 strike, when = BLOWS[kind]
                 told = wait_for(run, when(setting, draw))
@@ -90,7 +92,7 @@ class Torture:
             if disk is not None:
                 disk.empty()
             lost = self._lost(out, told, disk is None and strike.__name__ in GRACEFUL)
-            self._to_its_end(setting, out, ("--ckpt_path=last",) if last_of(out).exists() else ())
+            self._to_its_end(setting, out)
             differs = difference(torch.load(last_of(out), weights_only=False), expected)
             parts = [path.name for path in out.rglob("*.part")]
             return Outcome(hang, lost, differs or (f"left behind: {parts}" if parts else ""))
@@ -112,18 +114,18 @@ class Torture:
             return f"last.ckpt cannot be read: {error}"
         return f"last.ckpt is of step {step}, expected at least {least}" if step < least else ""
 
-    def _start(self, setting: Setting, out: Path, more: tuple[str, ...]) -> Running:
+    def _start(self, setting: Setting, out: Path) -> Running:
         out.mkdir(parents=True, exist_ok=True)
-        arguments = [*setting.arguments(self.photos, out), *more]
+        arguments = setting.arguments(self.photos, out)
         return Running(setting.method, arguments, setting.processes, self.folder / f"{out.name}.log")
 
-    def _to_its_end(self, setting: Setting, out: Path, more: tuple[str, ...]) -> None:
-        run = self._start(setting, out, more)
+    def _to_its_end(self, setting: Setting, out: Path) -> None:
+        run = self._start(setting, out)
         if not run.wait(SECONDS_OF_A_RUN):
-            raise RuntimeError(f"does not end: {setting}, {more}")
+            raise RuntimeError(f"does not end: {setting}")
         log = self.folder / f"{out.name}.log"
         if any(run.codes.values()) or not last_of(out).exists():
-            raise RuntimeError(f"fails: {setting}, {more}, {list(run.codes.values())}: {log.read_text()[-3000:]}")
+            raise RuntimeError(f"fails: {setting}, {list(run.codes.values())}: {log.read_text()[-3000:]}")
 
 
 def last_of(out: Path) -> Path:
@@ -167,39 +169,53 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of settings and moments.")
     parser.add_argument("--first", type=int, default=0, help="Number of the first kill.")
     parser.add_argument("--processes", type=int, default=4, help="Largest number of processes of a run.")
+    parser.add_argument("--rows", type=Path, help="File of outcomes; kills that it holds are not made again.")
     parser.add_argument("--nodes", action="store_true", help="Kill one of two torchrun nodes instead.")
     options = parser.parse_args()
     if options.nodes:
         return two_nodes()
+    rows = read_rows(options.rows) if options.rows else {}
     torch.set_num_threads(1)
     preload()
-    kinds, table = [*BLOWS, FULL], defaultdict(Counter)
-    began = time.monotonic()
+    kinds, numbers, began = [*BLOWS, FULL], range(options.first, options.first + options.kills), time.monotonic()
     # Not TemporaryDirectory: every forked process would remove it at its end.
     folders = [Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp(dir="/dev/shm"))]
     try:
         torture = Torture(*folders, options.processes)
-        for number in range(options.first, options.first + options.kills):
+        for number in (number for number in numbers if number not in rows):
             kind, start = kinds[number % len(kinds)], time.monotonic()
-            outcome = torture.kill(number, options.seed, kind)
-            row = table[kind]
-            row["kills"] += 1
-            row["skipped"] += outcome.differs.startswith("skipped")
-            for column in ("hang", "lost", "differs"):
-                row[column] += bool(getattr(outcome, column)) and not outcome.differs.startswith("skipped")
+            rows[number] = outcome = torture.kill(number, options.seed, kind)
+            if options.rows:
+                with options.rows.open("a") as file:
+                    file.write(json.dumps([number, *outcome]) + "\n")
             words = "; ".join(filter(None, outcome)) or "equal"
             print(f"{number:4} {time.monotonic() - start:6.1f} s  {kind}: {words}", flush=True)
     finally:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    columns = ("kills", "skipped", "hang", "lost", "differs")
-    print(f"\nseed {options.seed}, kills {options.first} to {options.first + options.kills - 1}, "
-          f"{time.monotonic() - began:.0f} s, {os.cpu_count()} cores, torch {torch.__version__}\n")  # fmt: skip
-    print(f"| {'how':34} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for kind, row in [*table.items(), ("all", sum(table.values(), Counter()))]:
-        print(f"| {kind:34} | {' | '.join(str(row[column]) for column in columns)} |")
-    if any(row[column] for row in table.values() for column in ("hang", "lost", "differs")):
+    made = {number: rows[number] for number in numbers}
+    print(f"\nseed {options.seed}, kills {numbers[0]} to {numbers[-1]}, {time.monotonic() - began:.0f} s, "
+          f"{os.cpu_count()} cores, torch {torch.__version__}\n\n{table_of(made)}")  # fmt: skip
+    if any(any(outcome[:3]) for outcome in made.values()):
         raise SystemExit(1)
+
+
+def read_rows(path: Path) -> dict[int, Outcome]:
+    """Outcomes of earlier kills, by number."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {number: Outcome(*words) for number, *words in map(json.loads, lines)}
+
+
+def table_of(rows: dict[int, Outcome]) -> str:
+    """How many kills of each kind went how, as Markdown."""
+    kinds, table = [*BLOWS, FULL], defaultdict(Counter)
+    for number, outcome in rows.items():
+        words = [column for column in Outcome._fields if getattr(outcome, column)]
+        table[kinds[number % len(kinds)]].update(["kills", *(words or ["equal"])])
+    lines = [f"| how | kills | {' | '.join(['equal', *Outcome._fields])} |", f"|---|{'---|' * 6}"]
+    for kind, row in [*table.items(), ("all", sum(table.values(), Counter()))]:
+        lines.append(f"| {kind} | {' | '.join(str(row[column]) for column in ('kills', 'equal', *Outcome._fields))} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

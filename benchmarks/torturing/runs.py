@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
 
 from benchmarks.torturing.settings import METHODS
 from examples.pretrain.common import checkpoint_files, cli
@@ -77,6 +78,7 @@ class Running:
                 several |= {"GROUP_RANK": 0}
                 if processes > 1:
                     os.environ.update({name: str(value) for name, value in several.items()})
+                    rank_zero_only.rank = rank  # Lightning reads it when it is imported
                 _be_a_rank(method, arguments, Report(writing) if rank == 0 else None, log)
             self.pids.append(pid)
             os.setpgid(pid, self.pids[0])

@@ -15,7 +15,7 @@ METHODS = {
     "pixpro": (),
     "pixcontrast": (),
     "densecl": ("--method.queue=10",),
-    "vicregl": ("--method.keep=4",),
+    "vicregl": ("--method.keep=[4,2]",),
     "pixpro_instance": ("--method.instance=contrast",),
     "slotcon": ("--method.prototypes=6", "--data.scale=[0.4,1.0]"),
 }
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
             *("--trainer.accelerator=cpu", f"--trainer.devices={self.processes}", f"--trainer.max_epochs={EPOCHS}"),
             *("--trainer.log_every_n_steps=1", f"--trainer.accumulate_grad_batches={self.accumulate}"),
             *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-            *("--save_every_n_steps=2", "--save_every_n_epochs=1"),
+            *("--save_every_n_steps=2", "--save_every_n_epochs=1", "--ckpt_path=auto"),
         ]
 
     def plain(self) -> Setting:

@@ -148,6 +148,7 @@ def test_an_extended_run_goes_on_as_if_it_had_had_the_budget(method, rate, budge
         assert again.trainer.global_step == end * of_step
     rows = rows_of(run)
     assert [int(row["step"]) for row in rows] == list(range(ends[1] * of_step, ends[2] * of_step))
+    assert sorted(path.name for path in run.glob("*.csv")) == ["metrics-1.csv", "metrics-2.csv", "metrics.csv"]
     for row in rows:
         for name in (rate, "momentum"):
             assert float(row[name]) == pytest.approx(float(expected[row["step"]][name]), rel=1e-6)

@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save
 
 from examples.pretrain.common.checkpoint_files import written_beside
@@ -121,14 +120,6 @@ class Encoders(Callback):
             weights = {key: value.cpu().contiguous() for key, value in state.items()}
             with written_beside(Path(folder) / "encoder.safetensors") as part:
                 part.write_bytes(save(weights))  # save_file makes files that others cannot read
-
-
-@rank_zero_only
-def keep_earlier_rows(path: Path) -> None:
-    """A continued run starts a metrics.csv of its own; Lightning would delete the one that is there."""
-    if path.exists():
-        number = 1 + sum(1 for _ in path.parent.glob("metrics-*.csv"))
-        path.rename(path.with_name(f"metrics-{number}.csv"))
 
 
 def without_farewell(record: logging.LogRecord) -> bool:

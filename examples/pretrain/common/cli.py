@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -22,7 +21,7 @@ from examples.pretrain.common import run_folder
 from examples.pretrain.common.anchor import WEIGHTS, Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.bar import RunBar, speak_plainly
-from examples.pretrain.common.callbacks import keep_earlier_rows, standard_callbacks
+from examples.pretrain.common.callbacks import standard_callbacks
 from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.pretrain.common.checks import check_options, named
 from examples.pretrain.common.data.datamodule import PhotoViews
@@ -161,7 +160,6 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     run_folder.prepare(config.out)
     settings = parser.dump(settings_of(config, budget_of(identity)), skip_validation=True)
     config.ckpt_path = None if start is None else str(start)
-    keep_earlier_rows(Path(config.out) / "metrics.csv")
     callbacks = [
         *standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
         Identity(identity, config.data.folder, found),

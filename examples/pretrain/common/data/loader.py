@@ -23,6 +23,7 @@ def outlive_signals(worker: int) -> None:
 
 def kill_readers() -> None:
     """At exit: multiprocessing would send its children a SIGTERM, which they ignore, and wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error because a reader is gone
     for process in multiprocessing.active_children():
         process.kill()
 
