@@ -169,7 +169,7 @@ def test_a_continued_run_compares_itself_with_its_own_start(folder, tmp_path):
     whole = fit(folder, tmp_path / "whole", *options)
     fit(folder, tmp_path / "part", *options, "--trainer.max_steps=3")
     last = tmp_path / "part" / "checkpoints" / "last.ckpt"
-    again = fit(folder, tmp_path / "part", *options, f"--ckpt_path={last}")
+    again = fit(folder, tmp_path / "part", *options, "--trainer.max_steps=3", "--extend_to=6", f"--ckpt_path={last}")
     readings = probe_of(again).readings
     assert readings[0] == probe_of(whole).readings[0]
     assert [row["step"] for row in readings] in ([0, 2, 4, 6], [0, 2, 3, 4, 6])

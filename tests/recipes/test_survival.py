@@ -4,7 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +16,11 @@ from making import TINY, cli
 from pytorch_lightning.callbacks import Callback
 from torchvision.io import write_jpeg
 
+from examples.pretrain.common import stop_signals
 from examples.pretrain.common.callbacks import StopOnCollapse
 from examples.pretrain.common.checkpoint_files import WholeFiles
+from examples.pretrain.common.data.loader import kill_readers
+from examples.pretrain.common.stop_signals import StopSignals
 from examples.pretrain.pixpro import PixPro
 
 ROOT = Path(__file__).parents[2]
@@ -68,40 +75,45 @@ def killed() -> None:
     raise KeyError("as if killed")
 
 
-@pytest.mark.parametrize("batch", [6, 7, 9])
-def test_sigterm_inside_a_window_ends_after_its_last_batch(batch, folder, tmp_path):
-    """Three batches a step; the signal comes in the first or second of a window, whose gradients must not be lost."""
-    options = ["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=3"]
-    whole = run_of(folder, tmp_path / "whole", *options)
-    whole.fit()
+WINDOWS = ["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=3"]
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory) -> torch.nn.Module:
+    """The method at the end of a run of four steps of three batches that nobody disturbed."""
+    run = run_of(folder, tmp_path_factory.mktemp("whole"), *WINDOWS)
+    run.fit()
+    return run.method
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+def test_sigterm_inside_a_window_ends_after_its_last_batch(batch, whole, folder, tmp_path):
+    """The signal comes in the first or second batch of a window, whose gradients must not be lost."""
     stop = At(batch, lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as end:
-            run_of(folder, tmp_path / "part", *options, callback=stop).fit()
+            run_of(folder, tmp_path / "part", *WINDOWS, callback=stop).fit()
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     assert end.value.code == 128 + signal.SIGTERM
     assert stop.seen % 3 == 0
     assert last(tmp_path / "part")["global_step"] == stop.seen // 3
-    again = run_of(folder, tmp_path / "part", *options, "--ckpt_path=last")
+    again = run_of(folder, tmp_path / "part", *WINDOWS, "--ckpt_path=last")
     again.fit()
-    assert_equal_parameters(whole.method, again.method)
+    assert_equal_parameters(whole, again.method)
 
 
-def test_a_run_that_goes_on_writes_nothing_inside_its_first_window(folder, tmp_path):
-    options = ["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=3"]
-    whole = run_of(folder, tmp_path / "whole", *options)
-    whole.fit()
+def test_a_run_that_goes_on_writes_nothing_inside_its_first_window(whole, folder, tmp_path):
     for batch, more in ((8, []), (1, ["--ckpt_path=last"])):  # the second kill falls into the window after step 2
         with pytest.raises(KeyError):
-            run_of(folder, tmp_path / "part", *options, *more, callback=At(batch, killed)).fit()
+            run_of(folder, tmp_path / "part", *WINDOWS, *more, callback=At(batch, killed)).fit()
         assert last(tmp_path / "part")["global_step"] == 2
-    again = run_of(folder, tmp_path / "part", *options, "--ckpt_path=last")
+    again = run_of(folder, tmp_path / "part", *WINDOWS, "--ckpt_path=last")
     again.fit()
     assert again.trainer.global_step == 4
-    assert_equal_parameters(whole.method, again.method)
+    assert_equal_parameters(whole, again.method)
 
 
 def test_an_epochs_file_is_there_after_a_kill_at_its_end(folder, tmp_path):
@@ -119,6 +131,62 @@ def test_an_epochs_file_is_there_after_a_kill_at_its_end(folder, tmp_path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["epoch=0.ckpt", "epoch=1.ckpt", "last.ckpt"]
     assert last(tmp_path)["global_step"] == 12
+
+
+def test_an_epochs_checkpoint_goes_on_with_the_next_epoch(folder, tmp_path):
+    """Lightning restores a loader's position in the middle of an epoch only: the first would come again."""
+    options = ["--trainer.max_epochs=2", "--save_every_n_epochs=1"]
+    seen, rest = At(), At()
+    whole = run_of(folder, tmp_path, *options, callback=seen)
+    whole.fit()
+    again = run_of(
+        folder, tmp_path, *options, f"--ckpt_path={tmp_path / 'checkpoints' / 'epoch=0.ckpt'}", callback=rest
+    )
+    again.fit()
+    assert torch.equal(torch.cat(seen.coords[6:]), torch.cat(rest.coords))
+    assert_equal_parameters(whole.method, again.method)
+
+
+def end_of_a_fork(do: Callable[[], None]) -> tuple[int, float]:
+    """The exit code of a process that does something, and how long it took."""
+    began, pid = time.monotonic(), os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            do()
+        os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status), time.monotonic() - began
+
+
+def test_ctrl_c_ends_a_run_that_hangs_and_a_second_one_ends_it_at_once(monkeypatch):
+    def hang(times: int) -> None:
+        StopSignals().install(SimpleNamespace(_signal_connector=SimpleNamespace()))
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+        while True:  # as a queue does that waits for a thread which is gone
+            with suppress(BaseException):
+                time.sleep(60)
+
+    assert stop_signals.SECONDS_TO_END < 10
+    monkeypatch.setattr(stop_signals, "SECONDS_TO_END", 0.5)
+    code, seconds = end_of_a_fork(lambda: hang(1))
+    assert code == -signal.SIGALRM
+    assert 0.5 < seconds < 5
+    assert end_of_a_fork(lambda: hang(2))[0] == -signal.SIGINT
+
+
+def test_readers_that_end_with_the_program_raise_no_error(folder, tmp_path):
+    """torch looks after its readers by a signal handler, which would print a traceback at the end of a run."""
+
+    def end() -> None:
+        data = run_of(folder, tmp_path, "--trainer.max_steps=1", "--data.workers=1").data
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0, limit_train_batches=1.0)
+        next(iter(data.train_dataloader()))
+        kill_readers()
+        time.sleep(0.2)
+        os._exit(0)
+
+    assert end_of_a_fork(end)[0] == 0
 
 
 @pytest.mark.parametrize("budget", ["--trainer.max_epochs=1", "--trainer.max_steps=5", "--trainer.max_steps=7"])
@@ -194,23 +262,24 @@ def test_a_full_disk_ends_a_run_in_one_line_and_keeps_its_checkpoint(folder, tmp
     save = WholeFiles.save_checkpoint
     monkeypatch.setattr(WholeFiles, "save_checkpoint", full)
     with pytest.raises(RuntimeError, match=r"last.ckpt cannot be written: No space left on device"):
-        run_of(folder, tmp_path, "--trainer.max_steps=4", "--ckpt_path=last").fit()
+        run_of(folder, tmp_path, "--trainer.max_steps=2", "--extend_to=4", "--ckpt_path=last").fit()
     assert last(tmp_path)["global_step"] == 2
 
 
 def test_what_a_killed_run_was_writing_is_removed(folder, tmp_path):
-    part = tmp_path / "checkpoints" / "epoch=3.ckpt.part"
-    part.parent.mkdir()
-    part.write_bytes(b"half a file")
+    parts = [tmp_path / "checkpoints" / "epoch=3.ckpt.part", tmp_path / "best.safetensors.part"]
+    parts[0].parent.mkdir()
+    for part in parts:
+        part.write_bytes(b"half a file")
     run_of(folder, tmp_path, "--trainer.max_steps=1").fit()
-    assert not part.exists()
+    assert not any(part.exists() for part in parts)
 
 
 def test_a_selection_of_the_torture_program():
-    """At an epoch's end, in windows of accumulated gradients, while saving; one process and two, folder and shards."""
+    """SIGTERM at an epoch's end (shards), and in a window to two processes, skewed; SIGKILL in a window."""
     pytest.importorskip("webdataset")
-    command = [sys.executable, "benchmarks/torture.py", "--kills=5", "--first=8", "--seed=4818", "--processes=2"]
+    command = [sys.executable, "benchmarks/torture.py", "--kills=3", "--first=8", "--seed=87816", "--processes=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count(": equal\n") == 5
+    assert done.stdout.count(": equal\n") == 3

@@ -20,8 +20,8 @@ FREE = {
     *("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.deterministic"),
     *("trainer.benchmark", "trainer.detect_anomaly", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
     "trainer.enable_model_summary",
+    *("probe.every_n_steps", "probe.photos", "probe.labels", "probe.score"),  # they only look; probe.images takes some
 }
-FREE_CHAPTERS = ("probe.",)  # what only looks at a run
 BUDGET = ("trainer.max_epochs", "trainer.max_steps")
 
 
@@ -33,7 +33,7 @@ def identity_of(method: str, config: Namespace) -> dict[str, Any]:
         config: All options.
     """
     options = {name: plain(value) for name, value in vars(config.as_flat()).items()}
-    kept = {k: v for k, v in options.items() if k not in FREE and not k.startswith(FREE_CHAPTERS)}
+    kept = {name: value for name, value in options.items() if name not in FREE}
     return {"method": method, **kept, **budget_of(kept, config.extend_to)}
 
 

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from examples.pretrain.common.checkpoint_files import written_beside
@@ -158,10 +158,6 @@ class DenseProbe(Callback):
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._read(trainer, module, backbone_of(module.method))
 
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and self.readings:
-            self._read(trainer, module, backbone_of(module.method))
-
     @property
     def latest(self) -> dict[str, float]:
         """The scores of the last reading."""
@@ -195,8 +191,7 @@ class DenseProbe(Callback):
         """Writes best.safetensors, under the names that encoder.safetensors has."""
         weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
         with written_beside(self.out / "best.safetensors") as part:
-            part.touch()  # with the mode of any new file, which save_file then keeps
-            save_file(weights, part)
+            part.write_bytes(save(weights))  # save_file makes files that others cannot read
 
     def _judge(self) -> None:
         """Says once, in words, that the run makes the backbone worse than it was."""

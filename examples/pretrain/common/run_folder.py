@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
+from examples.pretrain.common.checkpoint_files import remove_parts
 from examples.pretrain.common.training import steps_of
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Settings(Callback):
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         if trainer.is_global_zero:
+            remove_parts(Path(self.out))
             part = Path(self.out, f"{SETTINGS}.part")
             part.write_text(self.text)
             part.replace(part.with_suffix(""))

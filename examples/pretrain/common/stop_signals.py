@@ -71,3 +71,11 @@ class StopSignals:
         elif time.monotonic() - self._since > SECONDS_OF_AN_ECHO or "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def cause(exception: BaseException) -> str:
+    """What has ended a run, in words."""
+    if isinstance(exception, SystemExit) and isinstance(exception.code, int) and exception.code > 128:
+        name = signal.Signals(exception.code - 128).name
+        return "Ctrl-C" if name == "SIGINT" else name
+    return f"{type(exception).__name__}: {exception}" if str(exception) else type(exception).__name__

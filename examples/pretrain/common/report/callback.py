@@ -31,6 +31,7 @@ from examples.pretrain.common.report.write import COLLAPSED_BELOW, STD, Story, w
 from examples.pretrain.common.samples import read_squares
 from examples.pretrain.common.scores import Form, frozen, settled
 from examples.pretrain.common.sharding import is_sharded
+from examples.pretrain.common.stop_signals import cause
 from examples.pretrain.common.training import steps_of
 
 log = logging.getLogger(__name__)
@@ -80,11 +81,8 @@ class RunReport(Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         if self.begun and not self.written:
-            why = "by the user" if isinstance(exception, KeyboardInterrupt) else f"by {type(exception).__name__}"
-            said = f": {exception}" if str(exception) else ""
-            self._write(
-                trainer, module, f"stopped after {trainer.global_step} of {steps_of(trainer)} steps {why}{said}"
-            )
+            steps = f"{trainer.global_step} of {steps_of(trainer)} steps"
+            self._write(trainer, module, f"stopped after {steps} by {cause(exception)}")
 
     def _maps(self, backbone: torch.nn.Module) -> Tensor:
         with frozen(backbone, self.form) as features:
