@@ -136,12 +136,14 @@ def test_an_epochs_file_is_there_after_a_kill_at_its_end(folder, tmp_path):
 def test_an_epochs_checkpoint_goes_on_with_the_next_epoch(folder, tmp_path):
     """Lightning restores a loader's position in the middle of an epoch only: the first would come again."""
     options = ["--trainer.max_epochs=2", "--save_every_n_epochs=1"]
-    seen, rest = At(), At()
-    whole = run_of(folder, tmp_path, *options, callback=seen)
+    seen, rest, part = At(), At(), tmp_path / "part"
+    whole = run_of(folder, tmp_path / "whole", *options, callback=seen)
     whole.fit()
-    again = run_of(
-        folder, tmp_path, *options, f"--ckpt_path={tmp_path / 'checkpoints' / 'epoch=0.ckpt'}", callback=rest
-    )
+    with pytest.raises(KeyError):
+        run_of(folder, part, *options, callback=At(6, killed)).fit()
+    assert last(part)["global_step"] == 6  # of the epoch's last step, which is a sixth
+    start = part / "checkpoints" / "epoch=0.ckpt"
+    again = run_of(folder, part, *options, f"--ckpt_path={start}", callback=rest)
     again.fit()
     assert torch.equal(torch.cat(seen.coords[6:]), torch.cat(rest.coords))
     assert_equal_parameters(whole.method, again.method)
@@ -163,9 +165,10 @@ def test_ctrl_c_ends_a_run_that_hangs_and_a_second_one_ends_it_at_once(monkeypat
         StopSignals().install(SimpleNamespace(_signal_connector=SimpleNamespace()))
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-        while True:  # as a queue does that waits for a thread which is gone
+        until = time.monotonic() + 8
+        while time.monotonic() < until:  # as a queue does that waits for a thread which is gone
             with suppress(BaseException):
-                time.sleep(60)
+                time.sleep(8)
 
     assert stop_signals.SECONDS_TO_END < 10
     monkeypatch.setattr(stop_signals, "SECONDS_TO_END", 0.5)
