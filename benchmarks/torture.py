@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -31,6 +32,12 @@ from benchmarks.torturing.settings import Setting, grid, write_photos
 
 SECONDS_TO_END = 30  # of a run after its blow; longer is a hang
 SECONDS_OF_A_RUN = 300
+ENDS = {
+    0,
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+    -signal.SIGALRM,
+}  # of a run that was asked to end while it trained
 # Not compared: paths, and what a checkpoint says about the moment of its writing.
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "PhotoViews")
 
@@ -91,7 +98,10 @@ class Torture:
             hang = "" if in_time else f"not ended {SECONDS_TO_END} s after the blow at step {told.step}"
             if disk is not None:
                 disk.empty()
-            lost = self._lost(out, told, disk is None and strike.__name__ in GRACEFUL)
+            graceful = disk is None and strike.__name__ in GRACEFUL and not told.ended
+            lost = self._lost(out, told, graceful)
+            if graceful and 0 < told.step < setting.steps and not ENDS.issuperset(run.codes.values()):
+                lost = lost or f"exit codes {list(run.codes.values())}"
             self._to_its_end(setting, out)
             differs = difference(torch.load(last_of(out), weights_only=False), expected)
             parts = [path.name for path in out.rglob("*.part")]
@@ -105,7 +115,7 @@ class Torture:
 
     def _lost(self, out: Path, told: Told, graceful: bool) -> str:
         """In words, where the checkpoint that must be there is not."""
-        least = told.step if graceful and not told.ended else told.saved
+        least = told.step if graceful else told.saved
         if not last_of(out).exists():
             return f"no last.ckpt, though step {least} was made" if least else ""
         try:

@@ -54,7 +54,7 @@ def in_a_window(setting: Setting, draw: random.Random) -> Moment:
 
 def while_saving(setting: Setting, draw: random.Random) -> Moment:
     """While a checkpoint is written."""
-    return Moment("saving", draw.randrange(setting.batches // setting.accumulate // 2), draw.uniform(0, 0.03))
+    return Moment("saving", draw.randrange(setting.steps // 2), draw.uniform(0, 0.03))
 
 
 def wait_for(run: Running, moment: Moment) -> Told:

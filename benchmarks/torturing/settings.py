@@ -43,6 +43,11 @@ class Setting(NamedTuple):
         """Batches of the whole run."""
         return PHOTOS // BATCH * EPOCHS
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.batches // self.accumulate
+
     def arguments(self, photos: Path, out: Path) -> list[str]:
         """The command line of the run, after the program's name."""
         folder = photos if self.source == "folder" else f"{photos}/{{0..{SHARDS - 1}}}.tar"
