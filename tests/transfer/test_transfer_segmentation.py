@@ -15,6 +15,7 @@ from torchvision.models import get_model
 from torchvision.transforms.v2.functional import to_pil_image
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.transfer.common.command import TransferCLI, run
 from examples.transfer.datasets.linear_data import ImageFolders
 from examples.transfer.datasets.segmentation_data import SegmentationData
@@ -351,7 +352,9 @@ def test_pretrained_weights_arrive_in_both_recipes(kind, tmp_path):
     state = {prefix + key: value for key, value in source.state_dict().items()}
     torch.save({"state_dict": state} if kind == "checkpoint" else state, tmp_path / "weights.pth")
     pretrained = f"--model.pretrained={tmp_path / 'weights.pth'}"
-    fcn = segmentation("camvid", tmp_path, tmp_path, pretrained).model.net.backbone
+    made = segmentation("camvid", tmp_path, tmp_path, pretrained)
+    assert isinstance(made.trainer.strategy.checkpoint_io, WholeFiles)
+    fcn = made.model.net.backbone
     probe = linear(tmp_path, tmp_path, pretrained).model.backbone
     for network in (fcn, probe):
         found = network.state_dict()

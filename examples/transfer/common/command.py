@@ -13,6 +13,8 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from examples.pretrain.common.checkpoint_files import WholeFiles
+
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,8 @@ class TransferCLI(LightningCLI):
             ModelCheckpoint(Path(out), "last", enable_version_counter=False),
         ]
         # Each call gets a table of its own: evaluating must not delete the one of training.
-        return super().instantiate_trainer(callbacks=callbacks, logger=CSVLogger(out, name=""), **kwargs)
+        logger = CSVLogger(out, name="")
+        return super().instantiate_trainer(callbacks=callbacks, logger=logger, plugins=[WholeFiles()], **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Compares the model's options with those of the checkpoint, by which Lightning would silently replace them.
