@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class EMA(nn.Module):
         """One float32 average for each half-precision parameter, and for no other."""
         kept = {}
         for index, target in enumerate(targets):
-            if target.dtype not in (torch.bfloat16, torch.float16):
+            if not target.is_floating_point() or target.dtype.itemsize >= 4:
                 continue
             average, written = self._averages.get(index), self._written.get(index)
             if average is None or _was_overwritten(target, written):
@@ -150,8 +151,8 @@ def _reshard(module: nn.Module) -> None:
 
 
 def _check_momentum(momentum: float) -> float:
-    if not 0.0 <= momentum <= 1.0:
-        raise ValueError(f"momentum: expected a number in 0..1, got {momentum}")
+    if not isinstance(momentum, Real | Tensor) or not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"momentum: expected a number in 0..1, got {momentum!r}")
     return momentum
 
 

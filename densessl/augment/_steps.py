@@ -223,6 +223,11 @@ def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
     image, coords = out[0], out[1]
     if not isinstance(coords, ViewCoords | DenseCoords):
         raise ValueError(f"{step!r} returned coords as {type(coords).__name__}: it cannot be tracked")
+    if not hasattr(coords, "canvas_size"):
+        raise ValueError(
+            f"{step!r} returned coords without canvas_size, as tv_tensors.wrap leaves them: it cannot be tracked; make "
+            "them with ViewCoords(matrix, canvas_size=(H, W))"
+        )
     if not (is_pil(image) or (isinstance(image, Tensor) and image.ndim >= 3)):
         raise ValueError(f"{step!r}: expected an image back, got {type(image).__name__}")
     if tuple(F.get_size(image)) != coords.canvas_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from densessl.backbone._tree import REGISTRIES, shallow
 from densessl.backbone.mask_token import MaskToken
 
 __all__ = ["FeatureMap", "MaskToken"]
+
+
+# What torch says where windows or position embeddings were made for another size of the images.
+_OF_A_SIZE = re.compile(r"is invalid for input of size|must match the size of tensor")
 
 
 class FeatureMap(nn.Module):
@@ -134,7 +139,9 @@ class FeatureMap(nn.Module):
         except RuntimeError as error:  # what torch raises at another number of channels, and at much else
             channels = _input_channels(self)
             if channels in (None, image.shape[1]):
-                raise
+                if _OF_A_SIZE.search(str(error)) is None:
+                    raise
+                raise ValueError(f"image: the model does not take {size[0]}x{size[1]} pixels: {error}") from error
             last = f"; channels come first, got {tuple(image.shape)}" if image.shape[3] == channels else ""
             raise ValueError(f"image: expected {channels} channels, got {image.shape[1]}{last}") from error
         maps = [layout(out, size) for layout, out in zip(self._layouts, outs, strict=True)]

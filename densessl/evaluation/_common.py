@@ -32,6 +32,9 @@ __all__ = [
 
 def check_labelled(labelled: Labelled, name: str) -> None:
     """Raises ValueError unless there are images, all of one size, with labels of that size."""
+    sized = hasattr(labelled, "__len__") and hasattr(labelled, "__getitem__")
+    if not (sized or isinstance(labelled, StoredFeatures)):
+        raise ValueError(f"{name}: expected a sequence of (image, labels) pairs, got {type(labelled).__name__}")
     if len(labelled) == 0:
         raise ValueError(f"{name}: expected (image, labels) pairs, got none")
     if isinstance(labelled, StoredFeatures):

@@ -53,7 +53,8 @@ def read_once(labelled: Any, name: str) -> Any:
     Raises:
         ValueError: if there is none, or on another shape or dtype in a list.
     """
-    if isinstance(labelled, list | tuple) or len(labelled) == 0 or not hasattr(labelled, "__getitem__"):
+    sized = hasattr(labelled, "__len__") and hasattr(labelled, "__getitem__")
+    if isinstance(labelled, list | tuple) or not sized or len(labelled) == 0:
         check_labelled(labelled, name)
         return labelled
     return ReadOnce(labelled, name)

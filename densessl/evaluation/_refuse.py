@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 
 def check_at_least(value: float, least: float, name: str) -> None:
-    """Raises ValueError if a setting is smaller than it may be."""
-    if not value >= least:
+    """Raises ValueError if a setting is smaller than it may be, or no number."""
+    if not isinstance(value, Real) or not value >= least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def check_positive(value: float, name: str) -> None:
-    """Raises ValueError unless a setting is greater than 0."""
-    if not value > 0:
+    """Raises ValueError unless a setting is a number greater than 0."""
+    if not isinstance(value, Real) or not value > 0:
         raise ValueError(f"{name}: expected a number greater than 0, got {value}")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from densessl._normalize import normalized
+from densessl._tensors import check_tensor
 from densessl.evaluation._common import Features
 from densessl.evaluation._refuse import check_at_least, check_finite
 from densessl.features import map_to_tokens
@@ -88,6 +89,7 @@ def _batches(photos: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
     batch: list[Tensor] = []
     for index in range(len(photos)):
         photo = photos[index]
+        check_tensor(photo, f"photos[{index}]", "uint8 (3, H, W)")
         if photo.ndim != 3 or photo.dtype != torch.uint8:
             raise ValueError(f"photos[{index}]: expected uint8 (3, H, W), got {photo.dtype} {tuple(photo.shape)}")
         if batch and (len(batch) == batch_size or batch[-1].shape != photo.shape):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from densessl.evaluation._common import Features, Labelled, check_labelled, check_probe, encoded
 from densessl.evaluation._disk import Rows
 from densessl.evaluation._processes import from_first, place, total
+from densessl.evaluation._refuse import check_at_least, check_positive
 from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation.matched import iou_of_overlap, overlap_of
 from densessl.evaluation.retrieval import rare_first_cells, read_shares
@@ -81,6 +82,8 @@ def in_context_segmentation(
     if not isinstance(protocol, InContext):
         raise ValueError(f"protocol: expected HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or an InContext, got {protocol!r}")
     check_probe(classes, batch_size)
+    check_at_least(protocol.neighbors, 1, "protocol.neighbors")
+    check_positive(protocol.temperature, "protocol.temperature")
     check_labelled(memory, "memory")
     check_labelled(test, "test")
     keys, shares = _memory(features, memory, classes, protocol, batch_size, seed)

@@ -63,6 +63,7 @@ DINOV3 = LinearProbe(
 )
 
 
+@torch.inference_mode(False)  # the caller may be in it, where nothing can be fitted
 def linear_segmentation(
     features: Features,
     fit: Labelled,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,7 +72,10 @@ def nearest_neighbor_segmentation(
         scores = tokens_to_map(votes.unflatten(0, (len(maps), -1)), (maps.shape[2], maps.shape[3]))
         predicted = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False).argmax(1)
         meter.update(predicted, labels)
-    return float(meter.compute())
+    score = float(meter.compute())
+    if math.isnan(score):
+        raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
+    return score
 
 
 def _memory(

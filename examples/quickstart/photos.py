@@ -90,7 +90,7 @@ def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tu
         try:
             image = as_bytes(read_photo(path, 3))
             labels = torch.from_numpy(np.asarray(Image.open(answer)).astype(np.int64))
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # Pillow raises whatever its decoders do
             raise ValueError(f"{name}: {shown(path)} or its labels cannot be read: {error}") from error
         if labels.shape != (labelled[0][1] if labelled else image[0]).shape or labels.shape != image[0].shape:
             raise ValueError(

@@ -168,6 +168,7 @@ class Stripped(v2.Transform):
         (v2.Compose([v2.ToImage(), Stripped(), v2.RandomHorizontalFlip(1.0)]), "Stripped"),
         (lambda image, coords: image, "lambda"),
         (lambda image, coords: (image, torch.eye(3)), "lambda"),
+        (lambda image, coords: (image, tv_tensors.wrap(coords + 0, like=coords)), "lambda.* without canvas_size"),
         (v2.Compose([v2.RandomCrop(40), v2.Pad(9, padding_mode="reflect")]), "pad"),
     ],
 )

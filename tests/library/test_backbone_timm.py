@@ -184,6 +184,14 @@ def test_sizes_that_a_vit_does_not_take(options, size, message):
         encoder(torch.zeros(1, 3, *size))
 
 
+@pytest.mark.parametrize("name", ["gcvit_xxtiny", "volo_d1_224"])
+def test_sizes_that_windows_and_positions_do_not_take(name):
+    model = timm.create_model(name)
+    layer = model.feature_info[-1]["module"]
+    with pytest.raises(ValueError, match="image: the model does not take 96x128 pixels: "):
+        FeatureMap(model, layer).eval()(torch.zeros(1, 3, 96, 128))
+
+
 def test_dynamic_sizes():
     model = vit(dynamic_img_size=True, dynamic_img_pad=True, reg_tokens=4).eval()
     x = torch.randn(1, 3, 48, 80)

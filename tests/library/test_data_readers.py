@@ -203,6 +203,21 @@ def test_photos(tmp_path):
     assert tuple(data.photos(tmp_path, (5, 6))[1].shape) == (3, 5, 6)
 
 
+def test_photos_of_linked_folders_are_read_once_and_hidden_folders_left_out(tmp_path):
+    image(tmp_path / "photos/b.gif")
+    image(tmp_path / "photos/.ipynb_checkpoints/b.png")
+    image(tmp_path / "elsewhere/a.png")
+    for name in ("linked", "again"):
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "photos", target_is_directory=True)
+    found = data.photos(tmp_path / "photos")
+    assert [str(path.relative_to(tmp_path / "photos")) for path in found.paths] == ["again/a.png", "b.gif"]
+    pages = Image.new("L", (W, H))
+    pages.save(tmp_path / "photos/c.tif", save_all=True, append_images=[pages])
+    with pytest.raises(ValueError, match=r"^folder: .*c.tif cannot be read: expected one image a file, got 2 pages"):
+        data.photos(tmp_path / "photos")[2]
+
+
 @pytest.mark.parametrize(
     "read",
     [data.voc, data.ade20k, data.cityscapes, data.coco_stuff, data.camvid, data.own_masks, data.davis, data.spair,

@@ -95,6 +95,8 @@ def test_momentum_can_be_given_for_one_step():
     assert ema.step == 2
     with pytest.raises(ValueError, match=r"momentum: expected a number in 0\.\.1, got 1\.5"):
         ema.update(online, momentum=1.5)
+    with pytest.raises(ValueError, match=r"momentum: expected a number in 0\.\.1, got '0.9'"):
+        EMA(online, "0.9")
     with pytest.raises(ValueError, match=r"momentum: .* got -0\.1"):
         EMA(online, lambda step: -0.1).update(online)
 
@@ -316,6 +318,16 @@ def test_half_precision_model_equals_the_recursion(dtype):
     for p, wanted in zip(ema.module.parameters(), expected, strict=True):
         assert p.dtype == dtype
         torch.testing.assert_close(p.double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_quarter_precision_model_goes_its_whole_way(dtype):
+    start, end = (nn.ParameterList([nn.Parameter(torch.full((3,), x).to(dtype), False)]) for x in (0.0, 1.0))
+    ema = EMA(start, 0.99)
+    for _ in range(500):
+        ema.update(end)
+    assert ema.module[0].dtype == dtype
+    torch.testing.assert_close(ema.module[0].float(), torch.ones(3))  # 0.9934, rounded
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state"])

@@ -11,8 +11,10 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("scipy")
 
 from densessl.evaluation import (
+    HUMMINGBIRD,
     cluster_segmentation,
     correspondence_accuracy,
+    in_context_segmentation,
     linear_segmentation,
     nearest_neighbor_segmentation,
 )
@@ -303,6 +305,20 @@ def without_labels(labelled):
         ("classes", lambda known, bad: cluster_segmentation(one_hot, known, 1)),
         ("neighbors", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, known, CLASSES, neighbors=0)),
         ("temperature", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, known, 4, temperature=0)),
+        ("test", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, without_labels(known), CLASSES)),
+        ("classes", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, known, None)),
+        ("memory", lambda known, bad: nearest_neighbor_segmentation(one_hot, iter(known), known, CLASSES)),
+        ("test", lambda known, bad: in_context_segmentation(one_hot, known, iter(known), CLASSES)),
+        (r"photos\[0\]", lambda known, bad: correspondence_accuracy(one_hot, known)),
+        *(
+            (
+                f"protocol.{setting}",
+                lambda known, bad, s=setting, v=value: in_context_segmentation(
+                    one_hot, known, known, CLASSES, HUMMINGBIRD._replace(**{s: v})
+                ),
+            )
+            for setting, value in (("neighbors", 0), ("temperature", 0.0), ("temperature", float("nan")))
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_name(name, call):
@@ -316,8 +332,9 @@ def test_what_cannot_be_scored_is_refused_by_name(name, call):
 def test_linear_probe_runs_without_gradients():
     known = colour_by_class(3)
     expected = linear_segmentation(one_hot, known, known, CLASSES, steps=20)
-    with torch.no_grad():
-        assert linear_segmentation(one_hot, known, known, CLASSES, steps=20) == expected
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert linear_segmentation(one_hot, known, known, CLASSES, steps=20) == expected
 
 
 @pytest.mark.parametrize("images", [10, 17, 40])

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -692,6 +694,33 @@ class Reading:
     def __init__(self, step: int, std: float) -> None:
         self.global_step = step
         self.callback_metrics = {"health/std_times_sqrt_c": torch.tensor(std)}
+
+
+class Processes:
+    """A trainer of several processes, all with the counts of this one, as StopOnCollapse sees it."""
+
+    log_every_n_steps = 1
+    global_step = 7
+
+    def __init__(self, processes: int, unreadable: int, seen: int) -> None:
+        self.datamodule = SimpleNamespace(unreadable=unreadable, seen=seen, enlarged=0, max_unreadable=0.01)
+        self.strategy = SimpleNamespace(reduce=lambda counts, reduce_op: {"sum": processes}[reduce_op] * counts)
+
+
+@pytest.mark.parametrize(
+    ("processes", "unreadable", "seen", "stops"),
+    [(1, 2, 199, False), (1, 200, 999, False), (1, 11, 1000, True), (1, 10, 1000, False), (8, 1, 128, False),
+     (8, 2, 128, True), (8, 100, 124, False), (8, 5, 1000, False)],
+)  # fmt: skip
+def test_unreadable_files_are_judged_over_all_processes_after_a_thousand_images(processes, unreadable, seen, stops):
+    trainer = Processes(processes, unreadable, seen)
+    module = SimpleNamespace(device=torch.device("cpu"), log_dict=lambda values: None)
+    with (
+        pytest.raises(RuntimeError, match=f"{processes * unreadable} unreadable files met in {processes * seen} images")
+        if stops
+        else nullcontext()
+    ):
+        StopOnCollapse().on_train_batch_start(trainer, module, None, 0)
 
 
 def test_a_collapsed_run_and_one_without_a_loss_stop():

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from examples.transfer.datasets.coco_boxes import coco_boxes
-from examples.transfer.datasets.sizes import is_turned
+from examples.transfer.datasets.sizes import is_turned, shown_size
 from examples.transfer.datasets.voc_boxes import voc_boxes
 from examples.transfer.detection import OVERLAPS, RECALLS
 
@@ -142,11 +142,14 @@ def test_a_broken_photo_is_named_before_the_first_step(folder):
         opened(folder, content())
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 @pytest.mark.parametrize("as_shown", [True, False])
-def test_photos_are_turned_where_the_file_means_it(as_shown, folder):
+def test_photos_are_turned_where_the_file_means_it(as_shown, suffix, folder):
     """Boxes on the shown photo have its sides exchanged, on the stored one they do not."""
-    photo(folder / "0.jpg", TURNED)
+    path = folder / f"0{suffix}"
+    photo(path, TURNED)
     given = content()
+    given["images"][0]["file_name"] = path.name
     size = (WIDTH, HEIGHT) if as_shown else (HEIGHT, WIDTH)
     given["images"][0] |= {"height": size[0], "width": size[1]}
     given["annotations"] = given["annotations"][2:]
@@ -158,9 +161,10 @@ def test_photos_are_turned_where_the_file_means_it(as_shown, folder):
         assert green[:, 0].mean() > green[:, -1].mean() + 100
     else:
         assert red[:, -1].mean() > red[:, 0].mean() + 100
-    assert is_turned(folder / "0.jpg", size) is as_shown
-    with pytest.raises(ValueError, match=r"52x36 pixels \(36x52 as EXIF turns it\) in .*0.jpg, got 9x8"):
-        is_turned(folder / "0.jpg", (8, 9))
+    assert is_turned(path, size) is as_shown
+    assert shown_size(path) == (WIDTH, HEIGHT)
+    with pytest.raises(ValueError, match=r"52x36 pixels \(36x52 as EXIF turns it\) in .*0\.\w+, got 9x8"):
+        is_turned(path, (8, 9))
 
 
 def voc(folder: Path, size: str, box: tuple, names: str = "a\n") -> None:

@@ -3,6 +3,7 @@
 import copy
 import csv
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.transfer.common.command import TransferCLI, run
-from examples.transfer.datasets.linear_data import ImageFolders
+from examples.transfer.datasets.linear_data import ImageFolders, open_folder
 from examples.transfer.datasets.segmentation_data import SegmentationData
 from examples.transfer.datasets.segmentation_sets import IGNORE, open_set
 from examples.transfer.linear import LinearProbe
@@ -496,6 +497,17 @@ def test_bad_input_of_the_linear_probe(damage, args, message, tmp_path):
         damage(folder)
     with pytest.raises(ValueError, match=message):
         fit(lambda: linear(folder, tmp_path, "--trainer.max_epochs=1", *args))
+
+
+def test_hidden_folders_are_no_classes_and_linked_ones_are(tmp_path):
+    train = make_folders(tmp_path / "data") / "train"
+    for place in (train, train / "n00000000"):
+        shutil.copytree(train / "n00000001", place / ".ipynb_checkpoints")
+    (train / "n00000006").symlink_to(train.parent / "val" / "n00000005", target_is_directory=True)
+    (train / "n00000000" / "up").symlink_to(train / "n00000000", target_is_directory=True)
+    found = open_folder(train, lambda image: image)
+    assert found.classes == [f"n{number:08}" for number in range(7)]
+    assert [label for _, label in found.samples] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -34,6 +35,22 @@ def need_files(paths: Sequence[Path], what: str) -> None:
         raise ValueError(
             f"folder: expected {what}, {len(missing)} of {len(paths)} files are missing; the first is {missing[0]}"
         )
+
+
+def photos_below(folder: Path) -> list[Path]:
+    """The images in a folder and in all folders below, sorted; linked folders are followed, hidden ones left out."""
+    paths: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = []
+        for name in sorted(folders):
+            place = os.path.realpath(os.path.join(root, name))
+            if name[0] != "." and place not in seen:
+                here.append(name)
+                seen.add(place)
+        folders[:] = here  # os.walk descends into what is left in this list
+        paths += [Path(root, name) for name in names if name[0] != "." and Path(name).suffix.lower() in SUFFIXES]
+    return sorted(paths)
 
 
 def images_below(path: Path) -> list[Path]:
@@ -63,12 +80,14 @@ def read_image(path: Path, turn: bool = True) -> Tensor:
         turn: whether to turn the image as its EXIF entry says.
 
     Raises:
-        ValueError: if it cannot be read, or is deeper than 8 bits.
+        ValueError: if it cannot be read, is deeper than 8 bits, or is a TIFF of several pages.
     """
     try:
         with Image.open(path) as file:
             if file.mode in _DEEP:
                 raise ValueError(f"expected 8 bits a channel, got mode {file.mode}")
+            if file.format == "TIFF" and file.n_frames > 1:
+                raise ValueError(f"expected one image a file, got {file.n_frames} pages")
             shown = ImageOps.exif_transpose(file) if turn else file
             return torch.from_numpy(np.array(shown.convert("RGB"))).movedim(2, 0).contiguous()
     except Exception as error:  # Pillow raises whatever its decoders do

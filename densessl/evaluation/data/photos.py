@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
-from densessl.evaluation.data._files import SUFFIXES, need_files, need_folder, read_image
+from densessl.evaluation.data._files import SUFFIXES, need_files, need_folder, photos_below, read_image
 
 
 class Photos(Dataset):
@@ -41,14 +41,14 @@ def photos(folder: str | Path, size: tuple[int, int] | None = None) -> Photos:
     """All photos below a folder, in the order of their paths.
 
     Args:
-        folder: is searched with all folders in it.
+        folder: is searched with all folders in it, linked ones among them, but for hidden ones.
         size: ``(H, W)`` to which each is resized when it is read; None keeps the sizes.
 
     Raises:
         ValueError: if the folder is missing, or holds no photo.
     """
     root = need_folder(Path(folder), "a folder of photos")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    paths = photos_below(root)
     if not paths:
         raise ValueError(f"folder: expected photos ({', '.join(SUFFIXES)}) below {root}, found none")
     return Photos(paths, size)

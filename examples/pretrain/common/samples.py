@@ -110,7 +110,7 @@ def _labelled(image: Path, mask: Path, channels: int, size: int, name: str) -> t
         pixels = as_bytes(read_photo(image, channels))
         with Image.open(mask) as file:
             mode, numbers = file.mode, np.array(file)
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # Pillow raises whatever its decoders do
         raise ValueError(f"{name}: {shown(image)} or its mask cannot be read: {error}") from error
     if mode not in ("L", "P"):
         raise ValueError(f"{name}: expected masks of class numbers in one channel of 8 bits, got {shown(mask)}: {mode}")

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
-from examples.pretrain.common.data.decode import SUFFIXES, read_photo
+from examples.pretrain.common.data.decode import find_photos, read_photo
 from examples.pretrain.common.data.depths import as_bytes
 from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
 
@@ -68,6 +68,24 @@ class ImageFolders(pl.LightningDataModule):
         return evaluation_loader(self.val, self.batch_size // self.trainer.world_size, self.workers)
 
 
+class _Classes(ImageFolder):
+    """An ImageFolder whose photos are found as in all recipes: ``.ipynb_checkpoints`` is no class, and no photo."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The names of the sub-folders, sorted, and their numbers."""
+        names = [name for name in super().find_classes(directory)[0] if name[0] != "."]
+        return names, {name: number for number, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
+        """Each photo with the number of its class."""
+        return [
+            (str(path), number)
+            for name, number in class_to_idx.items()
+            for path in find_photos(Path(directory, name), f"class {name}")
+        ]
+
+
 def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:
     """The photos of a folder with one sub-folder for each class.
 
@@ -75,10 +93,9 @@ def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:
         ValueError: if there is no such folder, no class, or a class without photos.
     """
     try:
-        found = ImageFolder(folder, transform, loader=load_photo, is_valid_file=_is_photo)
-    except OSError as error:
+        return _Classes(folder, transform, loader=load_photo)
+    except (OSError, ValueError) as error:
         raise ValueError(f"data.folder: expected a folder of photos for each class in {folder}: {error}") from error
-    return found
 
 
 def load_photo(path: str) -> tv_tensors.Image:
@@ -91,7 +108,3 @@ def load_photo(path: str) -> tv_tensors.Image:
         return tv_tensors.Image(as_bytes(read_photo(path, 3)))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"data.folder: {error}") from error
-
-
-def _is_photo(path: str) -> bool:
-    return Path(path).suffix.lower() in SUFFIXES and Path(path).name[0] != "."

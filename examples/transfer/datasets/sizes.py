@@ -42,9 +42,12 @@ def shown_size(path: Path) -> tuple[int, int]:
 
 
 def _head(path: Path) -> tuple[int, int, int]:
+    """Height and width as they are stored, and the EXIF orientation."""
     try:
         with Image.open(path) as file:
-            return file.height, file.width, file.getexif().get(ORIENTATION, 1)
+            height, width, orientation = file.height, file.width, file.getexif().get(ORIENTATION, 1)
+            turned = file.format == "TIFF" and orientation >= 5  # Pillow tells a TIFF's size as it is shown
+            return (width, height, orientation) if turned else (height, width, orientation)
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ValueError(f"{shown(path)} cannot be read: {error}") from error
 
