@@ -214,7 +214,7 @@ def test_photos_of_linked_folders_are_read_once_and_hidden_folders_left_out(tmp_
     assert [str(path.relative_to(tmp_path / "photos")) for path in found.paths] == ["again/a.png", "b.gif"]
     pages = Image.new("L", (W, H))
     pages.save(tmp_path / "photos/c.tif", save_all=True, append_images=[pages])
-    with pytest.raises(ValueError, match=r"^folder: .*c.tif cannot be read: expected one image a file, got 2 pages"):
+    with pytest.raises(ValueError, match=r"^folder: .*c.tif cannot be read: expected one image a file, got several"):
         data.photos(tmp_path / "photos")[2]
 
 

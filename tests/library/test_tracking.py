@@ -257,6 +257,8 @@ def test_the_share_is_that_of_the_source_pixels_shown():
     assert 0.9 < turned.share < 1  # fill does not count, rims do
     with pytest.raises(ValueError, match=r"no pixel|could be compared"):
         check_tracking(v2.Resize(4), draws=2)
+    with pytest.raises(ValueError, match=r"only 4.0% of what the views show .* at least 5% expected"):
+        check_tracking(v2.Resize((5, 5)), draws=2)  # one pixel lies within the rims
 
 
 def test_generators_of_random_and_numpy_are_left_alone():

@@ -13,6 +13,11 @@ from PIL import Image, ImageOps
 
 from examples.pretrain.common.data.decode import find_photos, read_photo
 from examples.pretrain.common.data.depths import alike, as_bytes
+from examples.pretrain.common.samples import read_squares
+from examples.quickstart.photos import read_photos
+from examples.transfer.datasets.linear_data import load_photo
+from examples.transfer.datasets.segmentation_sets import Labelled
+from examples.transfer.datasets.sizes import load
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -259,6 +264,29 @@ def test_images_of_two_depths_become_alike(tmp_path):
     assert torch.equal(as_bytes(deep), shallow)
     assert as_bytes(shallow) is shallow
     assert alike([shallow, shallow])[0] is shallow
+
+
+@pytest.mark.parametrize(
+    "read_one",
+    [
+        lambda path: read_photos(path.parent, 1, 18)[0],
+        lambda path: read_squares([path], 3, 18)[0],
+        lambda path: load(path, True),
+        lambda path: load_photo(str(path)),
+        lambda path: Labelled([path], [path.parent / ".labels" / "a.png"], torch.arange(256), lambda *pair: pair)[0][0],
+    ],
+)
+def test_every_recipe_takes_16_bits(read_one, tmp_path):
+    """Once all of them were plain white."""
+    path = tmp_path / "deep.png"
+    Image.fromarray(DEEP).save(path)
+    (tmp_path / ".labels").mkdir()
+    Image.new("L", (26, 18)).save(tmp_path / ".labels" / "a.png")
+    image = read_one(path)
+    assert image.dtype == torch.uint8
+    expected = torch.from_numpy(np.round(DEEP / 257).astype(np.uint8))
+    middle = (expected.shape[1] - image.shape[2]) // 2
+    assert torch.equal(image.as_subclass(torch.Tensor), expected[:, middle : middle + image.shape[2]].expand(3, -1, -1))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

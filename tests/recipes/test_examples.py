@@ -34,10 +34,21 @@ def _check_run(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("method", quickstart.METHODS)
-def test_quickstart_trains_and_reports(method, tmp_path, capsys):
+def test_quickstart_trains_and_reports(method, tmp_path, capsys, monkeypatch):
+    def filled(backbone: torch.nn.Module, draw: object) -> None:
+        """The untrained row: statistics of batch norm filled, weights as they were."""
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        fill_statistics(backbone, draw, steps=2)
+        moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+        kinds.append({name.rpartition(".")[2] for name in moved})
+
+    kinds: list[set[str]] = []
+    fill_statistics = quickstart.fill_statistics
+    monkeypatch.setattr(quickstart, "fill_statistics", filled)
     (outcome,) = quickstart.main([*TINY, "--method", method, "--out", str(tmp_path / "run")])
     text = _check_run(tmp_path / "run")
     assert len(outcome.losses) == 3
+    assert kinds == [{"running_mean", "running_var", "num_batches_tracked"}]
     assert method in text
     assert f"{outcome.untrained:.3f} | {outcome.trained:.3f}" in text
     assert text in capsys.readouterr().out

@@ -86,8 +86,8 @@ def read_image(path: Path, turn: bool = True) -> Tensor:
         with Image.open(path) as file:
             if file.mode in _DEEP:
                 raise ValueError(f"expected 8 bits a channel, got mode {file.mode}")
-            if file.format == "TIFF" and file.n_frames > 1:
-                raise ValueError(f"expected one image a file, got {file.n_frames} pages")
+            if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
+                raise ValueError("expected one image a file, got several pages")
             shown = ImageOps.exif_transpose(file) if turn else file
             return torch.from_numpy(np.array(shown.convert("RGB"))).movedim(2, 0).contiguous()
     except Exception as error:  # Pillow raises whatever its decoders do
