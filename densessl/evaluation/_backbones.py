@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from densessl.backbone import FeatureMap
 from densessl.backbone._layout import patch_size
 from densessl.checkpoints import load_backbone, read_backbone
-from densessl.evaluation._common import Features
+from densessl.evaluation._batches import Features
 from densessl.export import architecture
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

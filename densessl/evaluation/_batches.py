@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, islice
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from densessl.evaluation._refuse import check_finite, known_labels
+from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation._together import dealt, processes, rank, same_in_all
 
 Features = Callable[[Tensor], Tensor]
@@ -24,8 +25,12 @@ __all__ = [
     "Features",
     "Labelled",
     "batches",
+    "check_pair",
     "encode",
+    "encoded",
+    "image_count",
     "iter_of",
+    "masked",
     "nearest",
     "own_share",
     "pairs",
@@ -68,6 +73,18 @@ def iter_of(items: Iterable[Any]) -> Iterator[Any]:
     return iter(items)
 
 
+def image_count(labelled: Labelled | StoredFeatures) -> int:
+    """How many images there are; the first is read to see whether they come in batches, all are read if they do."""
+    if isinstance(labelled, StoredFeatures):
+        return len(labelled)
+    first = next(iter_of(labelled), None)
+    if first is None:
+        return 0
+    if first[0].ndim == 3 and isinstance(labelled, Sized):
+        return len(labelled)
+    return sum(len(images) if images.ndim == 4 else 1 for images, _ in iter_of(labelled))
+
+
 def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 (3, H, W) and labels int64 (H, W), IGNORED where there is none; batches are taken apart.
 
@@ -75,19 +92,32 @@ def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor,
         ValueError: on other shapes and dtypes, or on a label that is neither a class nor -1 or 255.
     """
     for index, (images, labels) in enumerate(iter_of(labelled)):
-        whole = images.ndim == 4
-        if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3 or 0 in images.shape:
-            raise ValueError(
-                f"{name}[{index}]: expected an image uint8 (3, H, W) or a batch (B, 3, H, W), "
-                f"got {images.dtype} {tuple(images.shape)}"
-            )
-        size = (*images.shape[:-3], *images.shape[-2:])
-        if labels.dtype != torch.int64 or tuple(labels.shape) != size:
-            raise ValueError(
-                f"{name}[{index}]: expected labels int64 of size {size}, got {labels.dtype} {tuple(labels.shape)}"
-            )
+        check_pair(images, labels, f"{name}[{index}]")
         labels = labels.masked_fill(~known_labels(labels, classes, name), IGNORED)
-        yield from zip(images, labels, strict=True) if whole else [(images, labels)]
+        yield from zip(images, labels, strict=True) if images.ndim == 4 else [(images, labels)]
+
+
+def masked(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """As ``pairs``, but what names no class is ignored whatever its number."""
+    known = ((images, _known(labels, classes)) for images, labels in iter_of(labelled))
+    return pairs(known, classes, name)
+
+
+def _known(labels: Tensor, classes: int) -> Tensor:
+    return labels.masked_fill((labels < 0) | (labels >= classes), IGNORED)
+
+
+def check_pair(images: Tensor, labels: Tensor, name: str) -> None:
+    """Raises ValueError unless they are an image or a batch of images, uint8, and int64 labels of their size."""
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3 or 0 in images.shape:
+        raise ValueError(
+            f"{name}: expected an image uint8 (3, H, W) or a batch (B, 3, H, W), "
+            f"got {images.dtype} {tuple(images.shape)}"
+        )
+    size = (*images.shape[:-3], *images.shape[-2:])
+    if labels.dtype != torch.int64 or tuple(labels.shape) != size:
+        form = "(B, H, W)" if images.ndim == 4 else "(H, W)"
+        raise ValueError(f"{name}: expected labels int64 {form} = {size}, got {labels.dtype} {tuple(labels.shape)}")
 
 
 def batches(images: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -117,6 +147,42 @@ def encode(features: Features, images: Tensor) -> Tensor:
         )
     check_finite(maps, "features")
     return maps.detach().float()
+
+
+def encoded(
+    features: Features,
+    labelled: Labelled | StoredFeatures,
+    classes: int,
+    batch_size: int,
+    name: str,
+    *,
+    others: Literal["refused", "ignored"] = "ignored",
+    own: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Feature maps (B, C, h, w) and labels (B, H, W) on their device, as many at once as have one size.
+
+    Args:
+        features: images to maps.
+        labelled: pairs of any sizes, or batches of them, each read once; or a store.
+        classes: how many there are; IGNORED stands where a label names none.
+        batch_size: images at once.
+        name: the argument's name, for errors.
+        others: what becomes of labels that are neither a class nor -1 nor 255.
+        own: of a store that several processes share each gets its own batches.
+
+    Raises:
+        ValueError: if there is no image, on other shapes and dtypes, and on labels that are to be refused.
+    """
+    if isinstance(labelled, StoredFeatures):
+        for maps, labels in labelled.batches(batch_size, own=own):
+            if others == "refused":
+                known_labels(labels, classes, name)
+            yield maps, _known(labels, classes)
+        return
+    read = pairs(labelled, classes, name) if others == "refused" else masked(labelled, classes, name)
+    for images, labels in batches(read, batch_size):
+        maps = encode(features, images)
+        yield maps, labels.to(maps.device)
 
 
 def resized(

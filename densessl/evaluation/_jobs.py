@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from densessl.evaluation._common import Features
+from densessl.evaluation._batches import Features
 from densessl.evaluation._processes import place
 from densessl.evaluation._protocols import Job, Protocol
 from densessl.evaluation._sources import ImagesAlone, Source, limited

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from densessl.evaluation._common import Features
+from densessl.evaluation._batches import Features
 from densessl.evaluation.clustering import cluster_segmentation
 from densessl.evaluation.correspondence import correspondence_accuracy
 from densessl.evaluation.in_context import FAST, HUMMINGBIRD, HUMMINGBIRD_OPEN, InContext, in_context_segmentation

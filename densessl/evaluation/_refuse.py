@@ -14,6 +14,12 @@ def check_at_least(value: float, least: float, name: str) -> None:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
+def check_probe(classes: int, batch_size: int) -> None:
+    """Raises ValueError unless there are classes to tell apart and images to encode."""
+    check_at_least(classes, 2, "classes")
+    check_at_least(batch_size, 1, "batch_size")
+
+
 def check_positive(value: float, name: str) -> None:
     """Raises ValueError unless a setting is a number greater than 0."""
     if not isinstance(value, Real) or not value > 0:

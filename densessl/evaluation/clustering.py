@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._common import Features, Labelled, check_probe, encoded
-from densessl.evaluation._once import read_once
-from densessl.evaluation._refuse import check_at_least
-from densessl.evaluation.matched import overlap_of
+from densessl.evaluation._batches import Features, Labelled, encoded
+from densessl.evaluation._refuse import check_at_least, check_probe
+from densessl.evaluation._stored import StoredFeatures
+from densessl.evaluation.matched import class_ious, overlap_of
 from densessl.features import map_to_tokens
 
 
 def cluster_segmentation(
     features: Features,
-    test: Labelled,
+    test: Labelled | StoredFeatures,
     classes: int,
     *,
     clusters: int | None = None,
@@ -37,7 +37,7 @@ def cluster_segmentation(
 
     Args:
         features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        test: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
+        test: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them.
         classes: labels run 0..classes-1; all others are ignored.
         clusters: how many, at least ``classes``; None: as many as classes.
         cells: k-means runs on at most so many, chosen at random.
@@ -58,23 +58,26 @@ def cluster_segmentation(
     clusters = classes if clusters is None else clusters
     if clusters < classes:
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
-    test = read_once(test, "test")
-    tokens, answers, size = [], [], (0, 0)
-    for maps, labels in encoded(features, test, classes, batch_size):
+    tokens, answers, sizes = [], [], []
+    for maps, labels in encoded(features, test, classes, batch_size, "test"):
         tokens.append(normalized(map_to_tokens(maps)).to("cpu", torch.float16))
         answers.append(labels.to("cpu", torch.int16 if classes < 1 << 15 else torch.int32))
-        size = (maps.shape[2], maps.shape[3])
+        sizes.append((maps.shape[2], maps.shape[3]))
+    if not tokens:
+        raise ValueError("test: expected (image, labels) pairs, got none")
     centers = _k_means(tokens, clusters, cells, iterations, seed)
     overlap = torch.zeros(classes, clusters, dtype=torch.int64)
-    for part, labels in zip(tokens, answers, strict=True):  # at the labels' size, all together would be large
+    for part, labels, size in zip(
+        tokens, answers, sizes, strict=True
+    ):  # at the labels' size, all together would be large
         nearest = torch.cdist(part.float(), centers.expand(len(part), -1, -1)).argmin(-1)
         maps = nearest.view(-1, 1, *size).double()  # which holds every index, and which interpolate takes
         predicted = F.interpolate(maps, labels.shape[1:], mode="nearest-exact")[:, 0].long()
         overlap += overlap_of(predicted, labels.long(), classes, clusters)
     merged = torch.zeros(classes, classes, dtype=torch.int64).index_add_(0, _names(overlap), overlap.mT)
-    hits, pixels = merged.diagonal(), merged.sum(0) + merged.sum(1)
-    there = pixels > 0  # a class that occurs neither in labels nor in answers does not count
-    return float((hits[there] / (pixels - hits)[there]).mean())
+    if not bool(merged.any()):
+        raise ValueError("test: expected at least one labelled pixel, got none")
+    return float(class_ious(merged.mT).nanmean())
 
 
 def _k_means(tokens: list[Tensor], clusters: int, cells: int, iterations: int, seed: int) -> Tensor:

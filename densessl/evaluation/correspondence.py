@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densessl._normalize import normalized
 from densessl._tensors import check_tensor
-from densessl.evaluation._common import Features
+from densessl.evaluation._batches import Features
 from densessl.evaluation._refuse import check_at_least, check_finite
 from densessl.features import map_to_tokens
 from densessl.geometry import cell_centers, inside, warp

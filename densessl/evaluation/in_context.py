@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densessl.evaluation._common import Features, Labelled, check_labelled, check_probe, encoded
+from densessl.evaluation._batches import Features, Labelled, encoded, image_count, own_share
 from densessl.evaluation._disk import Rows
-from densessl.evaluation._processes import from_first, place, total
-from densessl.evaluation._refuse import check_at_least, check_positive
+from densessl.evaluation._processes import from_all, from_first, place, total
+from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._stored import StoredFeatures
+from densessl.evaluation._together import joined
 from densessl.evaluation.matched import iou_of_overlap, overlap_of
 from densessl.evaluation.retrieval import rare_first_cells, read_shares
 from densessl.evaluation.shares import class_shares
@@ -50,8 +52,8 @@ FAST = InContext("densessl: a small memory, for comparisons of one's own", cells
 @torch.no_grad()
 def in_context_segmentation(
     features: Features,
-    memory: Labelled,
-    test: Labelled,
+    memory: Labelled | StoredFeatures,
+    test: Labelled | StoredFeatures,
     classes: int,
     protocol: InContext = HUMMINGBIRD,
     *,
@@ -60,14 +62,16 @@ def in_context_segmentation(
 ) -> float:
     """Labels each cell by the most similar cells of a memory of labelled ones.
 
-    Resizing and normalising the images, and augmented passes over the memory's images, are the caller's.
+    Resizing and normalising the images, and augmented passes over the memory's images, are the caller's. In several
+    processes (``torch.distributed``) the work is shared: pass the same images in all, or each its own share,
+    ``memory[rank::processes]``. All return the score over all images.
 
     Args:
         features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size, or a store of their features
-            (``store_features``), which bounds the memory taken.
+        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them; or a store
+            of their features (``store_features``), which bounds the memory taken.
         test: the same to report on. Of a store that several processes share each scores its part.
-        classes: labels run 0..classes-1; all others are ignored.
+        classes: labels run 0..classes-1; -1 and 255 are ignored.
         protocol: HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or settings of your own.
         batch_size: images encoded at once.
         seed: of the choice of cells.
@@ -76,16 +80,16 @@ def in_context_segmentation(
         Mean intersection over union over all classes, 0..1; a class that occurs nowhere counts as 0.
 
     Raises:
-        ValueError: on an unknown protocol, other shapes and dtypes, features that are not finite, a memory smaller
-            than the number of neighbours, or a memory without a label.
+        ValueError: on an unknown protocol, other shapes and dtypes, labels out of range, features that are not finite,
+            a memory smaller than the number of neighbours, or a memory without a label.
     """
     if not isinstance(protocol, InContext):
         raise ValueError(f"protocol: expected HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or an InContext, got {protocol!r}")
     check_probe(classes, batch_size)
     check_at_least(protocol.neighbors, 1, "protocol.neighbors")
     check_positive(protocol.temperature, "protocol.temperature")
-    check_labelled(memory, "memory")
-    check_labelled(test, "test")
+    memory = memory if isinstance(memory, StoredFeatures) else own_share(memory, "memory")
+    test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
     keys, shares = _memory(features, memory, classes, protocol, batch_size, seed)
     if protocol.neighbors > len(keys):
         raise ValueError(
@@ -93,7 +97,7 @@ def in_context_segmentation(
             f"got {protocol.neighbors}"
         )
     overlap = torch.zeros(classes, classes, dtype=torch.int64)
-    for maps, labels in encoded(features, test, classes, batch_size, own=True):
+    for maps, labels in encoded(features, test, classes, batch_size, "test", others="refused", own=True):
         read = read_shares(
             map_to_tokens(maps).flatten(0, 1),
             keys,
@@ -106,35 +110,45 @@ def in_context_segmentation(
         for score, answer in zip(scores, labels, strict=True):  # one at a time: scores at full size are large
             full = F.interpolate(score[None], answer.shape, mode="bilinear", align_corners=False)
             overlap += overlap_of(full.argmax(1)[0], answer, classes, classes).cpu()
-    if isinstance(test, StoredFeatures) and test.shared:
+    if not isinstance(test, StoredFeatures) or test.shared:
         overlap = total(overlap)
+    if not bool(overlap.any()):
+        raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
     if protocol.matched:
         return iou_of_overlap(overlap, rule="hungarian", unmatched="own")
-    if not bool(overlap.any()):
-        raise ValueError("test: expected at least one labelled pixel, got none")
     hits = overlap.diagonal().double()
     return float((hits / (overlap.sum(0) + overlap.sum(1) - hits).clamp(min=1)).mean())
 
 
 def _memory(
-    features: Features, memory: Labelled, classes: int, protocol: InContext, batch_size: int, seed: int
+    features: Features,
+    memory: Labelled | StoredFeatures,
+    classes: int,
+    protocol: InContext,
+    batch_size: int,
+    seed: int,
 ) -> tuple[Tensor | Rows, Tensor | Rows]:
     """Unit features (M, C) and class shares (M, classes); each image keeps as many cells, rare classes first."""
-    count = protocol.cells // len(memory)
+    together, labelled = not isinstance(memory, StoredFeatures), False
+    images = sum(from_all(image_count(memory))) if together else image_count(memory)
+    if images == 0:
+        raise ValueError("memory: expected (image, labels) pairs, got none")
+    count = protocol.cells // images
     if count < 1:
-        raise ValueError(
-            f"protocol.cells: expected at least one for each of {len(memory)} images, got {protocol.cells}"
-        )
-    chosen = _chosen(features, memory, classes, protocol, batch_size, seed)
-    keys: list[Tensor] = []
-    shares: list[Tensor] = []
-    labelled = False
+        raise ValueError(f"protocol.cells: expected at least one for each of {images} images, got {protocol.cells}")
+    maps = encoded(features, memory, classes, batch_size, "memory", others="refused")
+    single = ((one, answer) for part, labels in maps for one, answer in zip(part, labels, strict=True))
+    chosen = _chosen(single, classes, protocol, count, torch.Generator().manual_seed(seed), batch_size, together)
     if not isinstance(memory, StoredFeatures) or _bytes(memory, count, classes) <= memory.held_bytes:
+        keys: list[Tensor] = []
+        shares: list[Tensor] = []
         for key, share, known in chosen:
             keys.append(key)
             shares.append(share)
             labelled = labelled or known
-        _need_labels(labelled, memory, classes)
+        if together:
+            keys, shares, labelled = joined(keys), joined(shares), any(from_all(labelled))
+        _need_labels(labelled, images, classes)
         return _joined(keys), _joined(shares)
     # In files that one process writes and all read.
     rows, votes = memory.scratch((memory.size[0],)), memory.scratch((classes,))
@@ -145,24 +159,45 @@ def _memory(
             labelled = labelled or known
     if memory.shared:
         rows.length, votes.length, labelled = from_first((len(rows), len(votes), labelled))
-    _need_labels(labelled, memory, classes)
+    _need_labels(labelled, images, classes)
     return rows, votes
 
 
 def _chosen(
-    features: Features, memory: Labelled, classes: int, protocol: InContext, batch_size: int, seed: int
+    maps: Iterator[tuple[Tensor, Tensor]],
+    classes: int,
+    protocol: InContext,
+    count: int,
+    generator: torch.Generator,
+    batch_size: int,
+    together: bool,
 ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Unit features and class shares of the cells that the memory keeps, and whether a pixel had a label."""
-    generator = torch.Generator().manual_seed(seed)
-    count = protocol.cells // len(memory)
-    for maps, labels in encoded(features, memory, classes, batch_size):
-        share = class_shares(labels, classes, (maps.shape[2], maps.shape[3]), ignored=protocol.ignored)
-        tokens = F.normalize(map_to_tokens(maps), dim=-1)
-        if count < tokens.shape[1]:
-            chosen = rare_first_cells(share, count, generator).unsqueeze(2)
-            tokens, share = tokens.take_along_dim(chosen, 1), share.take_along_dim(chosen, 1)
-        known = share.sum(2) > 0
-        yield tokens[known], share[known], bool((labels >= 0).any())
+    """Unit features and class shares of the cells that each image of this process keeps, and whether it has a label.
+
+    Where processes work together, all of them draw the random numbers of all images in the order of all images.
+    """
+    while True:
+        part = list(islice(maps, batch_size))
+        own = [one.shape[1] * one.shape[2] for one, _ in part]
+        told = from_all(own) if together else [own]
+        if not any(told):
+            return
+        mine = place()[0] if together else 0
+        for turn in range(max(map(len, told))):
+            for process, cells in enumerate(told):
+                if turn >= len(cells):
+                    continue
+                if process != mine:
+                    torch.rand(cells[turn] if count < cells[turn] else 0, generator=generator)
+                    continue
+                one, labels = part[turn]
+                share = class_shares(labels[None], classes, (one.shape[1], one.shape[2]), ignored=protocol.ignored)[0]
+                unit = F.normalize(one.flatten(1), dim=0).mT
+                if count < len(unit):
+                    kept = rare_first_cells(share[None], count, generator)[0]
+                    unit, share = unit[kept], share[kept]
+                known = share.sum(1) > 0
+                yield unit[known], share[known], bool((labels >= 0).any())
 
 
 def _bytes(memory: StoredFeatures, count: int, classes: int) -> int:
@@ -182,6 +217,6 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return rows
 
 
-def _need_labels(labelled: bool, memory: Labelled, classes: int) -> None:
+def _need_labels(labelled: bool, images: int, classes: int) -> None:
     if not labelled:
-        raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {len(memory)} images")
+        raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {images} images")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, iter_of, own_share, pairs
-from densessl.evaluation._common import check_probe
+from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, masked, own_share
 from densessl.evaluation._linear_head import LinearProbe, score_head, train_head
-from densessl.evaluation._refuse import check_at_least, check_positive
+from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._together import joined, summed
 from densessl.evaluation.in_context import FAST, InContext
 from densessl.evaluation.matched import class_ious, overlap_of
@@ -154,7 +153,7 @@ def linear_segmentation(
 
     overlap = torch.zeros(classes, classes, dtype=torch.int64)
     with torch.no_grad():
-        for images, answer in batches(_masked(test, classes, "test"), batch_size):
+        for images, answer in batches(masked(test, classes, "test"), batch_size):
             predicted = upsampled(encode(features, images), (answer.shape[1], answer.shape[2])).argmax(1)
             overlap += overlap_of(predicted.cpu(), answer, classes, classes)
     overlap = summed(overlap)
@@ -163,22 +162,13 @@ def linear_segmentation(
     return float(class_ious(overlap).nanmean())
 
 
-def _masked(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Single images, with what names no class ignored."""
-    known = (
-        (images, labels.masked_fill((labels < 0) | (labels >= classes), IGNORED))
-        for images, labels in iter_of(labelled)
-    )
-    return pairs(known, classes, name)
-
-
 def _gathered(
     features: Features, fit: Labelled, classes: int, batch_size: int, label_stride: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Maps (C, h, w) and coarse labels of all images of all processes."""
     maps: list[Tensor] = []
     answers: list[Tensor] = []
-    for images, labels in batches(_masked(fit, classes, "fit"), batch_size):
+    for images, labels in batches(masked(fit, classes, "fit"), batch_size):
         height, width = labels.shape[1:]
         coarse = (max(1, height // label_stride), max(1, width // label_stride))
         found = encode(features, images)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._common import Features, Labelled, check_probe, encoded, mean_iou
-from densessl.evaluation._once import read_once
-from densessl.evaluation._refuse import check_at_least, check_positive
+from densessl.evaluation._batches import Features, Labelled, encoded, image_count
+from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
+from densessl.evaluation._stored import StoredFeatures
+from densessl.evaluation.matched import class_ious, overlap_of
 from densessl.evaluation.retrieval import retrieve_shares
 from densessl.evaluation.shares import class_shares
 from densessl.features import map_to_tokens, tokens_to_map
@@ -19,8 +18,8 @@ from densessl.features import map_to_tokens, tokens_to_map
 
 def nearest_neighbor_segmentation(
     features: Features,
-    memory: Labelled,
-    test: Labelled,
+    memory: Labelled | StoredFeatures,
+    test: Labelled | StoredFeatures,
     classes: int,
     *,
     neighbors: int = 30,
@@ -37,7 +36,7 @@ def nearest_neighbor_segmentation(
 
     Args:
         features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
+        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them.
         test: the same to report on.
         classes: labels run 0..classes-1; all others are ignored.
         neighbors: k.
@@ -57,10 +56,9 @@ def nearest_neighbor_segmentation(
     check_at_least(neighbors, 1, "neighbors")
     check_positive(temperature, "temperature")
     check_at_least(cells, 1, "cells")
-    memory, test = read_once(memory, "memory"), read_once(test, "test")
     keys, shares = _memory(features, memory, classes, cells, batch_size, seed)
-    meter = mean_iou(classes).to(keys.device)
-    for maps, labels in encoded(features, test, classes, batch_size):
+    overlap = torch.zeros(classes, classes, dtype=torch.int64)
+    for maps, labels in encoded(features, test, classes, batch_size, "test"):
         # Not lightly's knn_predict: it takes one label per key and returns a ranking, which cannot be upsampled.
         votes = retrieve_shares(
             map_to_tokens(maps).flatten(0, 1),
@@ -71,20 +69,21 @@ def nearest_neighbor_segmentation(
         )
         scores = tokens_to_map(votes.unflatten(0, (len(maps), -1)), (maps.shape[2], maps.shape[3]))
         predicted = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False).argmax(1)
-        meter.update(predicted, labels)
-    score = float(meter.compute())
-    if math.isnan(score):
+        overlap += overlap_of(predicted, labels, classes, classes).cpu()
+    if not bool(overlap.any()):
         raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
-    return score
+    return float(class_ious(overlap).nanmean())
 
 
 def _memory(
-    features: Features, memory: Labelled, classes: int, cells: int, batch_size: int, seed: int
+    features: Features, memory: Labelled | StoredFeatures, classes: int, cells: int, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Unit features (M, C) and class shares (M, classes) of at most ``cells`` labelled cells."""
     generator = torch.Generator().manual_seed(seed)
-    keys, shares, left, images = [], [], cells, len(memory)
-    for maps, labels in encoded(features, memory, classes, batch_size):
+    keys, shares, left, images = [], [], cells, image_count(memory)
+    if images == 0:
+        raise ValueError("memory: expected (image, labels) pairs, got none")
+    for maps, labels in encoded(features, memory, classes, batch_size, "memory"):
         # Each batch may take its images' part of what is left: a memory of all cells of all images may not fit.
         allowed = -(-left * len(maps) // images)
         share = class_shares(labels, classes, (maps.shape[2], maps.shape[3])).flatten(0, 1)
@@ -94,5 +93,5 @@ def _memory(
         shares.append(share[chosen])
         left, images = left - len(chosen), images - len(maps)
     if not sum(len(part) for part in keys):
-        raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {len(memory)} images")
+        raise ValueError(f"memory: expected labels in 0..{classes - 1}, got none in {image_count(memory)} images")
     return torch.cat(keys), torch.cat(shares)

@@ -21,7 +21,7 @@ from densessl.evaluation._batches import (
 )
 from densessl.evaluation._logistic import logistic_regression
 from densessl.evaluation._nearest import Distance, nearest_keys
-from densessl.evaluation._refuse import check_at_least
+from densessl.evaluation._refuse import check_probe
 from densessl.evaluation._together import joined, order, rank, summed
 from densessl.evaluation.matched import class_ious, overlap_of
 
@@ -127,8 +127,7 @@ def patch_probe(
     """
     if not isinstance(protocol, PatchSettings):
         raise ValueError(f"protocol: expected CAPI or a PatchSettings, got {protocol!r}")
-    check_at_least(classes, 2, "classes")
-    check_at_least(batch_size, 1, "batch_size")
+    check_probe(classes, batch_size)
     fit, test = own_share(fit, "fit"), own_share(test, "test")
     images = list(_cells(features, fit, classes, protocol, batch_size, "fit"))
     if not images:

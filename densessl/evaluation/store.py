@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densessl.evaluation._common import Features, encode, stacked
+from densessl.evaluation._batches import Features, check_pair, encode
 from densessl.evaluation._disk import Rows
 from densessl.evaluation._processes import from_all, from_first, place
 from densessl.evaluation._refuse import check_at_least
@@ -18,7 +18,7 @@ from densessl.evaluation._stored import StoredFeatures
 
 __all__ = ["StoredFeatures", "shared_features", "store_features"]
 
-_HIGHEST = torch.iinfo(torch.int16).max
+_LEAST, _HIGHEST = -2, torch.iinfo(torch.int16).max  # what lies beyond is no class, nor ignored
 
 
 def store_features(
@@ -91,7 +91,7 @@ def _write(
     """Encodes the batches that begin at these images; the shapes of a map and of its labels, and the maps' device."""
     form = None
     for start in starts:
-        images, labels = stacked(labelled, "labelled", start, min(start + batch_size, len(labelled)))
+        images, labels = _stacked(labelled, start, min(start + batch_size, len(labelled)))
         encoded = encode(features, images)
         # Of a device its kind: each process has one of its own.
         now = (tuple(encoded.shape[1:]), tuple(labels.shape[1:]), encoded.device.type)
@@ -101,8 +101,25 @@ def _write(
             )
         form = now
         Rows(folder / "maps", now[0], torch.float32).write(start, encoded)
-        Rows(folder / "labels", now[1], torch.int16).write(start, labels.clamp(-1, _HIGHEST))  # beyond are no classes
+        Rows(folder / "labels", now[1], torch.int16).write(start, labels.clamp(_LEAST, _HIGHEST))
     return form
+
+
+def _stacked(labelled: Sequence[tuple[Tensor, Tensor]], start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, each pair read once."""
+    images: list[Tensor] = []
+    answers: list[Tensor] = []
+    for index in range(start, stop):
+        image, labels = labelled[index]
+        check_pair(image, labels, f"labelled[{index}]")
+        if image.ndim != 3 or (images and image.shape != images[0].shape):
+            expected = "(3, H, W)" if not images else tuple(images[0].shape)
+            raise ValueError(
+                f"labelled[{index}]: expected images of one size for a store, {expected}, got {tuple(image.shape)}"
+            )
+        images.append(image)
+        answers.append(labels)
+    return torch.stack(images), torch.stack(answers)
 
 
 def shared_features(features: Features, *, block: int = 4) -> Features:

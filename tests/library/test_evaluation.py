@@ -12,16 +12,16 @@ pytest.importorskip("scipy")
 
 from densessl.evaluation import (
     HUMMINGBIRD,
+    class_shares,
     cluster_segmentation,
     correspondence_accuracy,
     in_context_segmentation,
     linear_segmentation,
     nearest_neighbor_segmentation,
 )
-from densessl.evaluation._common import class_shares, mean_iou
 from densessl.evaluation.clustering import _names
 from densessl.evaluation.correspondence import _homographies
-from densessl.evaluation.matched import overlap_of
+from densessl.evaluation.matched import class_ious, overlap_of
 from densessl.evaluation.neighbors import _memory
 
 CLASSES, CELL = 4, 8
@@ -54,10 +54,10 @@ def with_ignored(labelled: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Te
 
 
 def test_mean_iou_by_hand():
-    meter = mean_iou(4)
-    meter.update(torch.tensor([0, 0, 1, 1, 1, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 2, -1, -1]))
+    answers, labels = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 2, -1, -1])
     # Class 0: 2 hits of 4; class 1: 2 of 3; class 2: 0 of 1; class 3 occurs nowhere and does not count.
-    assert float(meter.compute()) == pytest.approx((2 / 4 + 2 / 3 + 0) / 3)
+    made = class_ious(overlap_of(answers, labels, 4, 4)).nanmean()
+    assert float(made) == pytest.approx((2 / 4 + 2 / 3 + 0) / 3)
 
 
 def test_class_shares_by_hand():
@@ -168,7 +168,9 @@ def test_images_on_disk_are_decoded_once_and_checked_all_the_same():
     ):
         data = OnDisk(known)
         assert probe(data) == probe(known)
-        assert data.decoded == list(range(5))
+        # The first may be read beforehand, to see whether images come one by one or in batches.
+        assert data.decoded[-5:] == list(range(5))
+        assert data.decoded[:-5] in ([], [0])
         with pytest.raises(ValueError, match=r"^(test|memory)\[3\]: expected labels int64"):
             probe(OnDisk([*known[:3], (known[3][0], known[3][1].float()), known[4]]))
     photos = OnDisk([image for image, _ in known])
@@ -177,6 +179,29 @@ def test_images_on_disk_are_decoded_once_and_checked_all_the_same():
     assert photos.decoded == list(range(5))
     with pytest.raises(ValueError, match=r"^photos\[1\]: expected uint8"):
         correspondence_accuracy(one_hot, OnDisk([photos.items[0], photos.items[1].float()]))
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lambda known, asked: cluster_segmentation(fine_one_hot, asked, CLASSES),
+        lambda known, asked: nearest_neighbor_segmentation(fine_one_hot, known, asked, CLASSES),
+        lambda known, asked: in_context_segmentation(fine_one_hot, known, asked, CLASSES, HUMMINGBIRD),
+    ],
+)
+def test_images_may_differ_in_size_and_come_in_padded_batches(probe):
+    """Every cell knows its class: only padding taken for a label, or cells mixed up between images, can be wrong."""
+    known = colour_by_class(2) + colour_by_class(2, seed=1, size=(3, 5))
+    asked = colour_by_class(1, seed=2, size=(5, 2)) + colour_by_class(2, seed=3)
+    assert probe(known, asked) == 1
+    batch = torch.full((2, 3, 40, 48), 200, dtype=torch.uint8), torch.full((2, 40, 48), 255)
+    for place, (image, labels) in enumerate((asked[0], asked[1])):
+        batch[0][place, :, : image.shape[1], : image.shape[2]] = image
+        batch[1][place, : labels.shape[0], : labels.shape[1]] = labels
+    padded = [batch, (asked[2][0][None], asked[2][1][None])]
+    padding = [(image.clamp(max=CLASSES - 1), labels) for image, labels in padded]
+    assert probe(padding, padding) == 1
+    assert probe(known, padding) == 1
 
 
 def test_clusters_are_drawn_out_to_the_labels_a_batch_at_a_time(monkeypatch):
@@ -266,10 +291,6 @@ def test_photometric_changes_reach_the_copies_only():
                 one_hot, [(colour_by_class(1)[0][0], torch.full((32, 48), 9))], colour_by_class(1), 4
             ),
             r"memory: expected labels in 0..3, got none",
-        ),
-        (
-            lambda: cluster_segmentation(one_hot, colour_by_class(1) + colour_by_class(1, size=(3, 3)), 4),
-            r"test\[1\]: expected an image uint8 \(3, H, W\) with \(H, W\) = \(32, 48\)",
         ),
         (
             lambda: cluster_segmentation(one_hot, [(colour_by_class(1)[0][0], torch.zeros(32, 48))], 4),

@@ -17,10 +17,13 @@ from densessl.evaluation import (
     CAPI,
     DAVIS,
     DINOV3,
+    HUMMINGBIRD,
+    HUMMINGBIRD_OPEN,
     LEOPART,
     LEOPART_CLUSTERS,
     SPAIR,
     KeypointPair,
+    in_context_segmentation,
     keypoint_correspondence,
     linear_segmentation,
     overcluster_segmentation,
@@ -69,8 +72,11 @@ def scores(part: slice) -> dict[str, object]:
     leopart = LEOPART._replace(size=16, grid=8, batch_size=4, epochs=3, drop=2)
     dinov3 = DINOV3._replace(size=16, stride=10, batch_size=3, steps=6, warmup=2)
     clusters = LEOPART_CLUSTERS._replace(size=(16, 24), grid=6, components=4, restarts=2, iterations=9, sample=8)
+    some = HUMMINGBIRD._replace(cells=9 * 7, neighbors=5)
     videos = [video(seed) for seed in range(3)][part]
     return {
+        "in context": in_context_segmentation(features, fit, test, CLASSES, some, batch_size=2, seed=3),
+        "in context, open": in_context_segmentation(features, sums, sums, CLASSES, HUMMINGBIRD_OPEN, batch_size=4),
         "fast": linear_segmentation(features, fit, test, CLASSES, steps=15, batch_size=4),
         "leopart": linear_segmentation(features, fit, test, CLASSES, leopart),
         "dinov3": linear_segmentation(features, fit, test, CLASSES, dinov3),

@@ -35,3 +35,38 @@ def test_the_open_protocol_gives_the_golden_score(name, cells, batch):
         assert 0 < in_context_segmentation(features, pairs[:7], pairs[7:], 5, protocol) < 1
     with pytest.raises(ValueError, match=r"^protocol:"):
         in_context_segmentation(features, pairs[:7], pairs[7:], 5, "fast")
+
+
+def images(labels: torch.Tensor, count: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(torch.full((3, 16, 24), i, dtype=torch.uint8), labels) for i in range(count)]
+
+
+def ramps(given):
+    return torch.arange(len(given) * 2 * 4 * 6).view(-1, 2, 4, 6).float().sin()
+
+
+GOOD = images(torch.arange(24).expand(16, 24) % 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("memory", lambda: (ramps, [], GOOD, 3)),
+        ("test", lambda: (ramps, GOOD, [], 3)),
+        ("memory", lambda: (ramps, images(torch.full((16, 24), 3)), GOOD, 3)),
+        ("test", lambda: (ramps, GOOD, images(torch.full((16, 24), -2)), 3)),
+        ("memory", lambda: (ramps, images(torch.full((16, 24), 255)), GOOD, 3)),
+        ("memory", lambda: (ramps, images(torch.full((16, 24), 255)), GOOD, 3, HUMMINGBIRD_OPEN)),
+        ("test", lambda: (ramps, GOOD, images(torch.full((16, 24), 255)), 3)),
+        (r"memory\[0\]", lambda: (ramps, images(torch.zeros(16, 20).long()), GOOD, 3)),
+        (r"test\[1\]", lambda: (ramps, GOOD, [GOOD[0], (GOOD[0][0].float(), GOOD[0][1])], 3)),
+        ("features", lambda: (lambda given: ramps(given) / 0, GOOD, GOOD, 3)),
+        ("features", lambda: (lambda given: ramps(given)[:, 0], GOOD, GOOD, 3)),
+        ("classes", lambda: (ramps, GOOD, GOOD, 1)),
+        ("protocol.neighbors", lambda: (ramps, GOOD, GOOD, 3, FAST._replace(neighbors=49))),
+        ("protocol.cells", lambda: (ramps, GOOD, GOOD, 3, FAST._replace(cells=1))),
+    ],
+)
+def test_bad_input_is_refused_by_name(name, call):
+    with pytest.raises(ValueError, match=f"^{name}:"):
+        in_context_segmentation(*call())

@@ -114,7 +114,7 @@ def test_shares_are_read_from_files_as_from_memory(tmp_path, normalize_query):
     ("pairs", "made", "message"),
     [
         ([], features, r"^labelled: expected .* got none"),
-        (KNOWN[:1] + labelled(1, 3, 24, 48), features, r"^labelled\[1\]: expected an image uint8"),
+        (KNOWN[:1] + labelled(1, 3, 24, 48), features, r"^labelled\[1\]: expected images of one size"),
         (KNOWN[:3] + labelled(1, 3, 24, 48), features, r"^labelled: expected images of one size"),
         (KNOWN, lambda images: features(images) * float("nan"), r"^features: expected finite values"),
         (KNOWN, lambda images: images, r"^features: expected it to return maps"),
