@@ -1,9 +1,10 @@
-"""Peak memory of probes that read stored features: 1,000 made-up images of 512 px, 384 channels at stride 16.
+"""Peak memory of the protocols on labelled images: 1,000 made-up images of 512 px, 384 channels at stride 16.
 
     python -m benchmarks.evaluation_memory [--images 1000] [--side 512] [--channels 384]
 
-Each probe runs in a process of its own, which starts at the memory of the imports; the peak is that of the whole
-process, pages of files included.
+Each protocol runs in a process of its own, which starts at the memory of the imports; the peak is that of the whole
+process, pages of files included. The in-context protocols and nearest neighbours read stores, as the command has it.
+Fewer steps, iterations and seeds than published are run: the memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,21 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from densessl.evaluation import (
+    CAPI,
+    DINOV3,
     FAST,
     HUMMINGBIRD,
+    HUMMINGBIRD_OPEN,
+    LEOPART,
+    LEOPART_CLUSTERS,
+    InContext,
+    OverclusterSettings,
+    cluster_segmentation,
     in_context_segmentation,
+    linear_segmentation,
     nearest_neighbor_segmentation,
+    overcluster_segmentation,
+    patch_probe,
     store_features,
 )
 
@@ -65,13 +77,50 @@ def fake_features(channels: int) -> Callable[[Tensor], Tensor]:
     return features
 
 
-PROBES = {
-    "store alone": lambda features, known, asked: 0.0,
-    "in_context_segmentation, FAST": lambda f, known, asked: in_context_segmentation(f, known, asked, CLASSES, FAST),
-    "in_context_segmentation, HUMMINGBIRD": lambda f, known, asked: in_context_segmentation(
-        f, known, asked, CLASSES, HUMMINGBIRD
+Probe = Callable[[Callable[[Tensor], Tensor], FakeImages, FakeImages], object]
+
+
+def stored(probe: Callable) -> Probe:
+    """A probe on the stores of the images' features."""
+
+    def run(features: Callable[[Tensor], Tensor], fit: FakeImages, test: FakeImages) -> object:
+        with store_features(features, fit) as known, store_features(features, test) as asked:
+            return probe(features, known, asked)
+
+    return run
+
+
+def in_context(protocol: InContext) -> Probe:
+    """In-context segmentation on stores."""
+    return stored(lambda f, known, asked: in_context_segmentation(f, known, asked, CLASSES, protocol))
+
+
+def few_clusters(side: int) -> OverclusterSettings:
+    """Over-clustering of images of this side with few iterations."""
+    return LEOPART_CLUSTERS._replace(size=(side, side), iterations=2, restarts=1)
+
+
+FEW = CAPI._replace(c=(1.0,), iterations=3, neighbors=(1, 30))
+PROBES: dict[str, Probe] = {
+    "store alone": stored(lambda features, known, asked: None),
+    "in_context_segmentation, FAST": in_context(FAST),
+    "in_context_segmentation, HUMMINGBIRD": in_context(HUMMINGBIRD),
+    "in_context_segmentation, HUMMINGBIRD_OPEN": in_context(HUMMINGBIRD_OPEN),
+    "nearest_neighbor_segmentation": stored(
+        lambda f, known, asked: nearest_neighbor_segmentation(f, known, asked, CLASSES)
     ),
-    "nearest_neighbor_segmentation": lambda f, known, asked: nearest_neighbor_segmentation(f, known, asked, CLASSES),
+    "cluster_segmentation": lambda f, fit, test: cluster_segmentation(f, fit, CLASSES, iterations=3),
+    "linear_segmentation, FAST": lambda f, fit, test: linear_segmentation(f, fit, test, CLASSES, steps=3),
+    "linear_segmentation, LEOPART": lambda f, fit, test: linear_segmentation(
+        f, fit, test, CLASSES, LEOPART._replace(epochs=None, steps=2, size=fit.side * 7 // 8)
+    ),
+    "linear_segmentation, DINOV3": lambda f, fit, test: linear_segmentation(
+        f, fit, test, CLASSES, DINOV3._replace(steps=2, warmup=1, size=fit.side, stride=fit.side * 2 // 3)
+    ),
+    "patch_probe": lambda f, fit, test: patch_probe(f, fit, test, CLASSES, FEW),
+    "overcluster_segmentation": lambda f, fit, test: overcluster_segmentation(
+        f, fit, CLASSES, clusters=(CLASSES, 500), seeds=1, protocol=few_clusters(fit.side * 7 // 8)
+    ),
 }
 
 
@@ -81,24 +130,20 @@ def peak_mb() -> float:
 
 
 def measure(name: str, images: int, asked: int, side: int, channels: int) -> tuple[float, float, float]:
-    """Memory before and at the peak of a probe, in MB, and its seconds with those of the store."""
+    """Memory before and at the peak of a probe, in MB, and its seconds, those of its stores included."""
     features, before, start = fake_features(channels), peak_mb(), time.perf_counter()
-    with (
-        store_features(features, FakeImages(images, side, 0)) as known,
-        store_features(features, FakeImages(asked, side, 1)) as test,
-    ):
-        PROBES[name](features, known, test)
+    PROBES[name](features, FakeImages(images, side, 0), FakeImages(asked, side, 1))
     return before, peak_mb(), time.perf_counter() - start
 
 
 def main() -> None:
     """Measures every probe and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=1000, help="images of the memory")
+    parser.add_argument("--images", type=int, default=1000, help="images to learn from, to cluster or to remember")
     parser.add_argument("--asked", type=int, default=16, help="images that are scored")
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
     parser.add_argument("--channels", type=int, default=384, help="of the maps")
-    parser.add_argument("--only", choices=PROBES, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=PROBES, help="one probe, in this process")
     chosen = parser.parse_args()
     sizes = (chosen.images, chosen.asked, chosen.side, chosen.channels)
     if chosen.only is not None:

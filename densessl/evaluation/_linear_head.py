@@ -16,7 +16,7 @@ from densessl.evaluation._crops import flipped, recoloured, resized_crop, scaled
 from densessl.evaluation._together import order, rank, summed
 from densessl.evaluation.matched import overlap_of
 
-_TABLE = 1 << 26  # logits at full size held at once
+_TABLE = 1 << 24  # logits at full size held at once
 
 
 class LinearProbe(NamedTuple):

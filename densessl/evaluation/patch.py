@@ -22,7 +22,7 @@ from densessl.evaluation._batches import (
 from densessl.evaluation._logistic import logistic_regression
 from densessl.evaluation._nearest import Distance, nearest_keys
 from densessl.evaluation._refuse import check_probe
-from densessl.evaluation._together import joined, order, rank, summed
+from densessl.evaluation._together import joined, order, processes, rank, summed
 from densessl.evaluation.matched import class_ious, overlap_of
 
 _C = tuple(10.0 ** (-6 + 11 * step / 7) for step in range(8))
@@ -134,12 +134,13 @@ def patch_probe(
         raise ValueError("fit: expected (image, labels) pairs, got none")
     held = _held_out(len(images), protocol.held_out, seed)
     scale = _moments([image.keys.rows for image, out in zip(images, held, strict=True) if not out], images[0].keys.rows)
-    images = [_scaled(image, scale) for image in images]
+    for number, image in enumerate(images):  # one by one, so that the features are not held twice
+        images[number] = _scaled(image, scale)
     train = [image.keys for image, out in zip(images, held, strict=True) if not out]
     rest = [image for image, out in zip(images, held, strict=True) if out]
 
     like = images[0].keys
-    keys, own = _all_known(train, like), _known(train, like)
+    keys, own = _all_and_own(train, like)
     if max(protocol.neighbors) > len(keys.rows):
         raise ValueError(
             f"fit: expected at least as many labelled cells as neighbors, {max(protocol.neighbors)}, "
@@ -153,8 +154,9 @@ def patch_probe(
         by_c[c] = _mean(_sum([_linear(image, weight, classes) for image in rest], classes))
     c = max(by_c, key=by_c.__getitem__)
 
+    del keys, own, train, rest  # before the larger ones are made
     train = [image.keys for image in images]
-    keys, own = _all_known(train, like), _known(train, like)
+    keys, own = _all_and_own(train, like)
     weight = logistic_regression(own.rows, own.labels, classes, c, protocol.iterations)
     votes, linear = [], []
     for image in _cells(features, test, classes, protocol, batch_size, "test"):
@@ -195,8 +197,9 @@ def _cells(
             counts.scatter_add_(1, split.masked_fill(split == IGNORED, classes), torch.ones_like(split).float())
             common = counts.argmax(1)  # of several equally frequent labels the first, ignored ones last
             label = common.masked_fill(common == classes, IGNORED)
-            votes = split if protocol.pixels else label[:, None]
-            yield _Cells(_Keys(values.flatten(1).mT, label, votes.to(torch.int16)), split.to(torch.int16))
+            split = split.to(torch.int16)
+            votes = split if protocol.pixels else label[:, None].to(torch.int16)
+            yield _Cells(_Keys(values.flatten(1).mT, label, votes), split)
 
 
 def _scaled(image: _Cells, scale: tuple[Tensor, Tensor]) -> _Cells:
@@ -224,6 +227,12 @@ def _moments(parts: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     square = summed(sum(((part.double() - mean).square().sum(0) for part in parts), zero)) / count
     std = torch.where(square.sqrt() > 1e-12 * mean.abs(), square.sqrt(), 1.0)
     return mean.to(like.dtype), std.to(like.dtype)
+
+
+def _all_and_own(images: list[_Keys], like: _Keys) -> tuple[_Keys, _Keys]:
+    """The labelled cells of all processes, and those of this one, which are the same where it is alone."""
+    keys = _all_known(images, like)
+    return keys, (keys if processes() == 1 else _known(images, like))
 
 
 def _known(images: list[_Keys], like: _Keys) -> _Keys:
