@@ -55,6 +55,8 @@ def own_share(labelled: Labelled, name: str) -> Labelled:
     Raises:
         ValueError: if the images can be read through only once.
     """
+    if not (hasattr(labelled, "__iter__") or hasattr(labelled, "__getitem__")):
+        raise ValueError(f"{name}: expected (image, labels) pairs, got {type(labelled).__name__}")
     if isinstance(labelled, Iterator):
         raise ValueError(f"{name}: expected a sequence or an iterable to be read more than once, got an iterator")
     if processes() == 1:
