@@ -13,14 +13,14 @@ def as_tokens(features: Tensor, name: str) -> Tensor:
     """Features of either form as tokens, checked for the parts that take both.
 
     Args:
-        features: floating point ``(B, C, h, w)`` or ``(B, N, C)``.
-        name: the argument's name, for the error.
+        features: Floating-point tensor ``(B, C, h, w)`` or ``(B, N, C)``.
+        name: The argument's name, for the error.
 
     Returns:
-        ``(B, N, C)``.
+        Tensor ``(B, N, C)``.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     check_tensor(features, name, "floating point features (B, C, h, w) or (B, N, C)")
     if features.ndim not in (3, 4) or not features.is_floating_point():
@@ -35,15 +35,15 @@ def as_valid(valid: Tensor, features: Tensor, name: str) -> Tensor:
     """Which cells of a map are valid, in either form, checked against the map.
 
     Args:
-        valid: bool ``(B, N)`` or, of a map, ``(B, h, w)``.
-        features: ``(B, C, h, w)`` or ``(B, N, C)``.
-        name: the argument's name, for the error.
+        valid: Boolean tensor ``(B, N)`` or, of a map, ``(B, h, w)``.
+        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``.
+        name: The argument's name, for the error.
 
     Returns:
-        ``(B, N)``.
+        Tensor ``(B, N)``.
 
     Raises:
-        ValueError: on another shape, dtype or device.
+        ValueError: If a shape, dtype or device is not as described.
     """
     if features.ndim == 4:
         batch, _, h, w = features.shape

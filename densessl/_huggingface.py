@@ -25,8 +25,8 @@ def write_resnet(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tenso
     """Writes a folder for ``ResNetModel`` and ``ResNetBackbone``, and gives what was written.
 
     Args:
-        weights: of one of RESNETS, by torchvision's names.
-        folder: made where it does not exist.
+        weights: Of one of RESNETS, by torchvision's names.
+        folder: Made where it does not exist.
     """
     blocks = [{name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")} for stage in (1, 2, 3, 4)]
     bottleneck = "layer1.0.conv3.weight" in weights
@@ -53,8 +53,8 @@ def write_timm(model: nn.Module, folder: Path) -> None:
     """Writes a timm model's folder, for ``timm.create_model("local-dir:...")``, AutoModel and TimmWrapperModel.
 
     Args:
-        model: from ``timm.create_model(..., num_classes=0)``.
-        folder: made where it does not exist.
+        model: From ``timm.create_model(..., num_classes=0)``.
+        folder: Made where it does not exist.
     """
     hub = importlib.import_module("timm.models")
     described: Any = model.pretrained_cfg
@@ -74,8 +74,8 @@ def create_timm(name: str) -> nn.Module:
     """A timm model without classifier, as initialised.
 
     Raises:
-        ValueError: if timm knows no such model.
-        ImportError: without timm.
+        ValueError: If timm knows no such model.
+        ImportError: Without timm.
     """
     try:
         timm = importlib.import_module("timm")

@@ -14,14 +14,14 @@ def check_fits(size: int, device: torch.device, name: str, what: str, instead: s
     """Raises ValueError if so many bytes are more than the device's whole memory.
 
     Args:
-        size: bytes.
-        device: where they would be held.
-        name: the argument to blame.
-        what: what would take them.
-        instead: the argument to set.
+        size: Bytes.
+        device: Where they would be held.
+        name: The argument to blame.
+        what: What would take them.
+        instead: The argument to set.
 
     Raises:
-        ValueError: names both arguments.
+        ValueError: Names both arguments.
     """
     if size <= _SMALL or torch.compiler.is_compiling():
         return

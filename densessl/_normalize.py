@@ -15,9 +15,9 @@ def normalized(tokens: Tensor, used: Tensor | None = None) -> Tensor:
     zero and takes no gradient, where ``F.normalize`` divides by 1e-12 and float16 gradients become infinite.
 
     Args:
-        tokens: floating point, any shape.
-        used: bool, the shape of the tokens without its last axis, or None for all. The other vectors become 0
-            whatever they hold, even NaN, and take no gradient.
+        tokens: Floating-point tensor, any shape.
+        used: Bool, the shape of the tokens without its last axis, or None for all. The other vectors become 0 whatever
+            they hold, even NaN, and take no gradient.
 
     Returns:
         The same shape, float32 (float64 stays).

@@ -49,11 +49,11 @@ def read_entries(path: Path, root: str | None = None) -> dict[str, Any]:
 
     Args:
         path: ``*.safetensors``, a plain pickle of arrays ``*.pkl``, or what ``torch.save`` wrote under any suffix.
-        root: where the caller looks; if it begins with a key of the outermost dict, no wrapper is taken off.
+        root: Where the caller looks; if it begins with a key of the outermost dict, no wrapper is taken off.
 
     Raises:
-        ValueError: if the file is missing, damaged or refused as unsafe, or holds no dict.
-        ImportError: on ``*.safetensors`` without that package.
+        ValueError: If the file is missing, damaged or refused as unsafe, or holds no dict.
+        ImportError: On ``*.safetensors`` without that package.
     """
     if not path.is_file():
         raise ValueError(f"path: there is no file {path}")

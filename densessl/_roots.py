@@ -30,8 +30,8 @@ class Root(NamedTuple):
     """A backbone in a file.
 
     Attributes:
-        prefix: what stands before its names, with the dot at the end; may be empty.
-        names: name in the backbone's own library (torchvision's for a ResNet that the file names as detectron2 or
+        prefix: What stands before its names, with the dot at the end; may be empty.
+        names: Name in the backbone's own library (torchvision's for a ResNet that the file names as detectron2 or
             transformers do, or counts) to the name in the file, of everything below the prefix.
     """
 
@@ -53,7 +53,7 @@ def find_roots(state: Mapping[str, Tensor]) -> list[Root]:
     """All backbones of a state dict, in its order.
 
     Args:
-        state: tensors by cleaned names.
+        state: Tensors by cleaned names.
     """
     prefixes: dict[str, bool] = {}  # to whether its modules are counted
     for name, value in state.items():
@@ -77,8 +77,8 @@ def roots_of_model(state: Mapping[str, Tensor], own: Sequence[str]) -> list[Root
     """All places of a state dict where at least half of a model's names are.
 
     Args:
-        state: tensors by cleaned names.
-        own: the model's cleaned names.
+        state: Tensors by cleaned names.
+        own: The model's cleaned names.
     """
     prefixes: dict[str, None] = {}
     for anchor in own[:8]:
@@ -93,7 +93,7 @@ def choose(roots: Sequence[Root], wanted: str | None, path: object) -> list[Root
     """The roots that are meant: those at or below ``wanted``, or without it the trained ones.
 
     Raises:
-        ValueError: if there is none below ``wanted``.
+        ValueError: If there is none below ``wanted``.
     """
     if wanted is not None:
         start = clean(f"{wanted.rstrip('.')}.") if wanted else ""
@@ -111,7 +111,7 @@ def only(roots: Sequence[Root], path: object) -> Root:
     """The single root.
 
     Raises:
-        ValueError: if there are several, naming them.
+        ValueError: If there are several, naming them.
     """
     if len(roots) > 1:
         raise ValueError(

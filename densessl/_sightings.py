@@ -72,12 +72,12 @@ def compared_carried(
     """Positions in the other image: those that a view's coords were carried to, against where its pixels lie there.
 
     Args:
-        first: the tracer of the first pass; its colours say where in its image a pixel comes from.
-        second: that of the second pass.
-        carried: the view's coords in the other image, ``(3, 3)`` or ``(2, H, W)``.
-        start: ``(1, 2, h, w)``, where the pixels of the tracer's image lie in the other one.
-        other: height and width of the other image.
-        allowance: in pixels of the tracer's image; here it grows with the image's largest stretch.
+        first: The tracer of the first pass; its colours say where in its image a pixel comes from.
+        second: That of the second pass.
+        carried: The view's coords in the other image, ``(3, 3)`` or ``(2, H, W)``.
+        start: Tensor ``(1, 2, h, w)``, where the pixels of the tracer's image lie in the other one.
+        other: Height and width of the other image.
+        allowance: In pixels of the tracer's image; here it grows with the image's largest stretch.
 
     Returns:
         Errors in pixels of the other image. Not compared is what lies beside unknown pixels and beside jumps of more

@@ -15,10 +15,10 @@ def check_mask(mask: Tensor) -> None:
     """Refuses what is no mask of pairs: other dtypes, other shapes, sparse tensors that are not plain COO.
 
     Args:
-        mask: bool ``(B, Nq, Nk)``, strided or sparse COO with all three dimensions sparse.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO with all three dimensions sparse.
 
     Raises:
-        ValueError: on anything else.
+        ValueError: On anything else.
     """
     check_tensor(mask, "mask", "bool (B, Nq, Nk)")
     if mask.ndim != 3 or mask.dtype != torch.bool:
@@ -39,10 +39,11 @@ def positive_pairs(mask: Tensor) -> Tensor:
     would wait for the device, so they are not cut off but moved to the end, as pairs of an image that does not exist.
 
     Args:
-        mask: bool ``(B, Nq, Nk)``, sparse COO.
+        mask: Boolean tensor ``(B, Nq, Nk)``, sparse COO.
 
     Returns:
-        int64 ``(3, P)``, sorted, no pair twice; the columns at the end that stand for False entries are ``(B, 0, 0)``.
+        Tensor of int64, ``(3, P)``, sorted, no pair twice; the columns at the end that stand for False entries are
+        ``(B, 0, 0)``.
     """
     mask = mask.coalesce()
     indices, positive = mask.indices(), mask.values()

@@ -11,9 +11,9 @@ def check_tensor(value: Any, name: str, expected: str) -> None:
     """Raises ValueError on what is no tensor: arrays, lists, sizes, views as a whole, None.
 
     Args:
-        value: what was given.
-        name: the argument's name.
-        expected: what it should be, in words.
+        value: What was given.
+        name: The argument's name.
+        expected: What it should be, in words.
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected {expected}, got {type(value).__name__}")

@@ -114,12 +114,13 @@ def mask_positions(first: Tensor, second: Tensor, size: tuple[int, int]) -> tupl
     """Where a mask's labels come from.
 
     Args:
-        first: the mask of the first pass, ``(H, W)``.
-        second: the mask of the second pass.
-        size: height and width of the source.
+        first: The mask of the first pass, ``(H, W)``.
+        second: The mask of the second pass.
+        size: Height and width of the source.
 
     Returns:
-        ``(H, W, 2)`` positions in the unit square; which pixels are labels of the source; which had labels changed.
+        Tensor ``(H, W, 2)`` positions in the unit square; which pixels are labels of the source; which had labels
+        changed.
     """
     one, two = (mask.as_subclass(Tensor).double() for mask in (first, second))
     number, again = one - 1, size[0] * size[1] - two
@@ -133,10 +134,10 @@ def source_steps(coords: Tensor, canvas: tuple[int, int], size: tuple[int, int],
     """Source pixels between neighbouring view pixels, at some places of the view.
 
     Args:
-        coords: ``(3, 3)`` or ``(2, H, W)``.
-        canvas: height and width of the view.
-        size: of the source.
-        otherwise: the one answer where no place of the view is known.
+        coords: Tensor ``(3, 3)`` or ``(2, H, W)``.
+        canvas: Height and width of the view.
+        size: Of the source.
+        otherwise: The one answer where no place of the view is known.
     """
     plain = coords.as_subclass(Tensor)[None]
     grid = (min(canvas[0], 16), min(canvas[1], 16))

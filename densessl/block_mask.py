@@ -18,12 +18,12 @@ class BlockMask(nn.Module):
     raises below four.
 
     Args:
-        cells: least and greatest share of the cells that is masked in a masked image, in 0..1.
-        images: share of the images that are masked, in 0..1.
-        least: cells of the smallest block, where as many are to be masked.
+        cells: Least and greatest share of the cells that is masked in a masked image, in 0..1.
+        images: Share of the images that are masked, in 0..1.
+        least: Cells of the smallest block, where as many are to be masked.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: If a number is out of its range.
     """
 
     def __init__(self, cells: tuple[float, float] = (0.1, 0.5), images: float = 0.5, least: int = 4) -> None:
@@ -43,15 +43,15 @@ class BlockMask(nn.Module):
         """Draws from torch's generator of the CPU.
 
         Args:
-            batch: number of images, B.
-            size: ``(h, w)`` of the map, both at least 2: a block never fills a side.
+            batch: Number of images, B.
+            size: Tensor ``(h, w)`` of the map, both at least 2: a block never fills a side.
 
         Returns:
-            bool ``(B, h, w)`` on the CPU, True where a cell is masked.
+            Boolean tensor ``(B, h, w)`` on the CPU, True where a cell is masked.
 
         Raises:
-            ValueError: on another size or number.
-            ImportError: if lightly is too old to have the sampler.
+            ValueError: If a size or number is not as described.
+            ImportError: If lightly is too old to have the sampler.
         """
         if batch < 1:
             raise ValueError(f"batch: expected at least 1, got {batch}")

@@ -40,12 +40,12 @@ class Weights(NamedTuple):
     """What a file holds.
 
     Attributes:
-        weights: the backbone by the names of its own library: ``conv1.weight``, ``layer1.0.conv1.weight`` and so on
-            for a ResNet, as in ``torchvision.models.resnet50``, also where the file names it as detectron2 or
-            transformers do, or counts its modules as ``nn.Sequential`` does.
+        weights: The backbone by the names of its own library: ``conv1.weight``, ``layer1.0.conv1.weight`` and so on for
+            a ResNet, as in ``torchvision.models.resnet50``, also where the file names it as detectron2 or transformers
+            do, or counts its modules as ``nn.Sequential`` does.
         parts: FPN and FCOS towers, named as in torchvision's ``fcos_resnet50_fpn`` (``backbone.fpn.*``,
             ``head.classification_head.conv.*``, ``head.regression_head.conv.*``); empty where there are none.
-        dropped: name of every other entry in the file's state dict, with the reason.
+        dropped: Name of every other entry in the file's state dict, with the reason.
     """
 
     weights: dict[str, Tensor]
@@ -57,9 +57,9 @@ class _File(NamedTuple):
     """A file's entries.
 
     Attributes:
-        path: for messages.
-        state: tensors by cleaned names.
-        origin: cleaned name to the name in the file, of every entry.
+        path: For messages.
+        state: Tensors by cleaned names.
+        origin: Cleaned name to the name in the file, of every entry.
     """
 
     path: Path
@@ -76,13 +76,13 @@ def read_backbone(path: str | Path, root: str | None = None) -> Weights:
     Args:
         path: ``*.safetensors``, detectron2's ``*.pkl``, or under any other suffix what ``torch.save`` wrote: a state
             dict, or a dict that holds one, as ``"state_dict"``, ``"model"`` or under names of its own.
-        root: what stands before the backbone's names, as ``"teacher"`` or ``"teacher.backbone."``; None: where the
-            only backbone is.
+        root: What stands before the backbone's names, as ``"teacher"`` or ``"teacher.backbone."``; None: where the only
+            backbone is.
 
     Raises:
-        ValueError: if the file is missing or damaged, is refused because it holds objects other than tensors and plain
+        ValueError: If the file is missing or damaged, is refused because it holds objects other than tensors and plain
             values, or holds no backbone or several, which the message names.
-        ImportError: on ``*.safetensors`` without that package.
+        ImportError: On ``*.safetensors`` without that package.
     """
     file = _read(path, root)
     roots = find_roots(file.state)
@@ -98,16 +98,16 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
     where it was cut after ``layer3``. Of several backbones in the file, those of another architecture do not count.
 
     Args:
-        model: changed in place.
-        path: as for ``read_backbone``.
-        root: as for ``read_backbone``.
+        model: Changed in place.
+        path: As for ``read_backbone``.
+        root: As for ``read_backbone``.
 
     Returns:
         What was loaded.
 
     Raises:
-        ValueError: as ``read_backbone`` does, and if the file is of another architecture.
-        ImportError: as ``read_backbone`` does.
+        ValueError: As ``read_backbone`` does, and if the file is of another architecture.
+        ImportError: As ``read_backbone`` does.
     """
     own = model.state_dict()
 
@@ -138,18 +138,18 @@ def match_backbone(
     """What of a file goes into a model whose names are known.
 
     Args:
-        own: the model's state dict, by cleaned names.
-        path: as for ``read_backbone``.
-        root: as for ``read_backbone``.
-        expect: from the file's names to those entries of ``own`` that the file has to bring.
-        model: the model's name, for messages.
+        own: The model's state dict, by cleaned names.
+        path: As for ``read_backbone``.
+        root: As for ``read_backbone``.
+        expect: From the file's names to those entries of ``own`` that the file has to bring.
+        model: The model's name, for messages.
 
     Returns:
         As ``load_backbone`` does.
 
     Raises:
-        ValueError: as ``load_backbone`` does.
-        ImportError: as ``read_backbone`` does.
+        ValueError: As ``load_backbone`` does.
+        ImportError: As ``read_backbone`` does.
     """
     file = _read(path, root)
     roots = find_roots(file.state)
@@ -176,16 +176,16 @@ def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> W
     """Loads a checkpoint's FPN and FCOS towers into a model that names them as ``fcos_resnet50_fpn`` does.
 
     Args:
-        model: changed in place.
-        path: as for ``read_backbone``.
-        root: as for ``read_backbone``.
+        model: Changed in place.
+        path: As for ``read_backbone``.
+        root: As for ``read_backbone``.
 
     Returns:
         What was loaded, as ``parts``; nothing where the file holds none or the model has no place for them.
 
     Raises:
-        ValueError: as ``read_backbone`` does, and if an entry has another shape than the model's.
-        ImportError: as ``read_backbone`` does.
+        ValueError: As ``read_backbone`` does, and if an entry has another shape than the model's.
+        ImportError: As ``read_backbone`` does.
     """
     read, own = read_backbone(path, root), model.state_dict()
     fitting = {name: value for name, value in read.parts.items() if name in own}

@@ -31,17 +31,17 @@ class EMA(nn.Module):
     device, and has no schedule.
 
     Args:
-        online: the module to follow; may be wrapped by DistributedDataParallel or ``torch.compile``. It is copied.
-        momentum: m in ``target = m * target + (1 - m) * online``, or a function of the step, counted from 0. The
+        online: The module to follow; may be wrapped by DistributedDataParallel or ``torch.compile``. It is copied.
+        momentum: M in ``target = m * target + (1 - m) * online``, or a function of the step, counted from 0. The
             published schedule over K steps is ``functools.partial(cosine_schedule, max_steps=K + 1, start_value=0.99,
             end_value=1.0)`` with lightly's ``lightly.utils.scheduler.cosine_schedule``.
 
     Attributes:
-        module: the averaged module.
-        step: number of updates so far, a Python int, saved with the state.
+        module: The averaged module.
+        step: Number of updates so far, a Python int, saved with the state.
 
     Raises:
-        ValueError: if a constant momentum is not in 0..1, or the module is already sharded by ``fully_shard``.
+        ValueError: If a constant momentum is not in 0..1, or the module is already sharded by ``fully_shard``.
     """
 
     def __init__(self, online: nn.Module, momentum: float | Callable[[int], float] = 0.99) -> None:
@@ -74,11 +74,11 @@ class EMA(nn.Module):
         once before the first step, where it changes nothing but the schedule's position, and after each optimiser step.
 
         Args:
-            online: the module given at construction, or another with the same parameters.
-            momentum: overrides the schedule for this step.
+            online: The module given at construction, or another with the same parameters.
+            momentum: Overrides the schedule for this step.
 
         Raises:
-            ValueError: if the parameters do not fit, or the momentum is not in 0..1.
+            ValueError: If the parameters do not fit, or the momentum is not in 0..1.
         """
         if momentum is None:
             momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum

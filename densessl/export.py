@@ -58,15 +58,15 @@ def convert(read: Weights, to: str) -> Weights:
     - ``"huggingface"``: a ResNet of 18 to 152 layers, as in transformers' ``ResNetModel``.
 
     Args:
-        read: from ``read_backbone``.
-        to: one of the above.
+        read: From ``read_backbone``.
+        to: One of the above.
 
     Returns:
         ``weights`` by the new names, ``parts`` among them for torchvision; ``dropped`` as before, with what has no
         place.
 
     Raises:
-        ValueError: on an unknown name, or if the weights are no ResNet of torchvision's, where one is needed.
+        ValueError: On an unknown name, or if the weights are no ResNet of torchvision's, where one is needed.
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
@@ -93,13 +93,13 @@ def export(
     """Reads a checkpoint and writes its weights for another framework.
 
     Args:
-        checkpoint: as for ``read_backbone``.
-        to: as for ``convert``.
-        out: file to write; ``*.safetensors``, ``*.pth`` or ``*.pt`` for torchvision and timm, ``*.pkl`` for
-            detectron2 (NumPy arrays), ``*.pth`` for OpenMMLab's; for Hugging Face a folder, which then holds
-            ``config.json`` and ``model.safetensors``.
-        root: as for ``read_backbone``.
-        model: for ``"timm"`` and ``"huggingface"``, the name of the timm model that the weights are of. Every name and
+        checkpoint: As for ``read_backbone``.
+        to: As for ``convert``.
+        out: File to write; ``*.safetensors``, ``*.pth`` or ``*.pt`` for torchvision and timm, ``*.pkl`` for detectron2
+            (NumPy arrays), ``*.pth`` for OpenMMLab's; for Hugging Face a folder, which then holds ``config.json`` and
+            ``model.safetensors``.
+        root: As for ``read_backbone``.
+        model: For ``"timm"`` and ``"huggingface"``, the name of the timm model that the weights are of. Every name and
             shape is then compared with it, and the folder is one that timm, AutoModel and TimmWrapperModel open; top
             modules of it that the checkpoint lacks are written as timm initialises them, and are named in ``dropped``.
             None: a ResNet of torchvision's, or for ``"timm"`` any backbone, under the names that it has.
@@ -108,9 +108,9 @@ def export(
         What was written, and every tensor that was not, with the reason.
 
     Raises:
-        ValueError: as ``read_backbone`` and ``convert`` do, on another suffix or model, and if ``out`` is the
+        ValueError: As ``read_backbone`` and ``convert`` do, on another suffix or model, and if ``out`` is the
             checkpoint.
-        ImportError: as ``read_backbone`` does, and without timm where a model is named.
+        ImportError: As ``read_backbone`` does, and without timm where a model is named.
     """
     out = Path(out)
     if to not in FORMATS:
@@ -174,7 +174,7 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     """The name of the torchvision ResNet that the weights are of, by names and shapes; any number of input channels.
 
     Raises:
-        ValueError: if they are of none, naming the first entry that differs from the closest.
+        ValueError: If they are of none, naming the first entry that differs from the closest.
     """
     problems = []
     for name in _RESNETS:

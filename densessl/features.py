@@ -12,13 +12,13 @@ def map_to_tokens(features: Tensor) -> Tensor:
     """A feature map as tokens.
 
     Args:
-        features: ``(B, C, h, w)``.
+        features: Tensor ``(B, C, h, w)``.
 
     Returns:
-        ``(B, h * w, C)``, row-major.
+        Tensor ``(B, h * w, C)``, row-major.
 
     Raises:
-        ValueError: on another shape.
+        ValueError: If a shape is not as described.
     """
     check_tensor(features, "features", "a map (B, C, h, w)")
     if features.ndim != 4:
@@ -30,14 +30,14 @@ def tokens_to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Tokens as a feature map.
 
     Args:
-        tokens: ``(B, N, C)``, row-major, N = h * w.
-        size: ``(h, w)``.
+        tokens: Tensor ``(B, N, C)``, row-major, N = h * w.
+        size: Tensor ``(h, w)``.
 
     Returns:
-        ``(B, C, h, w)``.
+        Tensor ``(B, C, h, w)``.
 
     Raises:
-        ValueError: on another shape, or a size that is not that of N cells.
+        ValueError: On another shape, or a size that is not that of N cells.
     """
     h, w = size
     check_tensor(tokens, "tokens", f"(B, h * w = {h} * {w}, C)")

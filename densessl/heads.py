@@ -13,9 +13,9 @@ class ConvMLP(nn.Module):
     """Two 1x1 convolutions with batch norm and ReLU between them: PixPro's projection head, and its predictor.
 
     Args:
-        in_dim: channels that come in.
+        in_dim: Channels that come in.
         hidden_dim: 4096 as in the published code (the paper: 2048).
-        out_dim: channels that go out.
+        out_dim: Channels that go out.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -29,7 +29,7 @@ class ConvMLP(nn.Module):
         """``(B, in_dim, h, w)`` to ``(B, out_dim, h, w)``.
 
         Raises:
-            ValueError: on another shape or integer features.
+            ValueError: On another shape or integer features.
         """
         check_tensor(x, "x", f"a floating point map (B, {self.linear1.in_channels}, h, w)")
         if x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.linear1.in_channels:
@@ -44,9 +44,9 @@ class MLP(nn.Module):
     """Two linear layers with batch norm and ReLU between them, for one vector per image.
 
     Args:
-        in_dim: width of the vectors that come in.
-        hidden_dim: width between the layers.
-        out_dim: width of the vectors that go out.
+        in_dim: Width of the vectors that come in.
+        hidden_dim: Width between the layers.
+        out_dim: Width of the vectors that go out.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -60,7 +60,7 @@ class MLP(nn.Module):
         """``(B, in_dim)`` to ``(B, out_dim)``.
 
         Raises:
-            ValueError: on another shape or integer features.
+            ValueError: On another shape or integer features.
         """
         check_tensor(x, "x", f"floating point vectors (B, {self.linear1.in_features})")
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != self.linear1.in_features:
@@ -78,10 +78,10 @@ class PrototypeHead(nn.Module):
     old ``weight_norm`` in it, and scores lose their digits in half precision.
 
     Args:
-        in_dim: channels that come in.
-        hidden_dim: channels of the two hidden layers.
-        dim: channels in which the prototypes lie.
-        prototypes: their number, K.
+        in_dim: Channels that come in.
+        hidden_dim: Channels of the two hidden layers.
+        dim: Channels in which the prototypes lie.
+        prototypes: Their number, K.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 2048, dim: int = 256, prototypes: int = 8192) -> None:
@@ -100,7 +100,7 @@ class PrototypeHead(nn.Module):
         """``(B, in_dim, h, w)`` to cosines ``(B, K, h, w)``, in float32 (float64 stays) whatever autocast says.
 
         Raises:
-            ValueError: on another shape or integer features.
+            ValueError: On another shape or integer features.
         """
         if x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.linear1.in_channels:
             raise ValueError(

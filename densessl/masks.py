@@ -26,16 +26,16 @@ def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
     sensors, would cost whole cells; and a cell's features depend on more pixels than its own in any case.
 
     Args:
-        mask: ``(B, H, W)`` or ``(B, 1, H, W)`` of any dtype, of a batch of views, e.g. ``MaskedView.mask``; valid is
-            what is not 0.
-        size: ``(h, w)`` of the feature map.
-        min_share: least share of valid pixels, above 0, at most 1; 1: no pixel of the cell is missing.
+        mask: Tensor ``(B, H, W)`` or ``(B, 1, H, W)`` of any dtype, of a batch of views, e.g. ``MaskedView.mask``;
+            valid is what is not 0.
+        size: Tensor ``(h, w)`` of the feature map.
+        min_share: Least share of valid pixels, above 0, at most 1; 1: no pixel of the cell is missing.
 
     Returns:
-        bool ``(B, N)``.
+        Boolean tensor ``(B, N)``.
 
     Raises:
-        ValueError: on another shape, size or share.
+        ValueError: If a shape, size or share is not as described.
     """
     check_tensor(mask, "mask", "(B, H, W) or (B, 1, H, W)")
     if mask.ndim not in (3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
@@ -54,17 +54,18 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     largest share, as DetCon's published code does (the paper names the average only), without a map per label.
 
     Args:
-        labels: integer ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a batch of
-            ``MaskedView``. Negative labels, such as the -1 of "ignored", count as nothing, which is 0. Larger ones are
-            refused on a CPU; on other devices, where the check would wait for the device, they become ``2**32 - 1``.
-        size: ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel belongs to the
-            cell that its upper left corner lies in.
+        labels: Integer tensor ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a
+            batch of ``MaskedView``. Negative labels, such as the -1 of "ignored", count as nothing, which is 0. Larger
+            ones are refused on a CPU; on other devices, where the check would wait for the device, they become ``2**32
+            - 1``.
+        size: Tensor ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel belongs to
+            the cell that its upper left corner lies in.
 
     Returns:
-        int64 ``(B, h, w)``.
+        Tensor of int64, ``(B, h, w)``.
 
     Raises:
-        ValueError: on another shape, dtype or size; on a CPU also on a label of ``2**32`` or more.
+        ValueError: If a shape, dtype or size is not as described; on a CPU also on a label of ``2**32`` or more.
     """
     h, w = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
     check_tensor(labels, "labels", "integer (B, H, W) or (B, 1, H, W)")
@@ -97,15 +98,15 @@ def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
     """Labels drawn from those that an image has, each as likely as the others whatever its area, and more than once.
 
     Args:
-        labels: integer ``(B, h, w)``, such as ``cell_labels`` gives.
-        draws: floating point ``(B, R)`` in 0..1 (1 excluded), ``torch.rand``: what is drawn is a function of it. Others
-            are refused on a CPU, and take the first or the last label on other devices.
+        labels: Integer tensor ``(B, h, w)``, such as ``cell_labels`` gives.
+        draws: Floating-point tensor ``(B, R)`` in 0..1 (1 excluded), ``torch.rand``: what is drawn is a function of it.
+            Others are refused on a CPU, and take the first or the last label on other devices.
 
     Returns:
-        int64 ``(B, R)``, labels from 1 on; 0 throughout for an image without any.
+        Tensor of int64, ``(B, R)``, labels from 1 on; 0 throughout for an image without any.
 
     Raises:
-        ValueError: on another shape or dtype; on a CPU also on draws out of range.
+        ValueError: If a shape or dtype is not as described; on a CPU also on draws out of range.
     """
     _check_labels(labels)
     check_tensor(draws, "draws", f"floating point (B, R) with B = {len(labels)} as labels")
@@ -132,16 +133,17 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
     """Mean of the features over the cells of each region.
 
     Args:
-        features: floating point ``(B, C, h, w)``, or ``(B, N, C)`` with N = h * w.
-        labels: integer ``(B, h, w)``, the label of each cell.
-        ids: integer ``(B, R)``, the labels of the regions to pool; one may come more than once.
+        features: Floating-point tensor ``(B, C, h, w)``, or ``(B, N, C)`` with N = h * w.
+        labels: Integer tensor ``(B, h, w)``, the label of each cell.
+        ids: Integer tensor ``(B, R)``, the labels of the regions to pool; one may come more than once.
 
     Returns:
-        The means, float32 (float64 stays) ``(B, R, C)``, and bool ``(B, R)``: which regions there are. The others, and
-        those of label 0, have a mean of 0. A cell that is not finite makes the means of its own regions NaN, no others.
+        The means, float32 (float64 stays float64) ``(B, R, C)``, and bool ``(B, R)``: which regions there are. The
+        others, and those of label 0, have a mean of 0. A cell that is not finite makes the means of its own regions
+        NaN, no others.
 
     Raises:
-        ValueError: on other shapes or dtypes.
+        ValueError: If a shape or dtype is not as described.
     """
     _check_labels(labels)
     batch, h, w = labels.shape

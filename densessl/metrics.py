@@ -31,15 +31,15 @@ def positives_per_cell(mask: Tensor, valid_q: Tensor | None = None) -> Tensor:
     """Mean number of positives of a query cell.
 
     Args:
-        mask: bool ``(B, Nq, Nk)``, strided or sparse.
-        valid_q: optional bool ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse.
+        valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
 
     Returns:
         Scalar. Inside the overlap of two views with equal square cells, T = 0.7 gives ``2 pi T^2`` = 3.08 on average
         over random offsets; two identical views give 1.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     positives = _positives(mask).sum()
     if valid_q is None:
@@ -57,13 +57,13 @@ def unmatched_share(mask: Tensor) -> Tensor:
     """Share of images without any positive pair.
 
     Args:
-        mask: bool ``(B, Nq, Nk)``, strided or sparse.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse.
 
     Returns:
         Scalar in 0..1.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     return (_positives(mask) == 0).float().mean()
 
@@ -81,14 +81,14 @@ def feature_std(features: Tensor, valid: Tensor | None = None) -> Tensor:
     """Standard deviation of the unit features over all cells of the batch, mean over channels.
 
     Args:
-        features: ``(B, C, h, w)`` or ``(B, N, C)``.
-        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count.
+        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count.
 
     Returns:
         Scalar: about ``1 / sqrt(C)`` when healthy, 0 when collapsed.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     unit, counts = _counted(normalized(as_tokens(features, "features")), valid, features)
     cells = counts.sum().clamp(min=1)
@@ -104,14 +104,14 @@ def effective_rank(features: Tensor, valid: Tensor | None = None) -> Tensor:
     ``C x C`` matrix.
 
     Args:
-        features: ``(B, C, h, w)`` or ``(B, N, C)``.
-        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count.
+        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count.
 
     Returns:
         Scalar in 1..C; NaN if a feature that counts is not finite.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     unit = _counted(normalized(as_tokens(features, "features")), valid, features)[0].flatten(0, 1)
     with torch.autocast(unit.device.type, enabled=False):
@@ -134,17 +134,17 @@ def pair_similarity(
     A method that works pulls them apart; in a collapse both are 1.
 
     Args:
-        query: ``(B, C, h, w)`` or ``(B, Nq, C)``.
-        key: ``(B, C, h', w')`` or ``(B, Nk, C)``.
-        mask: bool ``(B, Nq, Nk)``, strided or sparse, without pairs of cells that do not count.
-        valid_q: optional bool ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
-        valid_k: the same for the key cells.
+        query: Tensor ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: Tensor ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse, without pairs of cells that do not count.
+        valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
+        valid_k: The same for the key cells.
 
     Returns:
         Two scalars: positives, negatives; NaN where there is no such pair.
 
     Raises:
-        ValueError: on other shapes, dtypes or devices.
+        ValueError: If a shape, dtype or device is not as described.
     """
     q, k = unit_tokens(query, key, mask)
     (q, counts_q), (k, counts_k) = _counted(q, valid_q, query, "valid_q"), _counted(k, valid_k, key, "valid_k")
@@ -163,14 +163,14 @@ def propagation_entropy(features: Tensor, gamma: float = 2.0) -> Tensor:
     """How widely the pixel propagation module spreads: entropy of its weights, normalised to sum 1, over log N.
 
     Args:
-        features: ``(B, C, h, w)`` or ``(B, N, C)``, N at least 2, what goes into the module.
-        gamma: the module's exponent.
+        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, N at least 2, what goes into the module.
+        gamma: The module's exponent.
 
     Returns:
         Scalar in 0..1, mean over cells: 0 where each cell sees itself only, 1 where all cells count alike.
 
     Raises:
-        ValueError: on another shape or dtype, or a single cell.
+        ValueError: On another shape or dtype, or a single cell.
     """
     tokens = as_tokens(features, "features")
     if tokens.shape[1] < 2:

@@ -20,10 +20,10 @@ class PerLevel(nn.Module):
     are of all levels in turn.
 
     Args:
-        part: a module for all levels, or a list or dict of modules (ModuleList and ModuleDict too), one per level.
+        part: A module for all levels, or a list or dict of modules (ModuleList and ModuleDict too), one per level.
 
     Raises:
-        ValueError: if there is no module.
+        ValueError: If there is no module.
     """
 
     def __init__(self, part: nn.Module | list[nn.Module] | Mapping[str, nn.Module]) -> None:
@@ -41,14 +41,14 @@ class PerLevel(nn.Module):
         """Calls the part once per level.
 
         Args:
-            inputs: the part's arguments, in its order. Lists or dicts of one value per level, at least one of them;
+            inputs: The part's arguments, in its order. Lists or dicts of one value per level, at least one of them;
                 dicts of the same keys, in any order. A tuple is one value: the size of a map, say.
 
         Returns:
             What the part returns at each level, in a list or dict as the first of the inputs that is one.
 
         Raises:
-            ValueError: if the levels of the inputs, or of the parts, differ; with the level, what the part raises.
+            ValueError: If the levels of the inputs, or of the parts, differ; with the level, what the part raises.
         """
         split = [index for index, value in enumerate(inputs) if isinstance(value, (list, Mapping))]
         if not split:
@@ -77,13 +77,13 @@ def level_sizes(maps: list[Tensor] | Mapping[Any, Tensor]) -> Any:
     """Height and width of every level, for matchers.
 
     Args:
-        maps: list or dict of maps ``(B, C, h, w)``.
+        maps: List or dict of maps ``(B, C, h, w)``.
 
     Returns:
-        ``(h, w)`` per level, in a list or dict as the maps.
+        Tensor ``(h, w)`` per level, in a list or dict as the maps.
 
     Raises:
-        ValueError: on other shapes; on a level of a single cell, which has no cells to tell apart.
+        ValueError: If a shape is not as described; on a level of a single cell, which has no cells to tell apart.
     """
     levels: Any = maps
     sizes = {}
@@ -106,14 +106,14 @@ def level_mean(
     """Mean over levels, of losses for instance.
 
     Args:
-        values: list or dict of one tensor per level, all of one shape: scalars, or ``(B,)``.
-        weights: list or dict of one number per level; they need not sum to 1. None: all levels count alike.
+        values: List or dict of one tensor per level, all of one shape: scalars, or ``(B,)``.
+        weights: List or dict of one number per level; they need not sum to 1. None: all levels count alike.
 
     Returns:
         A tensor of that shape.
 
     Raises:
-        ValueError: if the shapes differ, if the levels of the weights do, or if weights are negative or all 0.
+        ValueError: If the shapes differ, if the levels of the weights do, or if weights are negative or all 0.
     """
     names = _names(values, "values")
     tensors = list(values) if isinstance(values, list) else list(values.values())

@@ -24,15 +24,15 @@ class LARS(Optimizer):
     lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
 
     Args:
-        params: parameters or groups.
-        lr: learning rate.
-        momentum: of SGD.
-        weight_decay: added to the gradient before the ratio.
-        trust_coefficient: published 1e-3.
-        eps: published 1e-8.
+        params: Parameters or groups.
+        lr: Learning rate.
+        momentum: Of SGD.
+        weight_decay: Added to the gradient before the ratio.
+        trust_coefficient: Published 1e-3.
+        eps: Published 1e-8.
 
     Raises:
-        ValueError: on a negative number.
+        ValueError: On a negative number.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class LARS(Optimizer):
         """One update.
 
         Args:
-            closure: optionally re-evaluates the model and returns the loss.
+            closure: Optionally re-evaluates the model and returns the loss.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            ValueError: if a gradient is sparse, as ``nn.Embedding(sparse=True)`` makes them; nothing is updated then.
+            ValueError: If a gradient is sparse, as ``nn.Embedding(sparse=True)`` makes them; nothing is updated then.
                 With several processes, if no parameter has a gradient, as after a ``fully_shard`` that came too late.
         """
         loss = None
@@ -169,8 +169,8 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     (LARS does not adapt those either.) Parameters without gradient are left out; works for any optimiser.
 
     Args:
-        module: whose parameters.
-        weight_decay: of the others.
+        module: Whose parameters.
+        weight_decay: Of the others.
 
     Returns:
         Two groups, without the empty ones.

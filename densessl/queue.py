@@ -17,15 +17,15 @@ class KeyQueue(nn.Module):
     start with random negatives, and because each update reads the place in the bank back from the device.
 
     Args:
-        length: keys to hold, 65,536 in MoCo and DenseCL. It need not be a multiple of the batch.
+        length: Keys to hold, 65,536 in MoCo and DenseCL. It need not be a multiple of the batch.
         dim: C of the keys.
 
     Attributes:
-        keys: float32 ``(length, dim)`` of unit length, the oldest first; random to begin with, as published. Saved with
-            the state.
+        keys: Tensor of float32, ``(length, dim)`` of unit length, the oldest first; random to begin with, as published.
+            Saved with the state.
 
     Raises:
-        ValueError: if length or dim is below 1.
+        ValueError: If length or dim is below 1.
     """
 
     keys: Tensor
@@ -45,10 +45,10 @@ class KeyQueue(nn.Module):
         """Takes in the keys of all processes, after the loss that used the queue; the oldest leave.
 
         Args:
-            keys: floating point ``(B, dim)``, the same B in every process; normalised here.
+            keys: Floating-point tensor ``(B, dim)``, the same B in every process; normalised here.
 
         Raises:
-            ValueError: on another shape or dtype.
+            ValueError: If a shape or dtype is not as described.
         """
         length, dim = self.keys.shape
         check_tensor(keys, "keys", f"floating point (B, {dim})")

@@ -38,12 +38,12 @@ class TrackingReport(NamedTuple):
     """What ``check_tracking`` saw.
 
     Attributes:
-        max_error: largest distance between where a pixel came from and where its coords say, in source pixels, beyond
+        max_error: Largest distance between where a pixel came from and where its coords say, in source pixels, beyond
             the half step that nearest-neighbour interpolation may take.
-        mean_error: mean over pixels, in source pixels, allowance not taken off.
-        draws: views looked at.
-        pixels: pixels compared.
-        share: compared pixels as a share of the pixels that show the source, the rims included.
+        mean_error: Mean over pixels, in source pixels, allowance not taken off.
+        draws: Views looked at.
+        pixels: Pixels compared.
+        share: Compared pixels as a share of the pixels that show the source, the rims included.
     """
 
     max_error: float
@@ -80,25 +80,25 @@ def check_tracking(
     wide as the rim; errors below the tolerance.
 
     Args:
-        transform: a MultiView, a pipeline as MultiView takes it, or a BatchAugment.
-        tolerance: in source pixels; where a step interpolates by nearest neighbour, half a source step (the source
+        transform: A MultiView, a pipeline as MultiView takes it, or a BatchAugment.
+        tolerance: In source pixels; where a step interpolates by nearest neighbour, half a source step (the source
             pixels that one view pixel spans) is added.
-        draws: how often each pipeline is drawn.
-        seed: of the draws; the generators of torch, ``random`` and NumPy are left as they were.
-        coords: optional ``(3, 3)`` or dense ``(2, H, W)``, as MultiView takes them: where the image's pixels lie in
-            another one. Then the positions that the views get there are compared too, in that image's pixels, but for
-            what lies beside unknown pixels and beside jumps, as at the edges of what moves. The tracer has the size of
-            dense coords.
-        source_size: height and width of that other image; None: as the image.
+        draws: How often each pipeline is drawn.
+        seed: Of the draws; the generators of torch, ``random`` and NumPy are left as they were.
+        coords: Optional tensor ``(3, 3)`` or dense ``(2, H, W)``, as MultiView takes them: where the image's pixels lie
+            in another one. Then the positions that the views get there are compared too, in that image's pixels, but
+            for what lies beside unknown pixels and beside jumps, as at the edges of what moves. The tracer has the size
+            of dense coords.
+        source_size: Height and width of that other image; None: as the image.
 
     Returns:
         A report of the largest and the mean error, and of the share that could be compared.
 
     Raises:
-        ValueError: where pixels moved and coords did not follow, with the error, the draw and the size of the source;
+        ValueError: Where pixels moved and coords did not follow, with the error, the draw and the size of the source;
             where colours or labels changed and cannot be compared; where less than 5 % of what the views show of their
-            sources, or a quarter of one view without its rims, could be compared; on coords that MultiView refuses,
-            and on coords for a BatchAugment.
+            sources, or a quarter of one view without its rims, could be compared; on coords that MultiView refuses, and
+            on coords for a BatchAugment.
     """
     if isinstance(transform, MultiView):
         pipelines, dense = transform.transforms, transform.dense

@@ -20,7 +20,7 @@ def drawn_from(seed: int | None, device: torch.device | None = None) -> Iterator
 
     Args:
         seed: None leaves everything alone, inside too.
-        device: that draws are made on; None is the CPU.
+        device: That draws are made on; None is the CPU.
     """
     with generators_kept(seed is not None, device):
         seed_generators(seed, device)
@@ -33,7 +33,7 @@ def generators_kept(keep: bool = True, device: torch.device | None = None) -> It
 
     Args:
         keep: False leaves them alone.
-        device: that draws are made on; None is the CPU.
+        device: That draws are made on; None is the CPU.
     """
     if not keep:
         yield
@@ -54,7 +54,7 @@ def seed_generators(seed: int | None, device: torch.device | None = None) -> Non
 
     Args:
         seed: None leaves everything alone.
-        device: that draws are made on; None is the CPU.
+        device: That draws are made on; None is the CPU.
     """
     if seed is None:
         return

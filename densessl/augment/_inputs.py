@@ -22,7 +22,7 @@ def as_image(image: Any) -> Any:
     """A PIL image without palette, or an image tensor ``(C, H, W)``.
 
     Raises:
-        ValueError: on anything else, ``(H, W, C)`` among it.
+        ValueError: On anything else, ``(H, W, C)`` among it.
     """
     if is_pil(image):
         # Palettes would be interpolated as if they were colours, and black and white without anything between.
@@ -63,9 +63,9 @@ def refuse_values(image: Any, name: str = "image", slack: float = _SLACK) -> Non
     """Raises ValueError where floating point values are not in 0..1: times 255, normalised already, NaN.
 
     Args:
-        image: a tensor; PIL images pass, their values are what their mode says.
-        name: of the argument.
-        slack: what values may lie beyond.
+        image: A tensor; PIL images pass, their values are what their mode says.
+        name: Of the argument.
+        slack: What values may lie beyond.
     """
     if not isinstance(image, Tensor) or not image.is_floating_point():
         return
@@ -81,7 +81,7 @@ def as_mask(mask: Any, size: tuple[int, ...]) -> MovingMask:
     """A mask ``(H, W)`` or ``(1, H, W)`` of the image's size.
 
     Raises:
-        ValueError: on colours, on other shapes and sizes, on what is no mask.
+        ValueError: On colours, on other shapes and sizes, on what is no mask.
     """
     if is_pil(mask):
         if mask.mode not in _MASK_MODES:
@@ -106,7 +106,7 @@ def checked_seeds(seeds: Sequence[int | Sequence[int]] | None, views: int) -> li
     """One number of 64 bits per view, or None per view where there are no seeds.
 
     Raises:
-        ValueError: on another number of seeds, or seeds that are no ints of at least 0.
+        ValueError: On another number of seeds, or seeds that are no ints of at least 0.
     """
     if seeds is None:
         return [None] * views

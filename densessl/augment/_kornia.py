@@ -13,8 +13,8 @@ class BatchChannelJitter(K.IntensityAugmentationBase2D):
     """``densessl.augment.multichannel.ChannelJitter`` on a batch; factors are drawn for each image and channel.
 
     Args:
-        strength: the factors are drawn from 1 - strength to 1 + strength.
-        p: probability for each image.
+        strength: The factors are drawn from 1 - strength to 1 + strength.
+        p: Probability for each image.
     """
 
     def __init__(self, strength: float, p: float) -> None:

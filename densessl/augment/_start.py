@@ -19,14 +19,14 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
     """The coords of a whole image in another one, checked while their values are at hand.
 
     Args:
-        coords: ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1.
-        size: the image's height and width.
+        coords: Tensor ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1.
+        size: The image's height and width.
 
     Returns:
-        ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or float64.
+        Tensor ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or float64.
 
     Raises:
-        ValueError: on another shape or dtype, half precision among them, on dense coords of another size than the
+        ValueError: On another shape or dtype, half precision among them, on dense coords of another size than the
             image's, and on values that are no coords in a unit square: pixels, or a flow.
     """
     check_tensor(coords, "coords", "(3, 3), or dense coords (2, H, W)")
@@ -66,9 +66,9 @@ class Start(NamedTuple):
     """Where a whole image lies in another one.
 
     Attributes:
-        coords: as given, ``(1, 3, 3)`` or ``(1, 2, H, W)``.
-        dense: as a map of the image's size, ``(1, 2, H, W)``.
-        other: height and width of the other image.
+        coords: As given, ``(1, 3, 3)`` or ``(1, 2, H, W)``.
+        dense: As a map of the image's size, ``(1, 2, H, W)``.
+        other: Height and width of the other image.
     """
 
     coords: Tensor
@@ -88,15 +88,15 @@ def carried(view: ViewCoords | DenseCoords, start: Tensor) -> ViewCoords | Dense
     """Coords of a view in the image, carried on to the other image.
 
     Args:
-        view: of the view, in the image.
-        start: of the image, in the other image, from ``checked_start``.
+        view: Of the view, in the image.
+        start: Of the image, in the other image, from ``checked_start``.
 
     Returns:
         Homographies stay what they are; dense ones on either side make dense ones.
 
     Raises:
-        ValueError: of two homographies, if the view reaches beyond the image: its fill would get positions in the
-            other image, and match.
+        ValueError: Of two homographies, if the view reaches beyond the image: its fill would get positions in the other
+            image, and match.
     """
     plain, size = view.as_subclass(Tensor), view.canvas_size
     if start.ndim == 3 and isinstance(view, ViewCoords):

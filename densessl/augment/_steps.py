@@ -67,7 +67,7 @@ def nested(transform: Any) -> Iterator[Any]:
     """A transform and every transform inside it, in order, also those that it holds as attributes.
 
     Args:
-        transform: a torchvision transform, an ``nn.Sequential`` of them, or any callable.
+        transform: A torchvision transform, an ``nn.Sequential`` of them, or any callable.
     """
     yield from _nested(transform, set())
 
@@ -109,7 +109,7 @@ def steps(transform: Any) -> Iterator[Callable[..., Any]]:
     affair.
 
     Args:
-        transform: as for ``nested``.
+        transform: As for ``nested``.
     """
     if _runs_children_in_order(transform):
         for child in children(transform):
@@ -206,14 +206,14 @@ def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
     """Runs one transform and raises where image, coords and mask have come apart.
 
     Args:
-        step: takes and returns the parts.
-        parts: image, coords and, optionally, a mask.
+        step: Takes and returns the parts.
+        parts: Image, coords and, optionally, a mask.
 
     Returns:
         The parts after the step.
 
     Raises:
-        ValueError: if the step returns something else, coords or a mask that lost their type, or an image or a mask
+        ValueError: If the step returns something else, coords or a mask that lost their type, or an image or a mask
             whose size is not the coords' ``canvas_size``.
     """
     out = step(*parts)

@@ -24,11 +24,11 @@ class BatchAugment(nn.Module):
     it ends with ``Normalize``. Runs in float32, outside autocast.
 
     Args:
-        augmentation: one of kornia's 2D augmentations, or an ``AugmentationSequential`` of them. The matrix that kornia
+        augmentation: One of kornia's 2D augmentations, or an ``AugmentationSequential`` of them. The matrix that kornia
             reports moves the coords, on top of whatever happened before.
 
     Raises:
-        ValueError: if it holds an augmentation without such a matrix (elastic, thin-plate, fisheye, jigsaw, mixes,
+        ValueError: If it holds an augmentation without such a matrix (elastic, thin-plate, fisheye, jigsaw, mixes,
             RandAugment), is another container (kornia's ImageSequential does not report a matrix) or one that is told
             to skip the matrix, or if it pads with mirrored pixels, which the coords cannot know of.
     """
@@ -68,17 +68,17 @@ class BatchAugment(nn.Module):
         """Augments a batch.
 
         Args:
-            view: a batch of views, image ``(B, C, H, W)``, uint8 or float in 0..1.
-            seed: makes the draw a function of this number alone and leaves the global generators as they were, those
-                of all other devices included.
+            view: A batch of views, image ``(B, C, H, W)``, uint8 or float in 0..1.
+            seed: Makes the draw a function of this number alone and leaves the global generators as they were, those of
+                all other devices included.
 
         Returns:
             The same kind of view, float32.
 
         Raises:
-            ValueError: if the view is no such batch, its values are not in 0..1 (looked at in every batch on the CPU,
-                in the first one on another device, never in a compiled graph), or it has not the 3 channels that a
-                step on colours needs.
+            ValueError: If the view is no such batch, its values are not in 0..1 (looked at in every batch on the CPU,
+                in the first one on another device, never in a compiled graph), or it has not the 3 channels that a step
+                on colours needs.
         """
         image = view.image
         check_tensor(image, "view.image", "uint8 or floating point (B, C, H, W)")

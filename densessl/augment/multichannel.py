@@ -49,19 +49,19 @@ def multichannel_views(
     dropout's is that of its change to grey.
 
     Args:
-        size: side of the views in pixels, or (height, width).
-        photometric: False: crop and flip only; the rest is ``multichannel_photometric``'s.
-        mean: one number per channel, for images in 0..1.
-        std: likewise.
-        scale: share of the image's area that a crop covers.
-        ratio: width to height of a crop.
-        extra: further geometric steps, as in ``byol_views``.
+        size: Side of the views in pixels, or (height, width).
+        photometric: If False, crop and flip only; the rest is ``multichannel_photometric``'s.
+        mean: One number per channel, for images in 0..1.
+        std: Likewise.
+        scale: Share of the image's area that a crop covers.
+        ratio: Width to height of a crop.
+        extra: Further geometric steps, as in ``byol_views``.
 
     Returns:
         A MultiView of two views. It raises ValueError on images of another number of channels.
 
     Raises:
-        ValueError: if mean and std differ in length, or are empty.
+        ValueError: If mean and std differ in length, or are empty.
     """
     _check_statistics(mean, std)
 
@@ -87,7 +87,7 @@ class ChannelJitter(v2.Transform):
     one channel at a time; contrast is around the channel's mean.
 
     Args:
-        strength: the factors are drawn from 1 - strength to 1 + strength, two per channel.
+        strength: The factors are drawn from 1 - strength to 1 + strength, two per channel.
     """
 
     def __init__(self, strength: float = STRENGTH) -> None:
@@ -137,14 +137,14 @@ def multichannel_photometric(mean: Sequence[float], std: Sequence[float]) -> tup
     """The photometric half of ``multichannel_views``, for the device: one BatchAugment per view.
 
     Args:
-        mean: one number per channel, for images in 0..1.
-        std: likewise.
+        mean: One number per channel, for images in 0..1.
+        std: Likewise.
 
     Returns:
         One BatchAugment for the first view, one for the second.
 
     Raises:
-        ValueError: if mean and std differ in length, or are empty.
+        ValueError: If mean and std differ in length, or are empty.
     """
     import kornia.augmentation as K
 

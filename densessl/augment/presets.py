@@ -41,13 +41,13 @@ def byol_views(
     solarize (p 0.2, view 2 only). Source: PixPro's published code, option BYOL.
 
     Args:
-        size: side of the views in pixels, or (height, width).
-        photometric: False: crop and flip only; the rest is ``byol_photometric``'s.
-        scale: share of the image's area that a crop covers.
-        ratio: width to height of a crop.
-        mean: per channel, for images in 0..1; used where ``photometric``.
-        std: likewise.
-        extra: further geometric steps (vertical flips, quarter turns), put after crop and flip and before the
+        size: Side of the views in pixels, or (height, width).
+        photometric: If False, crop and flip only; the rest is ``byol_photometric``'s.
+        scale: Share of the image's area that a crop covers.
+        ratio: Width to height of a crop.
+        mean: Per channel, for images in 0..1; used where ``photometric``.
+        std: Likewise.
+        extra: Further geometric steps (vertical flips, quarter turns), put after crop and flip and before the
             photometric steps of both views.
 
     Returns:
@@ -105,12 +105,12 @@ def two_views(
     """Random resized crop, flip and further steps, one list per view.
 
     Args:
-        size: side of the views in pixels, or (height, width).
-        scale: share of the image's area that a crop covers.
-        ratio: width to height of a crop.
-        first: of the first view.
-        second: of the second view.
-        extra: further geometric steps of both views, put after crop and flip.
+        size: Side of the views in pixels, or (height, width).
+        scale: Share of the image's area that a crop covers.
+        ratio: Width to height of a crop.
+        first: Of the first view.
+        second: Of the second view.
+        extra: Further geometric steps of both views, put after crop and flip.
 
     Returns:
         A MultiView of two views.
@@ -164,8 +164,8 @@ class ExpectChannels(v2.Transform):
     """Leaves images as they are and raises where they have another number of channels than the steps that follow take.
 
     Args:
-        allowed: numbers of channels.
-        why: ends the error's first half.
+        allowed: Numbers of channels.
+        why: Ends the error's first half.
     """
 
     def __init__(self, allowed: Sequence[int], why: str) -> None:
@@ -222,7 +222,7 @@ class PILGaussianBlur(v2.Transform):
     Tensors go through torchvision's ``gaussian_blur``. Measure: ``python benchmarks/photometric.py``.
 
     Args:
-        sigma: the least and the largest radius; one is drawn per image.
+        sigma: The least and the largest radius; one is drawn per image.
     """
 
     def __init__(self, sigma: Range = (0.1, 2.0)) -> None:
@@ -248,8 +248,8 @@ def byol_photometric(
     """The photometric half of ``byol_views``, for the device: one BatchAugment per view, asymmetric as published.
 
     Args:
-        mean: per channel, for images in 0..1.
-        std: likewise.
+        mean: Per channel, for images in 0..1.
+        std: Likewise.
 
     Returns:
         One BatchAugment for the first view, one for the second.

@@ -32,9 +32,9 @@ class View(NamedTuple):
     """An augmented image that knows where it was taken from; ``default_collate`` makes a batch of it.
 
     Attributes:
-        image: ``(C, H, W)``, in a batch ``(B, C, H, W)``.
-        coords: ``(3, 3)`` ``image_from_view``, or dense ``(2, H, W)``; in a batch with a leading B.
-        source_size: int64 ``(2,)``, height and width of the source image; in a batch ``(B, 2)``.
+        image: Tensor ``(C, H, W)``, in a batch ``(B, C, H, W)``.
+        coords: Tensor ``(3, 3)`` ``image_from_view``, or dense ``(2, H, W)``; in a batch with a leading B.
+        source_size: Tensor of int64, ``(2,)``, height and width of the source image; in a batch ``(B, 2)``.
     """
 
     image: Tensor
@@ -50,10 +50,10 @@ class MaskedView(NamedTuple):
     """A ``View`` with a mask that moved along.
 
     Attributes:
-        image: ``(C, H, W)``.
-        coords: ``(3, 3)`` or ``(2, H, W)``.
-        source_size: int64 ``(2,)``.
-        mask: ``(H, W)`` or ``(1, H, W)``, of the dtype that came in: segments, labels, validity.
+        image: Tensor ``(C, H, W)``.
+        coords: Tensor ``(3, 3)`` or ``(2, H, W)``.
+        source_size: Tensor of int64, ``(2,)``.
+        mask: Tensor ``(H, W)`` or ``(1, H, W)``, of the dtype that came in: segments, labels, validity.
     """
 
     image: Tensor
@@ -75,12 +75,12 @@ class MultiView(nn.Module):
     it runs; prove a pipeline with transforms of your own with ``densessl.check_tracking``.
 
     Args:
-        *transforms: one per view; each takes and returns ``(image, coords)``, with a mask ``(image, coords, mask)``.
-        dense: track with dense coords ``(2, H, W)``, which follow elastic transforms too and know padding wherever it
+        *transforms: One per view; each takes and returns ``(image, coords)``, with a mask ``(image, coords, mask)``.
+        dense: Track with dense coords ``(2, H, W)``, which follow elastic transforms too and know padding wherever it
             came in; costs memory and about a resize per geometric step.
 
     Raises:
-        ValueError: if there is no transform, or one that cannot be tracked.
+        ValueError: If there is no transform, or one that cannot be tracked.
     """
 
     def __init__(self, *transforms: Callable[..., Any], dense: bool = False) -> None:
@@ -120,21 +120,21 @@ class MultiView(nn.Module):
             image: PIL image or tensor ``(C, H, W)``; floating point in 0..1, unless every pipeline begins with a step
                 of one's own, which may bring other values there. Whole numbers in uint8 or uint16, where a pipeline
                 scales them to 0..1.
-            mask: optional PIL image of one channel or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size. It moves
+            mask: Optional PIL image of one channel or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size. It moves
                 along, each pixel with the label at its centre, whatever the label's size; 0 where the view shows
                 nothing.
-            coords: optional ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1: where the image's pixels
-                lie in another image, as ``coords_from_flow`` gives it. The views then carry positions in that image,
-                dense ones where these are dense.
-            seeds: one per view, each an int of at least 0 or a sequence of such (seed, epoch, index, ...). Every view
+            coords: Optional tensor ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1: where the image's
+                pixels lie in another image, as ``coords_from_flow`` gives it. The views then carry positions in that
+                image, dense ones where these are dense.
+            seeds: One per view, each an int of at least 0 or a sequence of such (seed, epoch, index, ...). Every view
                 is then a function of its own seed alone, and the generators are left as they were.
-            source_size: height and width of that other image; None: the same as this image's.
+            source_size: Height and width of that other image; None: the same as this image's.
 
         Returns:
             One ``View`` per transform, ``MaskedView`` where a mask was given.
 
         Raises:
-            ValueError: on other shapes and values, or if a transform moves or strips the coords or the mask in a way
+            ValueError: On other shapes and values, or if a transform moves or strips the coords or the mask in a way
                 that cannot be followed; on start coords whose values lie in no unit square (pixels, a flow), or which
                 are a homography where a view reaches beyond the image and ``dense`` is False.
         """

@@ -47,16 +47,16 @@ class FeatureMap(nn.Module):
       contain the layer do not fire.
 
     Args:
-        model: a model of these, or any module that ``torch.fx`` can trace.
-        layer: name of the module to cut after. Default ``"layer4"``, the C5 map of a ResNet. ``"encoder.ln"`` for
+        model: A model of these, or any module that ``torch.fx`` can trace.
+        layer: Name of the module to cut after. Default ``"layer4"``, the C5 map of a ResNet. ``"encoder.ln"`` for
             torchvision's ViTs, ``"features"`` for its ConvNeXt, ``"permute"`` for its Swin.
-        layers: in place of ``layer``, names of several modules: the output is a list of their maps, in this order.
+        layers: In place of ``layer``, names of several modules: the output is a list of their maps, in this order.
 
     Attributes:
-        layer: as given; None where ``layers`` is. A model's own part of this name takes its place.
+        layer: As given; None where ``layers`` is. A model's own part of this name takes its place.
 
     Raises:
-        ValueError: if the model has no such layer, or there is no way to its output.
+        ValueError: If the model has no such layer, or there is no way to its output.
     """
 
     _programs: tuple[nn.Module, nn.Module]
@@ -97,10 +97,10 @@ class FeatureMap(nn.Module):
         """Switches the model's gradient checkpointing, as its own method of this name does.
 
         Args:
-            enable: whether to compute activations again in the backward pass.
+            enable: Whether to compute activations again in the backward pass.
 
         Raises:
-            ValueError: if the model has no such method.
+            ValueError: If the model has no such method.
         """
         for program in self._programs:
             switch: Any = getattr(program, "set_grad_checkpointing", None)
@@ -115,13 +115,13 @@ class FeatureMap(nn.Module):
         """Encodes.
 
         Args:
-            image: floating point ``(B, 3, H, W)``.
+            image: Floating-point tensor ``(B, 3, H, W)``.
 
         Returns:
-            ``(B, C, h, w)``; with ``layers``, a list of such maps.
+            Tensor ``(B, C, h, w)``; with ``layers``, a list of such maps.
 
         Raises:
-            ValueError: on another shape, another number of channels or integer images; at a size that the model does
+            ValueError: On another shape, another number of channels or integer images; at a size that the model does
                 not take; if a map is a single cell, or no map comes out.
         """
         check_tensor(image, "image", "floating point images (B, C, H, W)")

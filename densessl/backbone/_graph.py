@@ -16,7 +16,7 @@ class GraphRun:
     """Runs a cut graph.
 
     Args:
-        layers: names of the layers, in the order of the maps.
+        layers: Names of the layers, in the order of the maps.
     """
 
     def __init__(self, layers: list[str]) -> None:
@@ -49,7 +49,7 @@ def cut(model: nn.Module, layers: list[str]) -> tuple[nn.Module, tuple[GraphModu
         The part of the model that is used, and the programs of evaluation and of training, which run on it.
 
     Raises:
-        ValueError: if the graph cannot be traced or cut there.
+        ValueError: If the graph cannot be traced or cut there.
     """
     inside = ancestors(layers)
     for name in layers:

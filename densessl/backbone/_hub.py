@@ -16,11 +16,11 @@ class DinoRun:
     """Runs ``get_intermediate_layers``, in the form of DINO or of its successors.
 
     Args:
-        layers: names of the layers, in the order of the maps.
-        depths: index of each layer's block.
-        norm: whether the maps come from behind the final norm.
-        reshapes: whether the model makes maps itself, as DINOv2 and DINOv3 do.
-        patch: height and width of the patches in pixels.
+        layers: Names of the layers, in the order of the maps.
+        depths: Index of each layer's block.
+        norm: Whether the maps come from behind the final norm.
+        reshapes: Whether the model makes maps itself, as DINOv2 and DINOv3 do.
+        patch: Height and width of the patches in pixels.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, DinoRun] | 
     """The part of the model that the layers need, and what runs it; None for other models.
 
     Args:
-        model: any.
+        model: Any.
         layers: ``"blocks.11"``, or ``"norm"`` for the last block behind the final norm.
 
     Raises:
-        ValueError: if the layers are none of these.
+        ValueError: If the layers are none of these.
     """
     forward = getattr(model, "get_intermediate_layers", None)
     patch = patch_size(model)

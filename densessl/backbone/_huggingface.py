@@ -18,10 +18,10 @@ class ModelRun:
     """Runs a model such as ``Dinov2Model`` that ends at the last of the layers.
 
     Args:
-        layers: names of the layers, in the order of the maps.
-        prefix: class and register tokens, which come before those of the patches.
-        patch: height and width of the patches in pixels; None for models without.
-        merges: whether stages pad the grid and halve it, as Swin's do.
+        layers: Names of the layers, in the order of the maps.
+        prefix: Class and register tokens, which come before those of the patches.
+        patch: Height and width of the patches in pixels; None for models without.
+        merges: Whether stages pad the grid and halve it, as Swin's do.
     """
 
     def __init__(self, layers: list[str], prefix: int, patch: tuple[int, int] | None, merges: bool) -> None:
@@ -73,7 +73,7 @@ class BackboneRun:
     """Runs a backbone such as ``Dinov2Backbone``, of which the layers are stages.
 
     Args:
-        layers: names of the stages, in the order of the maps.
+        layers: Names of the stages, in the order of the maps.
     """
 
     def __init__(self, layers: list[str]) -> None:
@@ -90,12 +90,12 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, ModelRun | 
     """The part of the model that the layers need, and what runs it; None for models that are not Hugging Face's.
 
     Args:
-        model: any.
-        layers: blocks or stages (``"encoder.layer.11"``, ``"encoder.stages.3"``), or the final norm (``"layernorm"``);
+        model: Any.
+        layers: Blocks or stages (``"encoder.layer.11"``, ``"encoder.stages.3"``), or the final norm (``"layernorm"``);
             of a backbone, stages among its ``out_features``.
 
     Raises:
-        ValueError: if the layers are none of these, or the model has a head for a task.
+        ValueError: If the layers are none of these, or the model has a head for a task.
     """
     if not any(base.__module__.startswith("transformers.") for base in type(model).__mro__):
         return None

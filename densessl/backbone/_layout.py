@@ -13,8 +13,8 @@ class Layout:
     """Turns what a layer gives into ``(B, C, h, w)``: maps with channels first or last, and tokens of a ViT.
 
     Args:
-        model: the layer's model, which is asked for its patches, its prefix tokens and its layout.
-        layer: the layer's name.
+        model: The layer's model, which is asked for its patches, its prefix tokens and its layout.
+        layer: The layer's name.
     """
 
     def __init__(self, model: nn.Module, layer: str) -> None:
@@ -33,11 +33,11 @@ class Layout:
         """Returns the map.
 
         Args:
-            out: what the layer gave.
-            size: ``(H, W)`` of the images, in pixels.
+            out: What the layer gave.
+            size: Tensor ``(H, W)`` of the images, in pixels.
 
         Raises:
-            ValueError: if that is no map, is a single cell, or it cannot be told which axis holds the channels.
+            ValueError: If that is no map, is a single cell, or it cannot be told which axis holds the channels.
         """
         features = self._as_map(out, size)
         if features.shape[2] * features.shape[3] == 1:
@@ -51,10 +51,10 @@ class Layout:
         """Refuses images that the model's patches do not take.
 
         Args:
-            size: ``(H, W)`` of the images, in pixels.
+            size: Tensor ``(H, W)`` of the images, in pixels.
 
         Raises:
-            ValueError: if the model has one size of its own and this is another, or its patches do not fill the image.
+            ValueError: If the model has one size of its own and this is another, or its patches do not fill the image.
         """
         if self.fixed is not None and self.fixed != size:
             raise ValueError(

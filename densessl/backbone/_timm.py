@@ -15,9 +15,9 @@ class TimmRun:
     """Runs ``forward_intermediates`` up to the last of the layers.
 
     Args:
-        layers: names of the layers, in the order of the maps.
-        indices: their places among the model's feature levels.
-        options: further arguments of ``forward_intermediates``.
+        layers: Names of the layers, in the order of the maps.
+        indices: Their places among the model's feature levels.
+        options: Further arguments of ``forward_intermediates``.
     """
 
     def __init__(self, layers: list[str], indices: list[int], options: dict[str, Any]) -> None:
@@ -37,12 +37,12 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, TimmRun] | 
     """The part of the model that the layers need, and what runs it; None where timm has no such way.
 
     Args:
-        model: any.
-        layers: names from the model's ``feature_info`` (``"blocks.11"``, ``"stages.3"``, ``"layer4"``), or ``"norm"``
+        model: Any.
+        layers: Names from the model's ``feature_info`` (``"blocks.11"``, ``"stages.3"``, ``"layer4"``), or ``"norm"``
             for the last level behind the final norm.
 
     Raises:
-        ValueError: if ``"norm"`` stands beside other layers.
+        ValueError: If ``"norm"`` stands beside other layers.
     """
     forward = getattr(model, "forward_intermediates", None)
     if forward is None or not type(model).__module__.startswith("timm."):

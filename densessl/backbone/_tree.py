@@ -28,9 +28,9 @@ def pruned(module: nn.Module, keep: set[str], prefix: str = "") -> nn.Module:
     """The module with those children, parameters and buffers alone that ``keep`` names.
 
     Args:
-        module: any; it stays as it is.
-        keep: full names. What is below a named module is kept whole, as the same objects.
-        prefix: the module's own full name, with a dot at its end.
+        module: Any; it stays as it is.
+        keep: Full names. What is below a named module is kept whole, as the same objects.
+        prefix: The module's own full name, with a dot at its end.
     """
     copy = shallow(module)
     for registry in ("_parameters", "_buffers"):
@@ -51,9 +51,9 @@ def cut_after(model: nn.Module, last: str, unused: Iterable[str]) -> nn.Module:
     """The model without what stands behind an item of a list of blocks.
 
     Args:
-        model: any; it stays as it is.
-        last: full name of the last block to keep, such as ``"encoder.layer.5"``. Later items of its list are left out.
-        unused: top-level modules that only later steps use. Each becomes an identity, since the model's own code may
+        model: Any; it stays as it is.
+        last: Full name of the last block to keep, such as ``"encoder.layer.5"``. Later items of its list are left out.
+        unused: Top-level modules that only later steps use. Each becomes an identity, since the model's own code may
             still call it.
     """
     parent, _, item = last.rpartition(".")

@@ -18,14 +18,14 @@ class MaskToken(nn.Module):
     a module that holds both, such as the target encoder, works on its own backbone.
 
     Args:
-        backbone: a ViT's ``FeatureMap``, or another module with one of the names of a patch embedding. Models with
+        backbone: A ViT's ``FeatureMap``, or another module with one of the names of a patch embedding. Models with
             smaller patches than cells (Swin) are masked by whole cells.
 
     Attributes:
-        token: ``(C,)``, zeros to begin with, as in iBOT and DINOv2.
+        token: Tensor ``(C,)``, zeros to begin with, as in iBOT and DINOv2.
 
     Raises:
-        ValueError: if the backbone has no patch embedding that is known.
+        ValueError: If the backbone has no patch embedding that is known.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -39,15 +39,15 @@ class MaskToken(nn.Module):
         """Encodes.
 
         Args:
-            backbone: the one given at construction, or in a copy its copy.
-            image: floating point ``(B, 3, H, W)``.
-            mask: bool ``(B, h, w)``, the cells of the map that are not seen; None: all are seen.
+            backbone: The one given at construction, or in a copy its copy.
+            image: Floating-point tensor ``(B, 3, H, W)``.
+            mask: Boolean tensor ``(B, h, w)``, the cells of the map that are not seen; None: all are seen.
 
         Returns:
             What the backbone gives.
 
         Raises:
-            ValueError: on another mask, or one whose cells are not made of whole patches.
+            ValueError: On another mask, or one whose cells are not made of whole patches.
         """
         if mask is None:
             return backbone(image)

@@ -24,17 +24,19 @@ def coords_from_flow(flow: Tensor, visible: Tensor | None = None, source_size: S
     """Dense coords of a frame in another one, from the optical flow that leads there.
 
     Args:
-        flow: floating point ``(B, 2, H, W)`` or ``(2, H, W)``, x and y in pixels, from each pixel's centre in this
-            frame to its position in the source frame. NaN and infinite values are unknown.
-        visible: optional bool ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or without a known flow.
-        source_size: height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
+        flow: Floating-point tensor ``(B, 2, H, W)`` or ``(2, H, W)``, x and y in pixels, from each pixel's centre in
+            this frame to its position in the source frame. NaN and infinite values are unknown.
+        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or without a known
+            flow.
+        source_size: Height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
             this frame. The flow stays in pixels: it ends in the pixels of the source.
 
     Returns:
-        float32 ``(B, 2, H, W)``, x and y in the source's unit square; NaN where occluded, unknown or far outside.
+        Tensor of float32, ``(B, 2, H, W)``, x and y in the source's unit square; NaN where occluded, unknown or far
+        outside.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     flow = _batched(flow, "flow", "(B, 2, H, W) or (2, H, W)", 4, channels=2)
     x, y = _pixel_centers(flow)
@@ -48,15 +50,16 @@ def coords_from_disparity(disparity: Tensor, visible: Tensor | None = None) -> T
     right image in the left one, pass the right image's disparity with its sign changed.
 
     Args:
-        disparity: floating point ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, in pixels. NaN and infinite values are
-            unknown; 0 is a point at infinity. Where a data set writes 0 for unknown, say so in ``visible``.
-        visible: optional bool ``(B, H, W)`` or ``(H, W)``; False: occluded in the right image, or not known.
+        disparity: Floating-point tensor ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, in pixels. NaN and infinite
+            values are unknown; 0 is a point at infinity. Where a data set writes 0 for unknown, say so in ``visible``.
+        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the right image, or not known.
 
     Returns:
-        float32 ``(B, 2, H, W)`` in the right image's unit square; NaN where occluded, unknown or far outside.
+        Tensor of float32, ``(B, 2, H, W)`` in the right image's unit square; NaN where occluded, unknown or far
+        outside.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     disparity = _one_channel(disparity, "disparity")
     x, y = _pixel_centers(disparity)
@@ -78,24 +81,24 @@ def coords_from_depth(
     Depth does not say which points are occluded in the source frame; only ``visible`` does.
 
     Args:
-        depth: floating point ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, along the optical axis. Values that are not
-            positive and finite are unknown.
-        intrinsics: ``(B, 3, 3)`` or ``(3, 3)``, this camera's matrix in pixels, edges at integers: the middle of an
-            image of width W is W / 2. To matrices whose origin is the centre of the first pixel, add 0.5 to both
+        depth: Floating-point tensor ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, along the optical axis. Values that
+            are not positive and finite are unknown.
+        intrinsics: Tensor ``(B, 3, 3)`` or ``(3, 3)``, this camera's matrix in pixels, edges at integers: the middle of
+            an image of width W is W / 2. To matrices whose origin is the centre of the first pixel, add 0.5 to both
             entries of the principal point.
-        pose: ``(B, 4, 4)`` or ``(4, 4)``, from this camera's coordinates (x right, y down, z forward) to those of the
-            source's camera, in the depth's unit of length.
-        visible: optional bool ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or not known.
-        source_intrinsics: those of the source's camera; None: the same as ``intrinsics``.
-        source_size: height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
+        pose: Tensor ``(B, 4, 4)`` or ``(4, 4)``, from this camera's coordinates (x right, y down, z forward) to those
+            of the source's camera, in the depth's unit of length.
+        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or not known.
+        source_intrinsics: Those of the source's camera; None: the same as ``intrinsics``.
+        source_size: Height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
             this frame.
 
     Returns:
-        float32 ``(B, 2, H, W)`` in the source's unit square; NaN where occluded, unknown, behind the source's camera
-        or far outside.
+        Tensor of float32, ``(B, 2, H, W)`` in the source's unit square; NaN where occluded, unknown, behind the
+        source's camera or far outside.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     depth = _one_channel(depth, "depth")
     depth = depth if depth.device.type == "mps" else depth.double()  # which that device does not have
@@ -128,20 +131,20 @@ def coords_from_points(
     map need positions around their centre to be measured, so the radius should be half a cell or more.
 
     Args:
-        points: float32 or float64 ``(B, N, 2)`` or ``(N, 2)``, x and y of the tracks in this frame, in pixels, edges at
+        points: Float32 or float64 ``(B, N, 2)`` or ``(N, 2)``, x and y of the tracks in this frame, in pixels, edges at
             integers. NaN: no track.
-        source_points: the same shape, where the tracks are in the source frame.
-        size: height and width of this frame.
-        visible: optional bool ``(B, N)`` or ``(N,)``: tracks that are seen in both frames.
-        radius: in pixels of this frame.
-        source_size: height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
+        source_points: The same shape, where the tracks are in the source frame.
+        size: Height and width of this frame.
+        visible: Optional boolean tensor ``(B, N)`` or ``(N,)``: tracks that are seen in both frames.
+        radius: In pixels of this frame.
+        source_size: Height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
             this frame.
 
     Returns:
-        float32 ``(B, 2, H, W)`` in the source's unit square; NaN away from the tracks.
+        Tensor of float32, ``(B, 2, H, W)`` in the source's unit square; NaN away from the tracks.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these, or a radius that is not positive.
+        ValueError: If a shape, dtype or device is not as described, or a radius that is not positive.
     """
     for values, name in ((points, "points"), (source_points, "source_points")):
         _refuse_half(values, name, "(B, N, 2) or (N, 2)")

@@ -18,11 +18,12 @@ def inverse_dense(dense: Tensor, points: Tensor) -> Tensor:
     Of several places that show the same point (folds), one is found.
 
     Args:
-        dense: ``(B, 2, H, W)``, from the view to its source.
-        points: ``(B, N, 2)`` xy in the source's unit square.
+        dense: Tensor ``(B, 2, H, W)``, from the view to its source.
+        points: Tensor ``(B, N, 2)`` xy in the source's unit square.
 
     Returns:
-        ``(B, N, 2)`` xy in the view's unit square; NaN where the view does not show the point, or it is not known.
+        Tensor ``(B, N, 2)`` xy in the view's unit square; NaN where the view does not show the point, or it is not
+        known.
     """
     h, w = dense.shape[-2:]
     place = _first_guess(dense, points)

@@ -14,10 +14,10 @@ def is_dense(coords: Tensor) -> bool:
     """Whether coords are dense, ``(B, 2, H, W)``, and not homographies, ``(B, 3, 3)``.
 
     Args:
-        coords: either kind of coords, batched.
+        coords: Either kind of coords, batched.
 
     Raises:
-        ValueError: if the shape or the dtype is that of neither.
+        ValueError: If the shape or the dtype is that of neither.
     """
     return checked(coords, "coords").ndim == 4
 
@@ -121,11 +121,11 @@ def sample_dense(dense: Tensor, points: Tensor) -> Tensor:
     and beyond the edges.
 
     Args:
-        dense: ``(B, 2, H, W)``.
-        points: ``(B, N, 2)`` xy in the view's unit square.
+        dense: Tensor ``(B, 2, H, W)``.
+        points: Tensor ``(B, N, 2)`` xy in the view's unit square.
 
     Returns:
-        ``(B, N, 2)`` xy in the source's unit square.
+        Tensor ``(B, N, 2)`` xy in the source's unit square.
     """
     h, w = dense.shape[-2:]
     x, y = points.unbind(-1)

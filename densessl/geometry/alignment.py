@@ -24,17 +24,17 @@ def align(map: Tensor, coords_from: Tensor, coords_to: Tensor, size: Size) -> tu
     place: the nearest pixel, then Newton's method.
 
     Args:
-        map: ``(B, C, H, W)``, floating point, features of the view that ``coords_from`` belongs to.
-        coords_from: ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of that view.
-        coords_to: the same of the other view.
-        size: ``(h, w)`` of the result.
+        map: Tensor ``(B, C, H, W)``, floating point, features of the view that ``coords_from`` belongs to.
+        coords_from: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of that view.
+        coords_to: The same of the other view.
+        size: Tensor ``(h, w)`` of the result.
 
     Returns:
-        ``(B, C, h, w)`` of the map's dtype, and bool ``(B, h, w)``: the cells whose centre lies in the source image and
-        in both views, and that read no value of the map that is not finite. Other cells are 0.
+        Tensor ``(B, C, h, w)`` of the map's dtype, and bool ``(B, h, w)``: the cells whose centre lies in the source
+        image and in both views, and that read no value of the map that is not finite. Other cells are 0.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     check_tensor(map, "map", "a floating point map (B, C, H, W)")
     if map.ndim != 4 or not map.is_floating_point():

@@ -13,14 +13,14 @@ def cell_centers(coords: Tensor, size: Size) -> Tensor:
     """Where the centres of a map's cells lie in the source image.
 
     Args:
-        coords: ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        size: ``(h, w)`` of the feature map; any size, the view's size is not needed.
+        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
+        size: Tensor ``(h, w)`` of the feature map; any size, the view's size is not needed.
 
     Returns:
-        ``(B, N, 2)``, N = h * w row-major; xy in the source's unit square; NaN where the coords are unknown.
+        Tensor ``(B, N, 2)``, N = h * w row-major; xy in the source's unit square; NaN where the coords are unknown.
 
     Raises:
-        ValueError: on another shape or dtype of ``coords``, or a size below 1.
+        ValueError: On another shape or dtype of ``coords``, or a size below 1.
     """
     coords = checked(coords, "coords")
     return locate(coords, *unit_grid(checked_size(size, "size"), coords))
@@ -34,16 +34,16 @@ def cell_diagonal(coords: Tensor, size: Size, source_size: Tensor | None = None)
     the cell, or across the half of it that is known.
 
     Args:
-        coords: ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        size: ``(h, w)`` of the feature map.
-        source_size: int64 ``(B, 2)``, height and width of the source; then the result is in source pixels, else in
-            units of the unit square's sides.
+        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
+        size: Tensor ``(h, w)`` of the feature map.
+        source_size: Tensor of int64, ``(B, 2)``, height and width of the source; then the result is in source pixels,
+            else in units of the unit square's sides.
 
     Returns:
-        ``(B, N)``, N = h * w.
+        Tensor ``(B, N)``, N = h * w.
 
     Raises:
-        ValueError: on shapes or dtypes other than these.
+        ValueError: If a shape or dtype is not as described.
     """
     return measured_cells(coords, size, source_size)[1]
 
@@ -52,15 +52,15 @@ def measured_cells(coords: Tensor, size: Size, source_size: Tensor | None = None
     """Centres and diagonals of a map's cells, in one pass.
 
     Args:
-        coords: as in ``cell_diagonal``.
-        size: as there.
-        source_size: as there, but for the diagonals alone.
+        coords: As in ``cell_diagonal``.
+        size: As there.
+        source_size: As there, but for the diagonals alone.
 
     Returns:
-        ``(B, N, 2)`` in the source's unit square, and ``(B, N)``.
+        Tensor ``(B, N, 2)`` in the source's unit square, and ``(B, N)``.
 
     Raises:
-        ValueError: on shapes or dtypes other than these.
+        ValueError: If a shape or dtype is not as described.
     """
     coords = checked(coords, "coords")
     h, w = size = checked_size(size, "size")
@@ -93,14 +93,14 @@ def pixel_scale(source_size: Tensor, coords: Tensor) -> Tensor:
     """Factors from the unit square to source pixels.
 
     Args:
-        source_size: ``(B, 2)``, height and width.
-        coords: a tensor of the batch; gives device and dtype.
+        source_size: Tensor ``(B, 2)``, height and width.
+        coords: A tensor of the batch; gives device and dtype.
 
     Returns:
-        ``(B, 1, 2)``, width and height.
+        Tensor ``(B, 1, 2)``, width and height.
 
     Raises:
-        ValueError: on another shape or device.
+        ValueError: If a shape or device is not as described.
     """
     check_tensor(source_size, "source_size", "(B, 2), height and width of each source image")
     if source_size.shape != (coords.shape[0], 2):
@@ -117,14 +117,14 @@ def inside(coords: Tensor, size: Size) -> Tensor:
     """Which cells have their centre inside the source image.
 
     Args:
-        coords: ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        size: ``(h, w)`` of the feature map.
+        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
+        size: Tensor ``(h, w)`` of the feature map.
 
     Returns:
-        bool ``(B, N)``; False where the position is unknown (NaN).
+        Boolean tensor ``(B, N)``; False where the position is unknown (NaN).
 
     Raises:
-        ValueError: on shapes or dtypes other than these.
+        ValueError: If a shape or dtype is not as described.
     """
     return in_source(cell_centers(coords, size))
 

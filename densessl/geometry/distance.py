@@ -29,20 +29,20 @@ def cell_distance(
     says: the larger one, here ``unit="max"``. Distances there are per axis, each in 0..1 (``source_size=None``).
 
     Args:
-        coords_q: ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
-        coords_k: the same of the key view.
-        size_q: ``(h, w)`` of the query map.
-        size_k: the same of the key map; None: as ``size_q``.
-        unit: the diagonal that a pair is measured in: that of its larger (``"max"``) or smaller (``"min"``) cell, or
+        coords_q: Tensor ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
+        coords_k: The same of the key view.
+        size_q: Tensor ``(h, w)`` of the query map.
+        size_k: The same of the key map; None: as ``size_q``.
+        unit: The diagonal that a pair is measured in: that of its larger (``"max"``) or smaller (``"min"``) cell, or
             always of the ``"query"`` or the ``"key"`` cell.
-        source_size: int64 ``(B, 2)``, height and width of the source; then distances are isotropic, in pixels, else
-            each axis counts in units of the image's own side.
+        source_size: Tensor of int64, ``(B, 2)``, height and width of the source; then distances are isotropic, in
+            pixels, else each axis counts in units of the image's own side.
 
     Returns:
-        ``(B, Nq, Nk)``; NaN where either cell's position is unknown.
+        Tensor ``(B, Nq, Nk)``; NaN where either cell's position is unknown.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or a unit other than these.
+        ValueError: If a shape, dtype, device or a unit is not as described.
     """
     size_q = checked_size(size_q, "size_q")
     size_k = size_q if size_k is None else checked_size(size_k, "size_k")
@@ -63,17 +63,17 @@ def pair_distance(
     """Distances of all pairs of two maps, from cell centres and diagonals.
 
     Args:
-        centers_q: ``(B, Nq, 2)``, from ``cell_centers``, in any unit of length.
-        diagonal_q: ``(B, Nq)``, from ``cell_diagonal``, in the same unit.
-        centers_k: ``(B, Nk, 2)``.
-        diagonal_k: ``(B, Nk)``.
-        unit: as in ``cell_distance``.
+        centers_q: Tensor ``(B, Nq, 2)``, from ``cell_centers``, in any unit of length.
+        diagonal_q: Tensor ``(B, Nq)``, from ``cell_diagonal``, in the same unit.
+        centers_k: Tensor ``(B, Nk, 2)``.
+        diagonal_k: Tensor ``(B, Nk)``.
+        unit: As in ``cell_distance``.
 
     Returns:
-        ``(B, Nq, Nk)``.
+        Tensor ``(B, Nq, Nk)``.
 
     Raises:
-        ValueError: on an unknown unit.
+        ValueError: On an unknown unit.
     """
     (xq, yq), (xk, yk) = (centers.unbind(-1) for centers in (centers_q, centers_k))
     # By subtraction, not by torch.cdist: its matrix product loses digits and is not symmetric in its arguments.
@@ -93,17 +93,17 @@ def offset_distance(dx: Tensor, dy: Tensor, diagonal_q: Tensor, diagonal_k: Tens
     Element-wise, so that a pair has the same distance, to the last bit, in a table of all pairs and in a list of some.
 
     Args:
-        dx: offset from cell to cell along x, any shape.
-        dy: the same along y.
-        diagonal_q: of the query cell, broadcastable.
-        diagonal_k: of the key cell.
-        unit: as in ``cell_distance``.
+        dx: Offset from cell to cell along x, any shape.
+        dy: The same along y.
+        diagonal_q: Of the query cell, broadcastable.
+        diagonal_k: Of the key cell.
+        unit: As in ``cell_distance``.
 
     Returns:
         The shape that all of them broadcast to.
 
     Raises:
-        ValueError: on an unknown unit.
+        ValueError: On an unknown unit.
     """
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(map(repr, UNITS))}, got {unit!r}")

@@ -13,14 +13,14 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Homography ``outer after inner``, scaled so that its weight at the unit square's centre is 1.
 
     Args:
-        outer: ``(B, 3, 3)``.
-        inner: ``(B, 3, 3)``.
+        outer: Tensor ``(B, 3, 3)``.
+        inner: Tensor ``(B, 3, 3)``.
 
     Returns:
-        ``(B, 3, 3)``.
+        Tensor ``(B, 3, 3)``.
 
     Raises:
-        ValueError: on half precision, or on two dtypes.
+        ValueError: On half precision, or on two dtypes.
     """
     check_precision(outer, "outer")
     check_tensor(inner, "inner", f"{outer.dtype} as outer")
@@ -41,13 +41,13 @@ def inverse_homography(matrix: Tensor) -> Tensor:
     Closed form because ``torch.linalg.inv`` reads the singular flag back to the host, which stalls a GPU.
 
     Args:
-        matrix: ``(B, 3, 3)``.
+        matrix: Tensor ``(B, 3, 3)``.
 
     Returns:
-        ``(B, 3, 3)``; infinite or NaN where the matrix is singular.
+        Tensor ``(B, 3, 3)``; infinite or NaN where the matrix is singular.
 
     Raises:
-        ValueError: on half precision.
+        ValueError: On half precision.
     """
     check_precision(matrix, "matrix")
     a, b, c = matrix.unbind(-2)
@@ -60,14 +60,14 @@ def coords_from_boxes(boxes: Tensor) -> Tensor:
     """Coords of axis-parallel crops given as boxes, the form in which the published code keeps them.
 
     Args:
-        boxes: ``(B, 4)`` x0, y0, x1, y1 in 0..1; ``x0 > x1`` where the view is flipped, likewise y.
+        boxes: Tensor ``(B, 4)`` x0, y0, x1, y1 in 0..1; ``x0 > x1`` where the view is flipped, likewise y.
 
     Returns:
-        ``(B, 3, 3)``. The boxes are taken unchanged, although the published code divides pixel indices by (size - 1)
-        where ours are pixel edges divided by size.
+        Tensor ``(B, 3, 3)``. The boxes are taken unchanged, although the published code divides pixel indices by (size
+        - 1) where ours are pixel edges divided by size.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     check_tensor(boxes, "boxes", "floating point (B, 4) x0 y0 x1 y1")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
@@ -84,15 +84,15 @@ def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Ten
     kornia's matrices lead from image to view, in pixel indices (the centre of pixel i lies at i).
 
     Args:
-        matrix: ``(B, 3, 3)``, ``augmentation.transform_matrix``.
-        image_size: ``(H, W)`` of the image that went in.
-        view_size: ``(H, W)`` of the view that came out.
+        matrix: Tensor ``(B, 3, 3)``, ``augmentation.transform_matrix``.
+        image_size: Tensor ``(H, W)`` of the image that went in.
+        view_size: Tensor ``(H, W)`` of the view that came out.
 
     Returns:
-        ``(B, 3, 3)`` ``image_from_view`` between unit squares.
+        Tensor ``(B, 3, 3)`` ``image_from_view`` between unit squares.
 
     Raises:
-        ValueError: on another shape or dtype.
+        ValueError: If a shape or dtype is not as described.
     """
     check_tensor(matrix, "matrix", "floating point (B, 3, 3)")
     if matrix.ndim != 3 or tuple(matrix.shape[-2:]) != (3, 3) or not matrix.is_floating_point():

@@ -19,17 +19,17 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
     """Coords that lead from one view to another: ``dst``'s unit square to ``src``'s.
 
     Args:
-        dst: coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view to go from.
-        src: coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of the view to arrive in. Dense coords are inverted by
+        dst: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view to go from.
+        src: Coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of the view to arrive in. Dense coords are inverted by
             search, to a small part of a pixel; where they fold, one of the places is found.
 
     Returns:
-        coords to be used as if ``src``'s view were the source image: ``warp(x_src, that, size)`` resamples src's map
-        on dst's grid. ``(B, 3, 3)`` of two homographies, else dense: of dst's size, or of src's where dst has none.
-        NaN where src's dense coords do not show what dst shows.
+        Coords to be used as if ``src``'s view were the source image: ``warp(x_src, that, size)`` resamples src's map on
+        dst's grid. ``(B, 3, 3)`` of two homographies, else dense: of dst's size, or of src's where dst has none. NaN
+        where src's dense coords do not show what dst shows.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     check_pair(dst, src, ("dst", "src"))
     dst, src = checked(dst, "dst"), checked(src, "src")
@@ -54,15 +54,15 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     aligning regions of interest does. Of views that are turned, in perspective or dense, the bounding boxes are taken.
 
     Args:
-        a: coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        b: coords of either kind.
+        a: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
+        b: Coords of either kind.
 
     Returns:
-        coords ``(B, 3, 3)``, and bool ``(B,)``: which views share anything. The coords of the others are those of the
+        Coords ``(B, 3, 3)``, and bool ``(B,)``: which views share anything. The coords of the others are those of the
         whole source image.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     check_pair(a, b, ("a", "b"))
     bounds = [_bounds(checked(coords, name)) for name, coords in (("a", a), ("b", b))]
@@ -97,18 +97,18 @@ def warp(
     """Resamples a source image or map on a view's grid.
 
     Args:
-        x: ``(B, C, H, W)``, floating point, the source.
-        coords: ``(B, 3, 3)`` or dense ``(B, 2, H', W')``, from the view to x's unit square.
-        size: ``(h, w)`` of the result.
-        mode: interpolation.
-        outside: what lies around the source: zeros, into which the outer half of its edge cells fades, or its
-            border, continued; a place that is not known then reads some border cell.
+        x: Tensor ``(B, C, H, W)``, floating point, the source.
+        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H', W')``, from the view to x's unit square.
+        size: Tensor ``(h, w)`` of the result.
+        mode: Interpolation.
+        outside: What lies around the source: zeros, into which the outer half of its edge cells fades, or its border,
+            continued; a place that is not known then reads some border cell.
 
     Returns:
-        ``(B, C, h, w)`` of x's dtype.
+        Tensor ``(B, C, h, w)`` of x's dtype.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     check_tensor(x, "x", "a floating point map (B, C, H, W)")
     if x.ndim != 4 or not x.is_floating_point():

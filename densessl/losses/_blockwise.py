@@ -25,15 +25,15 @@ def cell_losses(
     Differentiable once, by q and k; memory grows with the number of cells and of positive pairs.
 
     Args:
-        q: unit tokens ``(B, Nq, C)``.
-        k: unit tokens ``(B, Nk, C)``.
-        mask: bool ``(B, Nq, Nk)``, or None.
-        indices: instead of a mask, int64 ``(3, P)``: image, query and key cell of each pair, sorted, none twice.
-        valid: bool ``(B, Nk)``, the positive keys among them, or None: all.
-        temperature: t.
+        q: Unit tokens ``(B, Nq, C)``.
+        k: Unit tokens ``(B, Nk, C)``.
+        mask: Boolean tensor ``(B, Nq, Nk)``, or None.
+        indices: Instead of a mask, int64 ``(3, P)``: image, query and key cell of each pair, sorted, none twice.
+        valid: Boolean tensor ``(B, Nk)``, the positive keys among them, or None: all.
+        temperature: T.
 
     Returns:
-        ``(B, Nq)``; 0 where a cell has no positive.
+        Tensor ``(B, Nq)``; 0 where a cell has no positive.
     """
     return _forward(q, k, mask, indices, valid, temperature)[0]
 

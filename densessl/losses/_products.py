@@ -19,12 +19,12 @@ def difference_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Ten
     """Products of difference and sum of unit tokens: with U = X - G and V = X + G, ``(U^T U, V^T V, U^T V)``.
 
     Args:
-        x: ``(B, N, C)``, float32 or float64, of any length; normalised here.
-        g: the same.
-        valid: bool ``(B, N)``, the tokens that count, or None: all.
+        x: Tensor ``(B, N, C)``, float32 or float64, of any length; normalised here.
+        g: The same.
+        valid: Boolean tensor ``(B, N)``, the tokens that count, or None: all.
 
     Returns:
-        three tensors ``(B, C, C)``, float64.
+        Three tensors ``(B, C, C)``, float64.
     """
     return _Products.apply(x, g, valid, True)
 
@@ -33,12 +33,12 @@ def centered_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Tenso
     """Products of tokens less their mean over the valid ones: ``(X^T X, G^T G, X^T G)``.
 
     Args:
-        x: ``(B, N, C)``, float32 or float64.
-        g: ``(B, N, C')``.
-        valid: bool ``(B, N)``, or None: all.
+        x: Tensor ``(B, N, C)``, float32 or float64.
+        g: Tensor ``(B, N, C')``.
+        valid: Boolean tensor ``(B, N)``, or None: all.
 
     Returns:
-        ``(B, C, C)``, ``(B, C', C')`` and ``(B, C, C')``, float64.
+        Tensor ``(B, C, C)``, ``(B, C', C')`` and ``(B, C, C')``, float64.
     """
     return _Products.apply(x, g, valid, False)
 

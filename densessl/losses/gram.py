@@ -37,21 +37,22 @@ def gram_loss(
     Otherwise similarities are made in tiles of rows, once forward and once more backward. Differentiable once.
 
     Args:
-        query: ``(B, C, h, w)`` or ``(B, N, C)``, features of the model that trains.
-        key: ``(B, C', h, w)`` or ``(B, N, C')`` of the same cells, features of the model to stay close to; it takes a
-            gradient if it asks for one. C' may differ from C; then tiles are used.
-        negatives: what becomes of negative similarities. ``"keep"`` leaves them (the published configuration),
+        query: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, features of the model that trains.
+        key: Tensor ``(B, C', h, w)`` or ``(B, N, C')`` of the same cells, features of the model to stay close to; it
+            takes a gradient if it asks for one. C' may differ from C; then tiles are used.
+        negatives: What becomes of negative similarities. ``"keep"`` leaves them (the published configuration),
             ``"drop"`` sets those of both to 0, ``"drop_key"`` sets those of the key alone to 0. The published code
             means to set the query's to 0 as well where both are negative, but asks after the key's are gone.
-        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is not read.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
+            not read.
         across: ``"image"`` compares cells of one image, ``"batch"`` cells of all images of the batch.
         reduction: ``"mean"`` or ``"none"``.
 
     Returns:
-        float32 scalar (float64 for float64 features), or ``(B,)``; an image without valid cells counts as 0.
+        Scalar of float32 (float64 for float64 features), or ``(B,)``; an image without valid cells counts as 0.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these; across the batch also on "none".
+        ValueError: If a shape, dtype, device or option is not as described; across the batch also on "none".
     """
     _check_options(negatives, across, reduction)
     x, g = as_tokens(query, "query"), as_tokens(key, "key")
@@ -145,7 +146,7 @@ class GramLoss(nn.Module):
         reduction: ``"mean"`` or ``"none"``.
 
     Raises:
-        ValueError: on other options.
+        ValueError: If a option is not as described.
     """
 
     def __init__(self, negatives: Negatives = "keep", across: Across = "image", reduction: Reduction = "mean") -> None:

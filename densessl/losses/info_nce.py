@@ -28,19 +28,19 @@ def info_nce_loss(
     detach keys and negatives. The logits take ``B * K * M`` floats.
 
     Args:
-        query: ``(B, K, C)``; for one vector per image, K = 1.
-        key: ``(B, K, C)``, the positive of each query.
-        negatives: ``(M, C)``, e.g. ``KeyQueue.keys``.
-        valid: bool ``(B, K)`` as in ``Pairs``: pairs that count; None: all.
-        temperature: t, 0.2 as in MoCo v2 and DenseCL.
+        query: Tensor ``(B, K, C)``; for one vector per image, K = 1.
+        key: Tensor ``(B, K, C)``, the positive of each query.
+        negatives: Tensor ``(M, C)``, e.g. ``KeyQueue.keys``.
+        valid: Boolean tensor ``(B, K)`` as in ``Pairs``: pairs that count; None: all.
+        temperature: T, 0.2 as in MoCo v2 and DenseCL.
         reduction: ``"mean"`` or ``"none"``.
-        no_match: as in ``densessl.pixpro_loss``, for images without a valid pair.
+        no_match: As in ``densessl.pixpro_loss``, for images without a valid pair.
 
     Returns:
-        float32 scalar, at least 0, or ``(B,)`` with 0 for images without a valid pair.
+        Scalar of float32, at least 0, or ``(B,)`` with 0 for images without a valid pair.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
+        ValueError: If a shape, dtype, device or option is not as described.
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
@@ -101,7 +101,7 @@ class InfoNCELoss(nn.Module):
         no_match: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: on other options.
+        ValueError: If a option is not as described.
     """
 
     def __init__(self, temperature: float = 0.2, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

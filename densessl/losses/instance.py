@@ -33,14 +33,14 @@ def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
     The instance branch of PixPro's published code (the paper's is contrastive).
 
     Args:
-        query: ``(B, C)``, prediction of the online branch.
-        key: ``(B, C)``, projection of the momentum branch.
+        query: Tensor ``(B, C)``, prediction of the online branch.
+        key: Tensor ``(B, C)``, projection of the momentum branch.
 
     Returns:
-        float32 scalar in [-2, 2].
+        Scalar of float32 in [-2, 2].
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these.
+        ValueError: If a shape, dtype or device is not as described.
     """
     _check(query, key)
     with torch.autocast(query.device.type, enabled=False):
@@ -55,16 +55,16 @@ def instance_contrast_loss(
     lightly's NTXentLoss on ``(query, key.detach())``. The paper's temperature was not found.
 
     Args:
-        query: ``(B, C)``, projection of the online branch.
-        key: ``(B, C)``, projection of the momentum branch; no gradient flows to it.
-        temperature: of the softmax.
-        gather_distributed: take negatives from all processes.
+        query: Tensor ``(B, C)``, projection of the online branch.
+        key: Tensor ``(B, C)``, projection of the momentum branch; no gradient flows to it.
+        temperature: Of the softmax.
+        gather_distributed: Take negatives from all processes.
 
     Returns:
-        float32 scalar, at least 0.
+        Scalar of float32, at least 0.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or a temperature other than these; on one image alone, which has no
+        ValueError: If a shape, dtype, device or a temperature is not as described; on one image alone, which has no
             negatives.
     """
     from lightly.loss import NTXentLoss
@@ -90,11 +90,11 @@ class InstanceContrastLoss(nn.Module):
     """See ``instance_contrast_loss``.
 
     Args:
-        temperature: of the softmax.
-        gather_distributed: take negatives from all processes.
+        temperature: Of the softmax.
+        gather_distributed: Take negatives from all processes.
 
     Raises:
-        ValueError: if the temperature is not positive.
+        ValueError: If the temperature is not positive.
     """
 
     def __init__(self, temperature: float = 0.2, gather_distributed: bool = False) -> None:

@@ -28,20 +28,21 @@ def kernel_alignment_loss(
     normalised: the alignment itself does not depend on their common length. Differentiable once.
 
     Args:
-        query: ``(B, C, h, w)`` or ``(B, N, C)``, features of the online branch.
-        key: ``(B, C', h, w)`` or ``(B, N, C')`` of the same places, for instance from ``densessl.align``. It takes a
-            gradient if it asks for one; the published method detaches it.
-        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is not read.
+        query: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, features of the online branch.
+        key: Tensor ``(B, C', h, w)`` or ``(B, N, C')`` of the same places, for instance from ``densessl.align``. It
+            takes a gradient if it asks for one; the published method detaches it.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
+            not read.
         reduction: ``"mean"`` or ``"none"``.
-        no_match: what an image with fewer than two valid cells does in the mean: ``"skip"``, it does not count (as in
+        no_match: What an image with fewer than two valid cells does in the mean: ``"skip"``, it does not count (as in
             lightly), or ``"zero"``.
 
     Returns:
-        float32 scalar in [0, 1] (float64 for float64 features), or ``(B,)`` with 0 for images with fewer than two
+        Scalar of float32 in [0, 1] (float64 for float64 features), or ``(B,)`` with 0 for images with fewer than two
         valid cells.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
+        ValueError: If a shape, dtype, device or option is not as described.
     """
     check_options(reduction, no_match)
     x, g = as_tokens(query, "query"), as_tokens(key, "key")
@@ -69,7 +70,7 @@ class KernelAlignmentLoss(nn.Module):
         no_match: ``"skip"`` or ``"zero"``.
 
     Raises:
-        ValueError: on other options.
+        ValueError: If a option is not as described.
     """
 
     def __init__(self, reduction: Reduction = "mean", no_match: NoMatch = "skip") -> None:

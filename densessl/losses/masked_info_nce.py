@@ -30,20 +30,21 @@ def masked_info_nce_loss(
     Query and key are L2-normalised here. Gradients flow to whatever asks for them. Takes a few times ``N * M`` floats.
 
     Args:
-        query: ``(N, C)``, vectors of all images together; N may be 0.
-        key: ``(M, C)``.
-        positive: bool ``(N, M)``.
-        negative: bool ``(N, M)``. A pair that is in neither mask counts for nothing, one in both is a positive.
-        temperature: t, 0.1 as in SupCon and DetCon.
+        query: Tensor ``(N, C)``, vectors of all images together; N may be 0.
+        key: Tensor ``(M, C)``.
+        positive: Boolean tensor ``(N, M)``.
+        negative: Boolean tensor ``(N, M)``. A pair that is in neither mask counts for nothing, one in both is a
+            positive.
+        temperature: T, 0.1 as in SupCon and DetCon.
         reduction: ``"mean"`` over queries, or ``"none"``.
-        no_match: queries without a positive count as 0 in the mean (``"zero"``) or are left out of it (``"skip"``).
+        no_match: Queries without a positive count as 0 in the mean (``"zero"``) or are left out of it (``"skip"``).
 
     Returns:
-        float32 scalar, or ``(N,)`` with 0 for queries without a positive. Without queries the scalar is a 0 that has
+        Scalar of float32, or ``(N,)`` with 0 for queries without a positive. Without queries the scalar is a 0 that has
         gradients, 0 as well.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
+        ValueError: If a shape, dtype, device or option is not as described.
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
@@ -88,12 +89,12 @@ class MaskedInfoNCELoss(nn.Module):
     """See ``masked_info_nce_loss``.
 
     Args:
-        temperature: of the softmax.
+        temperature: Of the softmax.
         reduction: ``"mean"`` or ``"none"``.
         no_match: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: on another option, or if the temperature is not positive.
+        ValueError: On another option, or if the temperature is not positive.
     """
 
     def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

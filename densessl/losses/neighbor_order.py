@@ -34,21 +34,23 @@ def neighbor_order_loss(
     that the backward pass computes once more.
 
     Args:
-        query: ``(B, C, h, w)`` or ``(B, N, C)``, features of the online branch on the shared region of two views.
-        key: the same of the other branch, cell by cell, for instance from ``densessl.align``; it takes no gradient.
-        references: ``(B, C, h', w')`` or ``(B, R, C)``, cells of other images, R at least 2.
+        query: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, features of the online branch on the shared region of two
+            views.
+        key: The same of the other branch, cell by cell, for instance from ``densessl.align``; it takes no gradient.
+        references: Tensor ``(B, C, h', w')`` or ``(B, R, C)``, cells of other images, R at least 2.
         similarity: ``"cosine"`` (the released configuration), or ``"euclidean"`` distances.
-        steepness: how sharply the network compares; 100 as published.
-        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is not read.
+        steepness: How sharply the network compares; 100 as published.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
+            not read.
         reduction: ``"mean"`` or ``"none"``.
 
     Returns:
-        float32 scalar, at least 0 (float64 for float64 features), or ``(B,)``; an image without valid cells counts
+        Scalar of float32, at least 0 (float64 for float64 features), or ``(B,)``; an image without valid cells counts
         as 0.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
-        ImportError: without the package ``diffsort`` (extra ``neighbors``).
+        ValueError: If a shape, dtype, device or option is not as described.
+        ImportError: Without the package ``diffsort`` (extra ``neighbors``).
     """
     _check_options(similarity, steepness, reduction)
     q, k, r = as_tokens(query, "query"), as_tokens(key, "key"), as_tokens(references, "references")
@@ -124,7 +126,7 @@ class NeighborOrderLoss(nn.Module):
         reduction: ``"mean"`` or ``"none"``.
 
     Raises:
-        ValueError: on other options.
+        ValueError: If a option is not as described.
     """
 
     def __init__(

@@ -31,22 +31,21 @@ def pixcontrast_loss(
     itself, memory grows with the number of cells.
 
     Args:
-        query: ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
-        key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
-        mask: bool ``(B, Nq, Nk)``, strided or sparse COO.
-        valid_k: optional bool ``(B, Nk)`` or ``(B, h', w')``, as from ``densessl.cell_validity``: the key cells that
-            the denominator is over; the others are no positives either, and
-            what they hold, even NaN, is not read. Query cells need no such argument: one without
-            a positive does not count.
-        temperature: t.
+        query: Tensor ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
+        key: Tensor ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO.
+        valid_k: Optional boolean tensor ``(B, Nk)`` or ``(B, h', w')``, as from ``densessl.cell_validity``: the key
+            cells that the denominator is over; the others are no positives either, and what they hold, even NaN, is not
+            read. Query cells need no such argument: one without a positive does not count.
+        temperature: T.
         reduction: ``"mean"`` or ``"none"``.
-        no_match: as in ``densessl.pixpro_loss``.
+        no_match: As in ``densessl.pixpro_loss``.
 
     Returns:
-        float32 scalar, at least 0, or ``(B,)`` with 0 for images without positives.
+        Scalar of float32, at least 0, or ``(B,)`` with 0 for images without positives.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
+        ValueError: If a shape, dtype, device or option is not as described.
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
@@ -123,7 +122,7 @@ class PixContrastLoss(nn.Module):
         no_match: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: on other options.
+        ValueError: If a option is not as described.
     """
 
     def __init__(self, temperature: float = 0.3, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

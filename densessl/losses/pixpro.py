@@ -15,9 +15,9 @@ def pixpro_loss(
     """Minus the mean cosine over all positive pairs of an image, then over images (PixPro, Eq. 5, one direction).
 
     Args:
-        query: ``(B, C, h, w)`` or ``(B, Nq, C)``, propagated features of the online branch.
-        key: ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
-        mask: bool ``(B, Nq, Nk)``, strided or sparse COO, from a matcher.
+        query: Tensor ``(B, C, h, w)`` or ``(B, Nq, C)``, propagated features of the online branch.
+        key: Tensor ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO, from a matcher.
         reduction: ``"mean"`` or ``"none"``.
         no_match: ``"zero"``: an image without positives counts as 0 in the mean (published code); ``"skip"``: it does
             not count (paper).
@@ -25,10 +25,10 @@ def pixpro_loss(
     Cells without a positive, in either map, are not read: a NaN there reaches neither the loss nor a gradient.
 
     Returns:
-        float32 scalar in [-1, 1], or ``(B,)`` with 0 for images without positives.
+        Scalar of float32 in [-1, 1], or ``(B,)`` with 0 for images without positives.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
+        ValueError: If a shape, dtype, device or option is not as described.
     """
     check_options(reduction, no_match)
     loss = _uncompiled if getattr(mask, "layout", None) == torch.sparse_coo else _loss
@@ -60,7 +60,7 @@ class PixProLoss(nn.Module):
         no_match: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: on other options.
+        ValueError: If a option is not as described.
     """
 
     def __init__(self, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

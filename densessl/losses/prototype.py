@@ -33,20 +33,21 @@ def prototype_loss(
     lightly's ``Center((1, K)).update(key)``.
 
     Args:
-        query: scores ``(B, K, h, w)`` or ``(B, N, K)`` of the online branch.
-        key: scores of the same cells by the other branch; it takes no gradient.
-        valid: optional bool ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is not read.
-        center: optional, K numbers in any shape such as ``(1, K)``, taken from the key's scores.
-        query_temperature: of the query's softmax.
-        key_temperature: of the key's softmax; iBOT has 0.04, which rises to 0.07 in long runs.
+        query: Scores ``(B, K, h, w)`` or ``(B, N, K)`` of the online branch.
+        key: Scores of the same cells by the other branch; it takes no gradient.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
+            not read.
+        center: Optional, K numbers in any shape such as ``(1, K)``, taken from the key's scores.
+        query_temperature: Of the query's softmax.
+        key_temperature: Of the key's softmax; iBOT has 0.04, which rises to 0.07 in long runs.
         reduction: ``"mean"`` or ``"none"``.
-        no_match: images without a cell that counts are 0 in the mean (``"zero"``, as in iBOT) or left out (``"skip"``).
+        no_match: Images without a cell that counts are 0 in the mean (``"zero"``, as in iBOT) or left out (``"skip"``).
 
     Returns:
-        float32 scalar (float64 for float64 scores), or ``(B,)`` with 0 for images without a cell that counts.
+        Scalar of float32 (float64 for float64 scores), or ``(B,)`` with 0 for images without a cell that counts.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or options other than these.
+        ValueError: If a shape, dtype, device or option is not as described.
     """
     _check_options(query_temperature, key_temperature, reduction, no_match)
     s, t = as_tokens(query, "query"), as_tokens(key, "key").detach()
@@ -84,13 +85,13 @@ class PrototypeLoss(nn.Module):
     """Cross entropy of two assignments to prototypes; see ``prototype_loss``.
 
     Args:
-        query_temperature: of the query's softmax.
-        key_temperature: of the key's softmax.
+        query_temperature: Of the query's softmax.
+        key_temperature: Of the key's softmax.
         reduction: ``"mean"`` or ``"none"``.
         no_match: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: on another option, or if a temperature is not positive.
+        ValueError: On another option, or if a temperature is not positive.
     """
 
     def __init__(

@@ -23,14 +23,14 @@ def pairs_in_buckets(query: Cells, key: Cells, threshold: float, unit: Unit, blo
     """The pairs that are closer than the threshold.
 
     Args:
-        query: query cells.
-        key: key cells.
-        threshold: in cell diagonals.
-        unit: whose.
-        block: how many pairs to look at at once.
+        query: Query cells.
+        key: Key cells.
+        threshold: In cell diagonals.
+        unit: Whose.
+        block: How many pairs to look at at once.
 
     Returns:
-        int64 ``(3, P)``: image, query cell, key cell; no pair twice, in no order.
+        Tensor of int64, ``(3, P)``: image, query cell, key cell; no pair twice, in no order.
     """
     found = []
     if unit != "key":

@@ -20,9 +20,9 @@ class Cells(NamedTuple):
     """The cells of a map, in any unit of length.
 
     Attributes:
-        centers: ``(B, N, 2)``, xy.
-        diagonal: ``(B, N)``.
-        allowed: bool ``(B, N)``; False: never matches.
+        centers: Tensor ``(B, N, 2)``, xy.
+        diagonal: Tensor ``(B, N)``.
+        allowed: Boolean tensor ``(B, N)``; False: never matches.
     """
 
     centers: Tensor
@@ -34,10 +34,10 @@ class Windows(NamedTuple):
     """A rectangle of key cells for every query cell, each int64 ``(B, Nq)``; empty where it cannot match.
 
     Attributes:
-        column: first column.
-        row: first row.
-        width: columns.
-        height: rows.
+        column: First column.
+        row: First row.
+        width: Columns.
+        height: Rows.
     """
 
     column: Tensor
@@ -58,13 +58,13 @@ def find_windows(
     """Windows that hold every pair closer than the threshold.
 
     Args:
-        query: query cells; their coords may be of either kind.
-        key: key cells.
-        coords_k: ``(B, 3, 3)``, the key view's homography.
-        size_k: ``(h, w)`` of the key map.
-        scale: ``(B, 1, 2)``, from the unit square to the cells' unit of length; None: the unit square's.
-        threshold: in cell diagonals.
-        unit: whose.
+        query: Query cells; their coords may be of either kind.
+        key: Key cells.
+        coords_k: Tensor ``(B, 3, 3)``, the key view's homography.
+        size_k: Tensor ``(h, w)`` of the key map.
+        scale: Tensor ``(B, 1, 2)``, from the unit square to the cells' unit of length; None: the unit square's.
+        threshold: In cell diagonals.
+        unit: Whose.
 
     Returns:
         Windows; the whole map where there is no bound (a disc that reaches the horizon, a singular homography).
@@ -140,16 +140,16 @@ def pairs_in_windows(
     """The pairs inside windows that are closer than the threshold.
 
     Args:
-        windows: for every query cell.
-        query: query cells.
-        key: key cells.
-        width: columns of the key map.
-        threshold: in cell diagonals.
-        unit: whose.
-        block: how many pairs to look at at once.
+        windows: For every query cell.
+        query: Query cells.
+        key: Key cells.
+        width: Columns of the key map.
+        threshold: In cell diagonals.
+        unit: Whose.
+        block: How many pairs to look at at once.
 
     Returns:
-        int64 ``(3, P)``: image, query cell, key cell; sorted.
+        Tensor of int64, ``(3, P)``: image, query cell, key cell; sorted.
     """
     n_query, n_key = query.allowed.shape[1], key.allowed.shape[1]
     counts = (windows.width * windows.height).flatten()
@@ -182,8 +182,8 @@ def runs_of_blocks(ends: Tensor, block: int) -> list[tuple[int, int, int, int]]:
     """Cuts windows, or other runs of pairs, into blocks.
 
     Args:
-        ends: int64 ``(R,)``, how many pairs the runs up to each one hold together.
-        block: about how many pairs a block holds.
+        ends: Tensor of int64, ``(R,)``, how many pairs the runs up to each one hold together.
+        block: About how many pairs a block holds.
 
     Returns:
         For every block its first run, the run after its last, the pairs before it, and the pairs in it.

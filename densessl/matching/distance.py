@@ -36,14 +36,14 @@ class DistanceMatcher(nn.Module):
     Args:
         threshold: T, in cell diagonals.
         unit: ``"max"``, ``"min"``, ``"query"`` or ``"key"``: whose diagonal.
-        sparse: return a sparse COO mask and hold no dense ``(B, Nq, Nk)`` tensor on the way: each query cell is
+        sparse: Return a sparse COO mask and hold no dense ``(B, Nq, Nk)`` tensor on the way: each query cell is
             compared with the key cells of a small window, so time and memory grow with the number of cells. Dense key
-            coords have no window; there, cells are found through a grid of buckets, in linear time as well. Where
-            views see the horizon, blocks of rows are compared with all key cells, and small maps as a whole. The pairs
-            are those of the dense mask, to the last one.
+            coords have no window; there, cells are found through a grid of buckets, in linear time as well. Where views
+            see the horizon, blocks of rows are compared with all key cells, and small maps as a whole. The pairs are
+            those of the dense mask, to the last one.
 
     Raises:
-        ValueError: if the threshold is not positive or the unit unknown.
+        ValueError: If the threshold is not positive or the unit unknown.
     """
 
     def __init__(self, threshold: float = 0.7, *, unit: Unit = "max", sparse: bool = False) -> None:
@@ -73,19 +73,19 @@ class DistanceMatcher(nn.Module):
         """Matches two maps.
 
         Args:
-            coords_q: ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
-            coords_k: the same of the key view.
-            size_q: ``(h, w)`` of the query map.
-            size_k: the same of the key map; None: as ``size_q``.
-            source_size: int64 ``(B, 2)``, height and width of the source: isotropic distances in pixels.
-            valid_q: optional bool ``(B, Nq)`` or ``(B, h, w)``: cells that may match.
-            valid_k: the same for the key cells.
+            coords_q: Tensor ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
+            coords_k: The same of the key view.
+            size_q: Tensor ``(h, w)`` of the query map.
+            size_k: The same of the key map; None: as ``size_q``.
+            source_size: Tensor of int64, ``(B, 2)``, height and width of the source: isotropic distances in pixels.
+            valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``: cells that may match.
+            valid_k: The same for the key cells.
 
         Returns:
-            bool ``(B, Nq, Nk)``, strided or sparse COO; the reverse direction is its ``.mT``.
+            Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO; the reverse direction is its ``.mT``.
 
         Raises:
-            ValueError: on shapes, dtypes or devices other than these; on a dense mask that cannot fit into memory.
+            ValueError: If a shape, dtype or device is not as described; on a dense mask that cannot fit into memory.
         """
         size_q = checked_size(size_q, "size_q")
         size_k = size_q if size_k is None else checked_size(size_k, "size_k")

@@ -13,11 +13,11 @@ class NearestMatcher(nn.Module):
     """Each query cell with its nearest key cell, by any cost.
 
     Args:
-        keep: how many pairs of least cost to keep per image; None: one per query cell.
-        mutual: keep only pairs that are each other's nearest.
+        keep: How many pairs of least cost to keep per image; None: one per query cell.
+        mutual: Keep only pairs that are each other's nearest.
 
     Raises:
-        ValueError: if ``keep`` is below 1.
+        ValueError: If ``keep`` is below 1.
     """
 
     def __init__(self, keep: int | None = None, *, mutual: bool = False) -> None:
@@ -35,15 +35,15 @@ class NearestMatcher(nn.Module):
         """Picks pairs.
 
         Args:
-            cost: floating point ``(B, Nq, Nk)``, lower is nearer: a distance, or a negative similarity. NaN and
+            cost: Floating-point tensor ``(B, Nq, Nk)``, lower is nearer: a distance, or a negative similarity. NaN and
                 infinite costs never pair.
-            valid: optional bool, broadcastable to ``(B, Nq, Nk)``: pairs that are allowed.
+            valid: Optional bool, broadcastable to ``(B, Nq, Nk)``: pairs that are allowed.
 
         Returns:
             Pairs, each ``(B, keep or Nq)``, sorted by cost where ``keep`` is given, else by query cell.
 
         Raises:
-            ValueError: on shapes, dtypes or devices other than these, or ``keep`` above Nq.
+            ValueError: If a shape, dtype or device is not as described, or ``keep`` above Nq.
         """
         check_tensor(cost, "cost", "floating point (B, Nq, Nk)")
         if cost.ndim != 3 or not cost.is_floating_point() or cost.shape[2] == 0:

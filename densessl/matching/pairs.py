@@ -14,9 +14,9 @@ class Pairs(NamedTuple):
     """Aligned pairs of cells.
 
     Attributes:
-        query: int64 ``(B, K)``, row-major index of the query cell.
-        key: int64 ``(B, K)``, of its key cell.
-        valid: bool ``(B, K)``; unused slots are False and have index 0.
+        query: Tensor of int64, ``(B, K)``, row-major index of the query cell.
+        key: Tensor of int64, ``(B, K)``, of its key cell.
+        valid: Boolean tensor ``(B, K)``; unused slots are False and have index 0.
     """
 
     query: Tensor
@@ -28,14 +28,14 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Picks tokens by index.
 
     Args:
-        tokens: ``(B, N, C)``.
-        index: int64 ``(B, K)``, as in ``Pairs``.
+        tokens: Tensor ``(B, N, C)``.
+        index: Tensor of int64, ``(B, K)``, as in ``Pairs``.
 
     Returns:
-        ``(B, K, C)``.
+        Tensor ``(B, K, C)``.
 
     Raises:
-        ValueError: on shapes, dtypes or devices other than these; on a CPU also on an index out of range.
+        ValueError: If a shape, dtype or device is not as described; on a CPU also on an index out of range.
     """
     check_tensor(tokens, "tokens", "(B, N, C)")
     check_tensor(index, "index", f"int64 (B, K) with B = {tokens.shape[0]}")
@@ -58,15 +58,15 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
     """Aligned pairs as a mask, for the losses and meters that take one.
 
     Args:
-        pairs: of a matcher such as ``NearestMatcher``.
-        shape: ``(Nq, Nk)``, cells of the query and of the key map. Valid pairs beyond it are refused on
-            a CPU; on other devices, where the check would wait for the device, they are left out.
+        pairs: Of a matcher such as ``NearestMatcher``.
+        shape: Tensor ``(Nq, Nk)``, cells of the query and of the key map. Valid pairs beyond it are refused on a CPU;
+            on other devices, where the check would wait for the device, they are left out.
 
     Returns:
-        bool ``(B, Nq, Nk)``, strided: True where a valid pair is.
+        Boolean tensor ``(B, Nq, Nk)``, strided: True where a valid pair is.
 
     Raises:
-        ValueError: on other shapes or dtypes; on a CPU also on a valid pair whose index is out of range.
+        ValueError: If a shape or dtype is not as described; on a CPU also on a valid pair whose index is out of range.
     """
     query, key, valid = pairs
     for part, name in ((query, "query"), (key, "key"), (valid, "valid")):

@@ -19,15 +19,15 @@ def feature_distance(query: Tensor, key: Tensor, *, metric: Metric = "cosine") -
     In float32 with autocast off, since rounding changes which cell is nearest. A cost for ``NearestMatcher``.
 
     Args:
-        query: floating point ``(B, C, h, w)`` or ``(B, Nq, C)``.
-        key: floating point ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        query: Floating-point tensor ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: Floating-point tensor ``(B, C, h', w')`` or ``(B, Nk, C)``.
         metric: ``"cosine"``: 1 - cos, as DenseCL matches; ``"euclidean"``, as VICRegL does.
 
     Returns:
-        float32 (float64 stays) ``(B, Nq, Nk)``.
+        Tensor of float32 (float64 stays float64), ``(B, Nq, Nk)``.
 
     Raises:
-        ValueError: on shapes, dtypes, devices or a metric other than these.
+        ValueError: If a shape, dtype, device or a metric is not as described.
     """
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric: expected 'cosine' or 'euclidean', got {metric!r}")

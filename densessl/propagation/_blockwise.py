@@ -23,8 +23,8 @@ def power(cosine: Tensor, gamma: float) -> Tensor:
     """``max(cos, 0) ** gamma``; below an exponent of 1 the published code adds 1e-6, and so does this.
 
     Args:
-        cosine: any shape.
-        gamma: exponent.
+        cosine: Any shape.
+        gamma: Exponent.
 
     Returns:
         The same shape.
@@ -76,13 +76,13 @@ def propagate(unit: Tensor, values: Tensor, gamma: float, triton: bool = False) 
     """``sum_j max(<u_i, u_j>, 0) ** gamma v_j`` in memory that grows with the number of cells; differentiable once.
 
     Args:
-        unit: ``(B, N, C)``, unit length.
-        values: ``(B, N, D)``, of the same dtype.
-        gamma: exponent.
-        triton: by the kernels, on a CUDA device and not in float64; else tile by tile.
+        unit: Tensor ``(B, N, C)``, unit length.
+        values: Tensor ``(B, N, D)``, of the same dtype.
+        gamma: Exponent.
+        triton: By the kernels, on a CUDA device and not in float64; else tile by tile.
 
     Returns:
-        ``(B, N, D)``, of the same dtype.
+        Tensor ``(B, N, D)``, of the same dtype.
     """
     if triton:
         from densessl.propagation._triton import propagated  # imports triton, which some platforms lack

@@ -159,12 +159,13 @@ def propagated(unit: Tensor, values: Tensor, gamma: float) -> Tensor:
     """``sum_j max(<u_i, u_j>, 0) ** gamma v_j``.
 
     Args:
-        unit: ``(B, N, C)`` float32, bfloat16 or float16; unit length. float32 products run in TF32 where torch's do.
-        values: ``(B, N, D)``, of the same dtype.
-        gamma: exponent.
+        unit: Tensor ``(B, N, C)`` float32, bfloat16 or float16; unit length. float32 products run in TF32 where torch's
+            do.
+        values: Tensor ``(B, N, D)``, of the same dtype.
+        gamma: Exponent.
 
     Returns:
-        ``(B, N, D)``, of the same dtype.
+        Tensor ``(B, N, D)``, of the same dtype.
     """
     unit, values = unit.contiguous(), values.contiguous()
     batch, count, width, depth = *unit.shape, values.shape[-1]
@@ -182,13 +183,13 @@ def gradients(grad: Tensor, unit: Tensor, values: Tensor, gamma: float) -> tuple
     """Of unit and values, from that of ``propagated``'s result.
 
     Args:
-        grad: ``(B, N, D)``, of the others' dtype.
-        unit: ``(B, N, C)``.
-        values: ``(B, N, D)``.
-        gamma: exponent.
+        grad: Tensor ``(B, N, D)``, of the others' dtype.
+        unit: Tensor ``(B, N, C)``.
+        values: Tensor ``(B, N, D)``.
+        gamma: Exponent.
 
     Returns:
-        ``(B, N, C)`` and ``(B, N, D)``.
+        Tensor ``(B, N, C)`` and ``(B, N, D)``.
     """
     grad, unit, values = grad.contiguous(), unit.contiguous(), values.contiguous()
     batch, count, width, depth = *unit.shape, values.shape[-1]
@@ -206,9 +207,9 @@ def sizes(blocks: Blocks, inner: int, out: int) -> dict[str, Any]:
     """What a kernel is compiled for.
 
     Args:
-        blocks: how it cuts its work.
-        inner: channels that the sum's cosines or the gradient's other products run over.
-        out: channels of the result.
+        blocks: How it cuts its work.
+        inner: Channels that the sum's cosines or the gradient's other products run over.
+        out: Channels of the result.
 
     Returns:
         Its compile-time arguments but GAMMA and PRECISION.

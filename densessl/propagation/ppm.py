@@ -19,11 +19,11 @@ def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
     """``s(x_i, x_j) = max(cos(x_i, x_j), 0) ** gamma`` (PixPro, Eq. 4).
 
     Args:
-        tokens: ``(B, N, C)``.
-        gamma: exponent. Below 1 the published code adds 1e-6 before the power (its gradient is infinite at 0); so here.
+        tokens: Tensor ``(B, N, C)``.
+        gamma: Exponent. Below 1 the published code adds 1e-6 before the power (its gradient is infinite at 0); so here.
 
     Returns:
-        ``(B, N, N)``.
+        Tensor ``(B, N, N)``.
     """
     unit = normalized(tokens)
     return power(unit @ unit.mT, gamma)
@@ -38,8 +38,8 @@ class PPM(nn.Module):
     ``PPM(nn.Sequential(nn.Conv2d(256, 256, 1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 1)))``.
 
     Args:
-        transform: g, a module from map ``(B, C, h, w)`` to map; None: identity.
-        gamma: exponent of the similarity.
+        transform: G, a module from map ``(B, C, h, w)`` to map; None: identity.
+        gamma: Exponent of the similarity.
         normalize_values: L2-normalise g(x) per cell. The published code does; Eq. 3 does not (False).
         algorithm: "dense": the weights of all pairs of cells at once, ``(B, N, N)``. "blockwise": tile by tile, and
             once more in the backward pass, so that memory grows with N; then differentiable once only. "triton": the
@@ -48,7 +48,7 @@ class PPM(nn.Module):
             the same to rounding.
 
     Raises:
-        ValueError: if gamma is not positive; on an unknown algorithm.
+        ValueError: If gamma is not positive; on an unknown algorithm.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class PPM(nn.Module):
         """Propagates.
 
         Args:
-            x: ``(B, C, h, w)`` or ``(B, N, C)``, floating point.
-            valid: optional bool ``(B, N)`` or ``(B, h, w)``, as from ``densessl.cell_validity``: the cells that the
-                sum is over. The others get a sum too, which a mask of valid cells leaves unused; those of them that are
-                not finite enter as 0.
+            x: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, floating point.
+            valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, as from ``densessl.cell_validity``: the cells
+                that the sum is over. The others get a sum too, which a mask of valid cells leaves unused; those of them
+                that are not finite enter as 0.
 
         Returns:
             The same form and size; channels as ``transform`` gives them. The losses normalise it (the published code
             does so at its end).
 
         Raises:
-            ValueError: on another shape or dtype; with ``algorithm="dense"``, on weights that cannot fit into memory;
-                with ``algorithm="triton"``, where Triton or a CUDA device is missing, and on float64.
+            ValueError: If a shape or dtype is not as described; with ``algorithm="dense"``, on weights that cannot fit
+                into memory; with ``algorithm="triton"``, where Triton or a CUDA device is missing, and on float64.
         """
         tokens = as_tokens(x, "x")
         if valid is not None:
