@@ -92,7 +92,8 @@ def _write(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Pat
     copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # never half a file under the final name
-        safetensors().save_file(copies, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+        # Not save_file, which makes files that others cannot read.
+        (Path(scratch) / "model.safetensors").write_bytes(safetensors().save(copies, metadata={"format": "pt"}))
         (Path(scratch) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for file in ("model.safetensors", "config.json"):
             shutil.move(Path(scratch) / file, folder / file)

@@ -160,7 +160,8 @@ def _write(weights: Mapping[str, Tensor], to: str, out: Path) -> None:
     part = out.with_name(out.name + ".part")  # never half a file under the final name
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
-        safetensors().save_file(tensors, part, metadata={"format": "pt"})
+        # Not save_file, which makes files that others cannot read.
+        part.write_bytes(safetensors().save(tensors, metadata={"format": "pt"}))
     elif to == "detectron2":
         arrays = {n: (v.float() if v.is_floating_point() else v).numpy() for n, v in tensors.items()}
         with part.open("wb") as file:

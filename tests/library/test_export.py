@@ -177,6 +177,7 @@ def test_features_stay_the_same(to, suffix, encoder, checkpoint, tmp_path):
     done = export(checkpoint, to, out)
     weights = load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)
     assert weights.keys() == done.weights.keys()
+    assert out.stat().st_mode & 0o777 == 0o644
     model = resnet18() if to == "torchvision" else timm.create_model("resnet18")
     assert model.load_state_dict(weights, strict=False) == (["fc.weight", "fc.bias"], [])
     model.eval()

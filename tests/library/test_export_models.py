@@ -90,6 +90,7 @@ def test_a_whole_missing_module_is_written_as_initialised(tmp_path):
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("norm.")}
     torch.save(state, tmp_path / "last.pth")
     done = export(tmp_path / "last.pth", "huggingface", tmp_path / "hub", model="vit_tiny_patch16_224")
+    assert (tmp_path / "hub" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     assert done.dropped == dict.fromkeys(("norm.weight", "norm.bias"), "not in the checkpoint: written as initialised")
     again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items() if name in state)

@@ -106,9 +106,9 @@ def held_out_of(folder: Path, count: int) -> list[Path]:
 
 def test_the_training_is_the_same_bit_for_bit(folder, labelled, tmp_path):
     """Batch norm's statistics, modes and generators too: the probe with labels draws and trains a layer of its own."""
-    one = fit(folder, tmp_path / "on", "--probe.images=4", "--probe.every_n_steps=1", f"--probe.labels={labelled}")
+    one = fit(folder, tmp_path / "on", "--probe.images=4", "--probe.every_n_steps=3", f"--probe.labels={labelled}")
     other = fit(folder, tmp_path / "off", "--probe.images=4", "--probe.every_n_steps=0")
-    assert len(probe_of(one).readings) == 7
+    assert len(probe_of(one).readings) == 3
     assert not probe_of(other).readings
     for (name, a), (_, b) in zip(one.method.state_dict().items(), other.method.state_dict().items(), strict=True):
         if isinstance(a, torch.Tensor):
@@ -168,11 +168,15 @@ def test_a_continued_run_compares_itself_with_its_own_start(folder, tmp_path):
     options = ["--probe.images=4", "--probe.every_n_steps=2", "--save_every_n_steps=3"]
     whole = fit(folder, tmp_path / "whole", *options)
     fit(folder, tmp_path / "part", *options, "--trainer.max_steps=3")
-    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
-    again = fit(folder, tmp_path / "part", *options, "--trainer.max_steps=3", "--extend_to=6", f"--ckpt_path={last}")
+    again = fit(folder, tmp_path / "part", *options, "--trainer.max_steps=3", "--extend_to=6", "--ckpt_path=last")
     readings = probe_of(again).readings
     assert readings[0] == probe_of(whole).readings[0]
-    assert [row["step"] for row in readings] in ([0, 2, 4, 6], [0, 2, 3, 4, 6])
+    assert [row["step"] for row in readings] == [
+        0,
+        2,
+        4,
+        6,
+    ]  # the one at the end of the first part came after its checkpoint
 
 
 def test_frozen_gives_everything_back(folder, labelled):

@@ -1,6 +1,9 @@
 """The way after a run: its report, however it ended, and the comparison that the report names."""
 
+import os
 import shlex
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from examples import evaluate
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pages import chart, thinned
 from examples.pretrain.common.report.content import better_or_worse, duration, next_commands, read_curves
+from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.pixpro import PixPro
 
 
@@ -115,33 +119,49 @@ def test_commands_by_network(finished):
     assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
 
 
+def fails() -> None:
+    raise RuntimeError("loss is nan")
+
+
+def presses_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 class Stop(Callback):
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do = do
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if trainer.global_step == 3:
-            raise self.error
+            self.do()
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (SystemExit(130), "by Ctrl-C"),
-        (SystemExit(143), "by SIGTERM"),
-        (RuntimeError("loss is nan"), "by RuntimeError: loss is nan"),
-    ],
-)
-def test_a_run_that_is_stopped_has_a_report_too(error, words, folder, tmp_path):
+@pytest.mark.parametrize(("stop", "words"), [(presses_ctrl_c, "by the user"), (fails, "by RuntimeError: loss is nan")])
+def test_a_run_that_is_stopped_has_a_report_too(stop, words, folder, tmp_path):
     made = made_run(folder, tmp_path)
-    made.trainer.callbacks.append(Stop(error))
-    with pytest.raises((SystemExit, RuntimeError)):
-        made.fit()
+    made.trainer.callbacks.insert(0, Stop(stop))
+    try:
+        with pytest.raises((SystemExit, RuntimeError)):
+            made.fit()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it would end this process, as it ends a run
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     text = (tmp_path / "report.md").read_text()
     assert "# PixPro: stopped after 3 of 4 steps" in text
     assert words in text
-    assert [row["step"] for row in probe_of(made).readings] == [0, 2]
-    assert "best.safetensors --photos" in text or "encoder.safetensors --photos" in text or "last.ckpt" in text
+    steps = [row["step"] for row in probe_of(made).readings]
+    assert steps == ([0, 2, 3] if stop is presses_ctrl_c else [0, 2])
+    goes_on = f"examples/pretrain/pixpro.py fit --config {tmp_path}/config.yaml --ckpt_path last" in text
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists() == goes_on == (stop is presses_ctrl_c)
+
+
+@pytest.mark.parametrize(
+    ("exception", "who"),
+    [(KeyboardInterrupt(), "the user"), (SystemExit(130), "the user"), (SystemExit(143), "SIGTERM"),
+     (SystemExit("error: no"), None), (SystemExit(1), None), (RuntimeError(), None)],
+)  # fmt: skip
+def test_who_stopped_a_run(exception, who):
+    assert stopped_by(exception) == who
 
 
 def test_a_report_without_a_probe_shows_photos_that_were_trained_on(folder, tmp_path):

@@ -23,6 +23,7 @@ from examples.pretrain.common.pictures import enlarged, in_colour, pca_colours, 
 from examples.pretrain.common.samples import Labels, read_labels, read_squares
 from examples.pretrain.common.scores import SCORES, Form, frozen, scores, settled
 from examples.pretrain.common.sharding import is_sharded
+from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.common.training import steps_of
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # photos whose features go to TensorBoard
 READINGS = 40  # of a run, at the default spacing
 LEAST = 200  # steps between readings, at the default spacing
+QUICK = 3  # seconds of a reading that is still taken of a run that is told to end
 
 
 def dense_probe(
@@ -157,6 +159,11 @@ class DenseProbe(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._read(trainer, module, backbone_of(module.method))
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        # Who waits for a run to end does not wait for a slow reading; a cluster kills what does not end soon.
+        if stopped_by(exception) and self.readings and self.seconds < QUICK * len(self.readings):
+            self._read(trainer, module, backbone_of(module.method))
 
     @property
     def latest(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ SETTINGS = "config.yaml"  # the first file that a run writes
 # What a run leaves behind, and --overwrite takes away. Other files of the folder stay.
 LEFT_BEHIND = (
     *(SETTINGS, "checkpoints/*.ckpt", "*.safetensors", "metrics*.csv", "events.out.tfevents.*", "hparams.yaml"),
-    *("report.html", "report.md"),
+    *("report.html", "report.md", "report/*.png"),
 )
 
 

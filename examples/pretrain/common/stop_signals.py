@@ -18,6 +18,16 @@ SECONDS_TO_END = 9  # of a run that was told to end by Ctrl-C
 SECONDS_OF_AN_ECHO = 1  # torchrun passes on to its processes a Ctrl-C that the terminal has sent them already
 
 
+def stopped_by(exception: BaseException) -> str | None:
+    """Who asked the run to end, in words; None where it ended by an error."""
+    if isinstance(exception, KeyboardInterrupt):
+        return "the user"
+    code = exception.code if isinstance(exception, SystemExit) else None
+    if not isinstance(code, int) or code <= 128:
+        return None
+    return "the user" if code == 128 + signal.SIGINT else signal.Signals(code - 128).name
+
+
 class StopSignals:
     """Notes that the run is asked to end.
 
@@ -71,11 +81,3 @@ class StopSignals:
         elif time.monotonic() - self._since > SECONDS_OF_AN_ECHO or "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def cause(exception: BaseException) -> str:
-    """What has ended a run, in words."""
-    if isinstance(exception, SystemExit) and isinstance(exception.code, int) and exception.code > 128:
-        name = signal.Signals(exception.code - 128).name
-        return "Ctrl-C" if name == "SIGINT" else name
-    return f"{type(exception).__name__}: {exception}" if str(exception) else type(exception).__name__

@@ -19,6 +19,7 @@ from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.report.content import (
     better_or_worse,
+    continuing,
     duration,
     last_of,
     next_commands,
@@ -31,7 +32,7 @@ from examples.pretrain.common.report.write import COLLAPSED_BELOW, STD, Story, w
 from examples.pretrain.common.samples import read_squares
 from examples.pretrain.common.scores import Form, frozen, settled
 from examples.pretrain.common.sharding import is_sharded
-from examples.pretrain.common.stop_signals import cause
+from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.common.training import steps_of
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,9 @@ class RunReport(Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         if self.begun and not self.written:
-            steps = f"{trainer.global_step} of {steps_of(trainer)} steps"
-            self._write(trainer, module, f"stopped after {steps} by {cause(exception)}")
+            said = f": {exception}" if str(exception) else ""
+            why = stopped_by(exception) or f"{type(exception).__name__}{said}"
+            self._write(trainer, module, f"stopped after {trainer.global_step} of {steps_of(trainer)} steps by {why}")
 
     def _maps(self, backbone: torch.nn.Module) -> Tensor:
         with frozen(backbone, self.form) as features:
@@ -108,7 +110,8 @@ class RunReport(Callback):
     def _story(self, trainer: pl.Trainer, module: Any, end: str) -> Story:
         out, data, probe = Path(self.config.out), self.data, self.probe
         curves, spent = read_curves(out), time.perf_counter() - self.begun
-        method = type(getattr(module.method, "method", module.method)).__name__  # an anchored one is around its method
+        recipe = type(getattr(module.method, "method", module.method))  # an anchored one is around its method
+        method = recipe.__name__
         pictures = []
         if self.photos and self.before is not None:
             maps = {"before": self.before.float(), "after": self._maps(backbone_of(module.method))}
@@ -124,6 +127,7 @@ class RunReport(Callback):
             "time of the probe": f"{duration(probe.seconds)} ({probe.seconds / max(spent + self.earlier, 1e-9):.1%})",
             "backbone": f"{self.config.backbone.name}, from {self.config.backbone.get('init', 'random')}",
         }
+        goes_on = continuing(self.config, recipe) if trainer.global_step < steps_of(trainer) else {}
         note = (
             "Equal colours mean alike features within one column; the columns are not comparable in colour. Similarity "
             "is that of each cell to the middle of the photo. "
@@ -140,7 +144,7 @@ class RunReport(Callback):
             best,
             pictures,
             note if pictures else "No photo was at hand.",
-            next_commands(self.config, weights_of(out)),
+            goes_on | next_commands(self.config, weights_of(out)),
             settings(self.config),
         )
 

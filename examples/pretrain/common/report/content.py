@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import math
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import yaml
 from jsonargparse import Namespace
+
+from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
 
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -72,6 +76,15 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
         "export": f"python -m densessl.export {file} --to {to} --out {shlex.quote(str(out / 'backbone.pth'))}",
         "fine-tune": tune,
     }
+
+
+def continuing(config: Namespace, recipe: type) -> dict[str, str]:
+    """How a run that was stopped goes on; nothing where it left no checkpoint."""
+    if not last_checkpoint(config.out).is_file():
+        return {}
+    program = os.path.relpath(inspect.getfile(recipe))
+    settings = shlex.quote(str(Path(config.out, SETTINGS)))
+    return {"continue": f"python {shlex.quote(program)} fit --config {settings} --ckpt_path last"}
 
 
 def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
