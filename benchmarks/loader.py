@@ -4,6 +4,10 @@ Two BYOL views of 224 px from JPEG photos, all on one core, one after the other 
 the photometric steps, per batch, on the GPU where there is one.
 
     python benchmarks/loader.py [--data FOLDER]         (without FOLDER: generated 500x375 JPEGs)
+    python benchmarks/loader.py --large [--data FOLDER] (without FOLDER: generated 4000x3000 JPEGs)
+
+The second compares data.reduced, the loader's way with large JPEGs, with decoding all pixels: images/s, and of the same
+draws how far the views' pixels are apart, in place, sharpness and value.
 """
 
 import argparse
@@ -48,13 +52,13 @@ def published(blur_p: float, solarize_p: float) -> v1.Compose:
     )
 
 
-def draw_photos(folder: Path, count: int = 100) -> None:
+def draw_photos(folder: Path, count: int = 100, size: tuple[int, int] = (375, 500)) -> None:
     """Smooth noise of several scales, which JPEG stores in some 50 kB at 500x375, as it does photos."""
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
         layers = [
             torch.nn.functional.interpolate(
-                torch.rand(1, 3, 375 // s, 500 // s, generator=generator), (375, 500), mode="bilinear"
+                torch.rand(1, 3, size[0] // s, size[1] // s, generator=generator), size, mode="bilinear"
             )
             for s in (3, 10, 30, 100)
         ]
@@ -74,17 +78,69 @@ def rates(loads: list[Callable[[int], object]], count: int, rounds: int = 5) -> 
     return best
 
 
+def sharpness(image: torch.Tensor) -> float:
+    """Mean square of the differences between neighbours."""
+    grey = image.float().mean(0)
+    return float(grey.diff(dim=0).square().mean() + grey.diff(dim=1).square().mean())
+
+
+def shift(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """By how many pixels an image lies beside another, x and y, by least squares over both slopes and an offset."""
+    one, other = one.float().mean(0), other.float().mean(0)
+    slopes = [(one[1:-1, 2:] - one[1:-1, :-2]) / 2, (one[2:, 1:-1] - one[:-2, 1:-1]) / 2]
+    known = torch.stack([*(slope.flatten() for slope in slopes), torch.ones(slopes[0].numel())], 1)
+    return torch.linalg.lstsq(known, (other - one)[1:-1, 1:-1].flatten()[:, None]).solution[:2, 0]
+
+
+def compare_large(paths: list[Path]) -> None:
+    """Prints the table of ``--large``."""
+    loads = {
+        reduced: Photos(paths, photo_views("unused", photometric="device", reduced=reduced).draw, channels=3)
+        for reduced in (False, True)
+    }
+    speeds = rates(
+        [lambda i, photos=photos: photos[(i // len(paths), i % len(paths))] for photos in loads.values()],
+        len(paths),
+        rounds=3,
+    )
+    shifts, ratios, apart = [], [], []
+    for index in range(2 * len(paths)):
+        whole, reduced = (photos[(index // len(paths), index % len(paths))] for photos in loads.values())
+        for one, other in zip(whole[:2], reduced[:2], strict=True):
+            assert torch.equal(one.coords, other.coords)
+            steps = one.coords.diagonal()[:2].abs() * one.source_size.flip(0) / one.image.shape[-1]
+            shifts.append(float((shift(one.image, other.image).abs() * steps).max()))
+            ratios.append(sharpness(other.image) / sharpness(one.image))
+            apart.append(float((one.image.float() - other.image.float()).abs().mean()))
+    with Image.open(paths[0]) as file:
+        size = f"{file.width}x{file.height}"
+    megabytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e6
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}; {len(paths)} JPEGs, {size}")
+    print(f"of {megabytes:.1f} MB; photometric: device, CPU side\n| data.reduced | images/s per core |\n|---|---|")
+    for reduced, speed in zip(loads, speeds, strict=True):
+        print(f"| {str(reduced).lower()} | {speed:.1f} |")
+    print(f"{speeds[1] / speeds[0]:.2f} times as many. Of {len(shifts)} views, reduced against whole: coords equal,")
+    print(f"pixels at most {max(shifts):.2f} pixels of the file beside their place, sharpness {min(ratios):.2f} to")
+    print(
+        f"{max(ratios):.2f}, on average {sum(ratios) / len(ratios):.2f}, values {sum(apart) / len(apart):.1f} of 255 apart"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")
+    parser.add_argument("--large", action="store_true", help="compare ways to decode large photos, nothing else")
     parser.add_argument("--batch-size", type=int, default=128, help="of the device half")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         if args.data is None:
-            draw_photos(Path(scratch))
+            draw_photos(Path(scratch), *((20, (3000, 4000)) if args.large else ()))
         paths = find_photos(args.data or scratch)[:100]
+        if args.large:
+            compare_large(paths)
+            return
         first, second = published(1.0, 0.0), published(0.1, 0.2)
 
         def pil(index: int) -> None:

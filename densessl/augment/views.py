@@ -172,4 +172,8 @@ class MultiView(nn.Module):
 
 
 def _copied(value: Any) -> Any:
-    return value.copy() if is_pil(value) else tv_tensors.wrap(value.as_subclass(Tensor).clone(), like=value)
+    if is_pil(value):
+        return value.copy()
+    copied = tv_tensors.wrap(value.as_subclass(Tensor).clone(), like=value)
+    copied.__dict__.update(value.__dict__)  # an image of a type of one's own may carry something along
+    return copied

@@ -97,9 +97,12 @@ def read_photo(path: str | Path, channels: int, *, side: int | None = None, turn
         ValueError: If the file has another number of channels than the 2 or 4 and more that are wanted.
         ImportError: On a TIFF without the package that reads it.
     """
-    # Not torchvision's read_file, which takes no names that are not UTF-8.
-    data = torch.from_numpy(np.fromfile(path, np.uint8))
-    return decode_photo(data, os.fspath(path), channels, side=side, turn=turn)
+    return decode_photo(file_bytes(path), os.fspath(path), channels, side=side, turn=turn)
+
+
+def file_bytes(path: str | Path) -> Tensor:
+    """A file's bytes, uint8. Not by torchvision's read_file, which takes no names that are not UTF-8."""
+    return torch.from_numpy(np.fromfile(path, np.uint8))
 
 
 def decode_photo(data: Tensor, name: str, channels: int, *, side: int | None = None, turn: bool = True) -> Tensor:

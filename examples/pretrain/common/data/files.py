@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from examples.pretrain.common.data.decode import read_photo
+from examples.pretrain.common.data.decode import file_bytes
 from examples.pretrain.common.data.views import Batch, DrawViews
 
 
@@ -29,15 +29,15 @@ class Photos(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, index = key
-        image, unreadable = self._read(index)
+        image, unreadable = self._read(epoch, index)
         return self.draw(image, str(self.paths[index]), epoch, index, unreadable=unreadable)
 
-    def _read(self, index: int) -> tuple[Tensor, int]:
+    def _read(self, epoch: int, index: int) -> tuple[Tensor, int]:
         """The photo, or the next readable one in its place; and how many were not."""
         for unreadable in range(len(self.paths)):
             path = self.paths[(index + unreadable) % len(self.paths)]
             try:
-                return read_photo(path, self.channels), unreadable
+                return self.draw.decoded(file_bytes(path), str(path), self.channels, epoch, index), unreadable
             except ImportError:
                 raise  # a missing package is no unreadable photo
             except (RuntimeError, OSError) as error:

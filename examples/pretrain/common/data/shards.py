@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from examples.pretrain.common.data.decode import SUFFIXES, decode_photo
+from examples.pretrain.common.data.decode import SUFFIXES
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.shard_lists import webdataset
 from examples.pretrain.common.data.views import Batch, DrawViews
@@ -85,7 +85,7 @@ class ShardStream(IterableDataset):
             for place, (file, name, data) in enumerate(self._files(epoch, shard)):
                 if count == ended and place < read:
                     continue
-                image = self._decode(name, data)
+                image = self._decode(name, data, epoch, shard, file)
                 if image is None:
                     unreadable += 1
                     continue
@@ -110,13 +110,14 @@ class ShardStream(IterableDataset):
         for error in errors:
             yield -1, url, error
 
-    def _decode(self, name: str, data: bytes | Exception) -> Tensor | None:
+    def _decode(self, name: str, data: bytes | Exception, *numbers: int) -> Tensor | None:
         try:
             if isinstance(data, Exception):
                 raise OSError(f"the shard ends early: {data.args[0] if data.args else data!r}")
             if not data:
                 raise OSError("an empty file")
-            return decode_photo(torch.frombuffer(bytearray(data), dtype=torch.uint8), name, self.channels)
+            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return self.draw.decoded(pixels, name, self.channels, *numbers)
         except ImportError:
             raise  # a missing package is no unreadable photo
         except (RuntimeError, OSError) as error:

@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
+from torchvision.transforms import v2
 
 from densessl import DistanceMatcher, MaskedView, MultiView, View
-from examples.pretrain.common.data.decode import shown
+from examples.pretrain.common.data.decode import decode_photo, shown
 from examples.pretrain.common.data.depths import alike
+from examples.pretrain.common.data.reduced import FilePixels, large_jpeg, shrinking, step_for
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.step import valid_cells
 
 log = logging.getLogger(__name__)
 
+LARGE = 4  # times the side of the views: from here on a JPEG need not be decoded whole
 # A decoded image (C, H, W) to a map (H, W), uint8 or int64, that moves with the views: what lies where, 0 for nothing.
 MaskOf = Callable[[Tensor], Tensor]
 
@@ -51,10 +54,23 @@ class DrawViews:
             where that is common.
         size: side of the views, to know which images are smaller.
         mask_of: gives each image a mask, and so ``MaskedView``; a function of the image alone.
+        reduced: whether large JPEGs may be decoded at a fraction of their size, see reduced.py.
     """
 
-    def __init__(self, views: MultiView, *, seed: int, redraws: int, size: int, mask_of: MaskOf | None = None) -> None:
+    def __init__(
+        self,
+        views: MultiView,
+        *,
+        seed: int,
+        redraws: int,
+        size: int,
+        mask_of: MaskOf | None = None,
+        reduced: bool = True,
+    ) -> None:
         self.views, self.seed, self.redraws, self.size, self.mask_of = views, seed, redraws, size, mask_of
+        firsts = [next(iter(getattr(transform, "transforms", ())), None) for transform in views.transforms]
+        is_crop = reduced and mask_of is None and all(type(first) is v2.RandomResizedCrop for first in firsts)
+        self._crops = MultiView(*firsts) if is_crop else None
         self._overlap = DistanceMatcher(0.7)
         self._named: set[str] = set()
 
@@ -65,6 +81,32 @@ class DrawViews:
             return self.views(image, mask, seeds=seeds)
 
         return self._drawn(draw, image, name, *numbers, unreadable=unreadable)
+
+    def decoded(self, data: Tensor, name: str, channels: int, *numbers: int) -> Tensor:
+        """The image of a file, to be drawn from with the same numbers.
+
+        Args:
+            data: The file's bytes, uint8.
+            name: Name of the file, for errors.
+            channels: Number of channels wanted.
+            *numbers: What stands for the image in the seeds.
+
+        Returns:
+            As of ``decode_photo``; of a large JPEG ``FilePixels``, with the pixels that these crops need.
+
+        Raises:
+            RuntimeError: If the file cannot be read rightly; the message names it.
+        """
+        photo = large_jpeg(data, channels, LARGE * self.size) if self._crops is not None else None
+        if photo is None:
+            return decode_photo(data, name, channels)
+        crops, outline = self._crops, FilePixels.of(photo.size, channels)
+        views = self._attempted(lambda seeds: crops(outline, seeds=seeds), *numbers)
+        try:
+            photo.decode(step_for([shrinking(view, photo.size) for view in views]))
+        except Exception as error:  # the codecs raise whatever they do
+            raise RuntimeError(f"{shown(name)} cannot be read: {error}") from error
+        return FilePixels.of(photo.size, channels, photo)
 
     def of_pair(
         self, source: Tensor, frame: Tensor, coords: Tensor, name: str, *numbers: int, unreadable: int = 0
@@ -98,11 +140,16 @@ class DrawViews:
         enlarged = min(height, width) < self.size
         if enlarged:
             self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
+        views = self._attempted(draw, *numbers)
+        return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
+
+    def _attempted(self, draw: Callable[[list[int]], list[Any]], *numbers: int) -> list[Any]:
+        """Draws until the views share a cell, or there are no redraws left."""
         for attempt in range(self.redraws + 1):
             views = draw([seed_of(self.seed, *numbers, view, attempt) for view in range(2)])
             if attempt == self.redraws or self.share_cells(*views):
                 break
-        return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
+        return views
 
     def share_cells(self, view1: View | MaskedView, view2: View | MaskedView) -> bool:
         """Whether any cell of one view matches one of the other."""
