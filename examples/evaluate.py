@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.backbones import make_backbone
-from examples.pretrain.common.data.decode import find_photos
+from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.pages import facts, heading, page, paragraph, table
 from examples.pretrain.common.report.gallery import gallery, gallery_html, gallery_strip

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from examples.pretrain.common.data.decode import find_photos, read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, shown
 from examples.pretrain.common.data.depths import as_bytes
+from examples.pretrain.common.data.finding import find_photos
 
 CAMVID_CLASSES = 11  # ids 0..10; 11 is "ignore"
 
@@ -38,7 +39,7 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
     Raises:
         ValueError: if the folder is missing, holds no photo, or none that can be read.
     """
-    paths = find_photos(folder, name)
+    paths = list(find_photos(folder, name))
     random.Random(seed).shuffle(paths)
     photos: list[Tensor] = []
     unreadable = 0

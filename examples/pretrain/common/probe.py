@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.datamodule import PhotoViews
-from examples.pretrain.common.data.decode import find_photos
+from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import HELD_OUT, evenly
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import enlarged, in_colour, pca_colours, strip

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from examples.pretrain.common.data.decode import find_photos, read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, shown
 from examples.pretrain.common.data.depths import as_bytes
+from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import evenly
 
 log = logging.getLogger(__name__)

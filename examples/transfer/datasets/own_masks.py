@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from examples.pretrain.common.data.decode import find_photos, shown
+from examples.pretrain.common.data.decode import shown
+from examples.pretrain.common.data.finding import find_photos
 
 
 def class_names(folder: str) -> list[str]:

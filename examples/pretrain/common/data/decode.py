@@ -1,4 +1,4 @@
-"""Finds image files and decodes them: the one reader of pretraining, quickstart, probes and transfer.
+"""Decodes image files: the one reader of pretraining, quickstart, probes and transfer.
 
 The form of an image says what its file holds: 8 bits give uint8 in 0..255, everything deeper gives float32 in 0..1.
 ``as_bytes`` and ``alike`` bring images of both forms together. What a file holds is found in its bytes, not in its
@@ -9,7 +9,6 @@ run can count it and take another.
 from __future__ import annotations
 
 import io
-import logging
 import os
 from pathlib import Path
 
@@ -22,55 +21,8 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from examples.pretrain.common.data.tiff import MODES, check_claim, decode_tiff
 
-log = logging.getLogger(__name__)
-
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big end first, and their forms beyond 4 GB
-
-
-def find_photos(folder: str | Path, name: str = "data.folder") -> list[Path]:
-    """All photos below a folder, sorted: an ImageFolder layout, a flat or a nested folder alike.
-
-    Linked folders are followed, and a folder that can be reached in several ways is read once. Files and folders
-    whose names begin with a dot are left out: ``.ipynb_checkpoints`` holds copies, and macOS leaves ``._photo.jpg``
-    beside ``photo.jpg`` on foreign disks.
-
-    Args:
-        folder: Path of the folder.
-        name: Name of the argument, for errors.
-
-    Raises:
-        ValueError: If the folder is missing or holds no photo.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "missing"
-        raise ValueError(f"{name}: expected a folder, got {shown(folder)}, which is {what}")
-    paths: list[Path] = []
-    files, seen = 0, {os.path.realpath(folder)}
-    for root, folders, names in os.walk(folder, onerror=_warn, followlinks=True):
-        here = sorted(child for child in folders if child[0] != ".")
-        # os.walk descends into what is left in this list.
-        folders[:] = [child for child in here if _is_new(os.path.join(root, child), seen)]
-        files += len(names)
-        paths += [Path(root, name) for name in names if name[0] != "." and Path(name).suffix.lower() in SUFFIXES]
-    if not paths:
-        raise ValueError(
-            f"{name}: expected images ({', '.join(sorted(SUFFIXES))}) below {shown(folder)}, "
-            f"found none among its {files} files"
-        )
-    return sorted(paths)
-
-
-def _is_new(folder: str, seen: set[str]) -> bool:
-    """Whether a folder has not been seen yet; it has been from now on."""
-    before = len(seen)
-    seen.add(os.path.realpath(folder))
-    return len(seen) > before
-
-
-def _warn(error: OSError) -> None:
-    log.warning("a folder is left out, because it cannot be read: %s", shown(str(error)))
 
 
 def shown(path: str | Path) -> str:

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from densessl import coords_from_flow
-from examples.pretrain.common.data.decode import find_photos, read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, shown
 from examples.pretrain.common.data.depths import alike
+from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.fingerprint import fingerprint
 from examples.pretrain.common.data.flow import FLOW_SUFFIXES, read_flow
 from examples.pretrain.common.data.loader import ResumableLoader
+from examples.pretrain.common.data.names import Names
 from examples.pretrain.common.data.views import Batch, DrawViews
 
 
@@ -126,7 +128,8 @@ class FrameSource:
 
     def fingerprint(self) -> str:
         """What tells these frames from others, wherever their folder lies: their names, and the bytes of a few."""
-        return fingerprint(self.folder, [pair.frame for pair in self._pairs()])
+        names = (str(pair.frame.relative_to(self.folder)) for pair in self._pairs())
+        return fingerprint(Names.of(self.folder, names))
 
     def loader(
         self,

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from examples.pretrain.common.data.decode import find_photos
 from examples.pretrain.common.data.files import Photos
+from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.fingerprint import fingerprint
 from examples.pretrain.common.data.loader import ResumableLoader
+from examples.pretrain.common.data.names import Names
 from examples.pretrain.common.data.views import DrawViews
 
 HELD_OUT = 64  # images, where nothing else is asked for
 
 
 class FolderSource:
-    """Photos of a folder, sub-folders included.
+    """Photos of a folder, sub-folders included, or of a text file with a path a line.
 
     Args:
-        folder: Path of the folder.
+        folder: Path of the folder or of the text file.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._found: list[Path] | None = None
+        self._found: Names | None = None
         self._wanted: int | None = 0  # images to hold out
         self._held_out: list[Path] = []
 
@@ -60,7 +62,7 @@ class FolderSource:
 
     def fingerprint(self) -> str:
         """What tells these images from others, wherever the folder lies: their names, and the bytes of a few."""
-        return fingerprint(self.folder, self._paths())
+        return fingerprint(self._paths())
 
     def loader(
         self,
@@ -94,11 +96,11 @@ class FolderSource:
             batches=batches,
         )
 
-    def paths(self) -> list[Path]:
+    def paths(self) -> Sequence[Path]:
         """The images that are trained on."""
         return self._paths()
 
-    def _paths(self) -> list[Path]:
+    def _paths(self) -> Names:
         if self._found is None:
             found = find_photos(self.folder)  # once, because a large set takes minutes to list
             wanted = self._wanted
@@ -108,9 +110,9 @@ class FolderSource:
                 raise ValueError(
                     f"probe.images: expected at most half of the {len(found)} images in {self.folder}, got {wanted}"
                 )
-            apart = set(evenly(len(found), wanted))
-            self._held_out = [path for i, path in enumerate(found) if i in apart]
-            self._found = [path for i, path in enumerate(found) if i not in apart]
+            apart = evenly(len(found), wanted)
+            self._held_out = [found[i] for i in apart]
+            self._found = found.without(apart)
         return self._found
 
 
