@@ -135,7 +135,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         if args.data is None:
-            draw_photos(Path(scratch), *((20, (3000, 4000)) if args.large else ()))
+            draw_photos(Path(scratch), *((10, (3000, 4000)) if args.large else ()))
         paths = find_photos(args.data or scratch)[:100]
         if args.large:
             compare_large(paths)

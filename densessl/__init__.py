@@ -17,6 +17,8 @@ from densessl.augment import (
     mocov2_views,
     multichannel_photometric,
     multichannel_views,
+    multicrop_photometric,
+    multicrop_views,
     simclr_photometric,
     simclr_views,
 )
@@ -42,7 +44,7 @@ from densessl.geometry import (
 )
 from densessl.block_mask import BlockMask
 from densessl.tracking import TrackingReport, check_tracking
-from densessl.masks import cell_labels, cell_validity, pool_regions, sample_labels
+from densessl.masks import cell_labels, cell_validity, pool_regions, same_region, sample_labels
 
 # Matching
 from densessl.matching import DistanceMatcher, NearestMatcher, Pairs, feature_distance, gather_tokens, pairs_to_mask
@@ -103,6 +105,8 @@ __all__ = [
     "mocov2_views",
     "multichannel_photometric",
     "multichannel_views",
+    "multicrop_photometric",
+    "multicrop_views",
     "simclr_photometric",
     "simclr_views",
     "DenseCoords",
@@ -127,6 +131,7 @@ __all__ = [
     "cell_labels",
     "cell_validity",
     "pool_regions",
+    "same_region",
     "sample_labels",
     # Matching
     "DistanceMatcher",

@@ -1,7 +1,7 @@
 """A view's mask at the size of a feature map: valid cells, labels of cells, regions and their means.
 
 A label map holds a number per position, from 1 on; 0 is left for where there is nothing, as in the mask of a
-``MaskedView``.
+``MaskedView``. Negative labels and 255, which label maps have where nothing counts, are nothing as well.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from densessl._checks import as_tokens
 from densessl._tensors import check_tensor
 from densessl.geometry import Size, checked_size
 
+IGNORED = 255  # as in the masks of most data sets
 _BITS = 32  # of a label, beside another number in one int64
 
 
@@ -55,11 +56,11 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         labels: Integer tensor ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a
-            batch of ``MaskedView``. Negative labels, such as the -1 of "ignored", count as nothing, which is 0. Larger
-            ones are refused on a CPU; on other devices, where the check would wait for the device, they become ``2**32
-            - 1``.
-        size: Tensor ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel belongs to
-            the cell that its upper left corner lies in.
+            batch of ``MaskedView``. Negative labels, such as the -1 of "ignored", and 255 count as nothing, which is 0:
+            number regions so that none is 255. ``2**32`` and more are refused on a CPU; on other devices, where the
+            check would wait for the device, they become ``2**32 - 1``.
+        size: Height and width ``(h, w)`` of the feature map, at most H and W. Where they do not divide these, a pixel
+            belongs to the cell that its upper left corner lies in.
 
     Returns:
         Tensor of int64, ``(B, h, w)``.
@@ -78,6 +79,7 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     flat = labels.flatten(1).long()
     if _is_readable(flat) and int(flat.max()) >= 1 << _BITS:
         raise ValueError(f"labels: expected labels below 2**{_BITS}, got {int(flat.max())}")
+    flat = flat.masked_fill(flat == IGNORED, 0)
     row, column = (torch.arange(n, device=labels.device) * m // n for n, m in ((height, h), (width, w)))
     cell = (row[:, None] * w + column).flatten()
     # Pixels in order of cell and label: how often a label comes in a cell is the length of a run.
@@ -120,13 +122,41 @@ def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
             f"draws: expected numbers from 0 up to below 1, got {float(draws.min())} to {float(draws.max())}"
         )
     ordered = labels.flatten(1).long().sort(1).values
-    first = ordered > 0
+    first = (ordered > 0) & (ordered != IGNORED)
     first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
     present = torch.where(first, ordered, 1 << _BITS).sort(1).values  # each label once, then the rest
     count = first.sum(1, keepdim=True)
     place = torch.minimum((draws * count).long().clamp(min=0), (count - 1).clamp(min=0))
     drawn = present.gather(1, place)
     return torch.where(count > 0, drawn, 0)
+
+
+def same_region(first: Tensor, second: Tensor) -> Tensor:
+    """Which cells, or regions, of two views have the same label: the positives of losses such as DetCon's.
+
+    Args:
+        first: integer ``(B, N)``, labels of the regions of one view, as ``sample_labels`` draws them; or ``(B, h, w)``,
+            of its cells, as ``cell_labels`` gives them.
+        second: integer ``(B, M)`` or ``(B, h, w)``, of the other view.
+
+    Returns:
+        bool ``(B, N, M)``. Nothing (0, negative, 255) is the same as nothing.
+
+    Raises:
+        ValueError: on other shapes or dtypes.
+    """
+    flat = []
+    for name, labels in (("first", first), ("second", second)):
+        check_tensor(labels, name, "integer (B, N) or (B, h, w)")
+        if labels.ndim not in (2, 3) or not _is_integer(labels) or len(labels) != len(first):
+            raise ValueError(
+                f"{name}: expected integer (B, N) or (B, h, w) with one B for both, got {labels.dtype} "
+                f"{tuple(labels.shape)}"
+            )
+        flat.append(labels.flatten(1).long())
+    one, other = flat
+    counts = (one > 0) & (one != IGNORED)
+    return (one[:, :, None] == other[:, None]) & counts[:, :, None]
 
 
 def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +187,7 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
     if ids.ndim != 2 or not _is_integer(ids) or len(ids) != batch:
         raise ValueError(f"ids: expected integer (B, R) with B = {batch} as labels, got {ids.dtype} {tuple(ids.shape)}")
     ids, labels = ids.long(), labels.long()  # wide unsigned types do not mix with others
-    member = (ids[:, :, None] == labels.flatten(1)[:, None]) & (ids > 0)[:, :, None]
+    member = (ids[:, :, None] == labels.flatten(1)[:, None]) & ((ids > 0) & (ids != IGNORED))[:, :, None]
     area = member.sum(2)
     with torch.autocast(features.device.type, enabled=False):
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()

@@ -2,6 +2,7 @@
 
 from densessl.augment.batch import BatchAugment
 from densessl.augment.multichannel import multichannel_photometric, multichannel_views
+from densessl.augment.multicrop import multicrop_photometric, multicrop_views
 from densessl.augment.presets import (
     byol_photometric,
     byol_views,
@@ -23,6 +24,8 @@ __all__ = [
     "mocov2_views",
     "multichannel_photometric",
     "multichannel_views",
+    "multicrop_photometric",
+    "multicrop_views",
     "simclr_photometric",
     "simclr_views",
 ]

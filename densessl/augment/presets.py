@@ -53,8 +53,8 @@ def byol_views(
     Returns:
         A MultiView of two views.
     """
-    first = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=1.0, solarize_p=0.0, mean=mean, std=std) if photometric else []
-    second = _photometric((0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2, mean=mean, std=std) if photometric else []
+    first = pil_steps((0.4, 0.4, 0.2, 0.1), blur_p=1.0, solarize_p=0.0, mean=mean, std=std) if photometric else []
+    second = pil_steps((0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2, mean=mean, std=std) if photometric else []
     return two_views(size, scale, ratio, first, second, extra)
 
 
@@ -72,7 +72,7 @@ def mocov2_views(
 
     Arguments and return value as in ``byol_views``; the device half is ``mocov2_photometric``.
     """
-    part = _photometric((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
+    part = pil_steps((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
     return two_views(size, scale, ratio, part, part, extra)
 
 
@@ -90,7 +90,7 @@ def simclr_views(
 
     Arguments and return value as in ``byol_views``; the device half is ``simclr_photometric``.
     """
-    part = _photometric((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
+    part = pil_steps((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
     return two_views(size, scale, ratio, part, part, extra)
 
 
@@ -124,7 +124,7 @@ def two_views(
     return MultiView(v2.Compose([*geometric(), *first]), v2.Compose([*geometric(), *second]))
 
 
-def _photometric(
+def pil_steps(
     jitter: tuple[float, float, float, float],
     *,
     blur_p: float,
@@ -132,6 +132,7 @@ def _photometric(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> list[nn.Module]:
+    """Jitter, grey, blur and solarize through PIL, then normalisation."""
     _check_statistics(mean, std)
     return [
         ExpectChannels((1, 3) if len(mean) == 1 else (3,), f"for ColorJitter, and as mean and std; {_ELSE}"),
@@ -255,7 +256,7 @@ def byol_photometric(
         One BatchAugment for the first view, one for the second.
     """
     jitter = (0.4, 0.4, 0.2, 0.1)
-    return _kornia(jitter, 1.0, 0.0, mean, std), _kornia(jitter, 0.1, 0.2, mean, std)
+    return kornia_steps(jitter, 1.0, 0.0, mean, std), kornia_steps(jitter, 0.1, 0.2, mean, std)
 
 
 def mocov2_photometric(
@@ -263,7 +264,7 @@ def mocov2_photometric(
 ) -> tuple[BatchAugment, BatchAugment]:
     """The photometric half of ``mocov2_views``; arguments and return value as in ``byol_photometric``."""
     jitter = (0.4, 0.4, 0.4, 0.1)
-    return _kornia(jitter, 0.5, 0.0, mean, std), _kornia(jitter, 0.5, 0.0, mean, std)
+    return kornia_steps(jitter, 0.5, 0.0, mean, std), kornia_steps(jitter, 0.5, 0.0, mean, std)
 
 
 def simclr_photometric(
@@ -271,16 +272,17 @@ def simclr_photometric(
 ) -> tuple[BatchAugment, BatchAugment]:
     """The photometric half of ``simclr_views``; arguments and return value as in ``byol_photometric``."""
     jitter = (0.8, 0.8, 0.8, 0.2)
-    return _kornia(jitter, 0.5, 0.0, mean, std), _kornia(jitter, 0.5, 0.0, mean, std)
+    return kornia_steps(jitter, 0.5, 0.0, mean, std), kornia_steps(jitter, 0.5, 0.0, mean, std)
 
 
-def _kornia(
+def kornia_steps(
     jitter: tuple[float, float, float, float],
     blur_p: float,
     solarize_p: float,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> BatchAugment:
+    """The same steps by kornia, for batches."""
     import kornia.augmentation as K
 
     _check_statistics(mean, std)

@@ -14,7 +14,7 @@ import torch
 from lightly.utils.dist import gather, rank, world_size
 from torch import Tensor, nn
 
-from densessl import EMA, MLP, MaskedInfoNCELoss, MaskedView, cell_labels, pool_regions, sample_labels
+from densessl import EMA, MLP, MaskedInfoNCELoss, MaskedView, cell_labels, pool_regions, same_region, sample_labels
 from examples.pretrain.common.step import Step, pair_metrics
 
 
@@ -81,7 +81,7 @@ class DetCon(nn.Module):
         q1, q2 = self.predicted(z1), self.predicted(z2)
         k1, k2 = (t if world_size() == 1 else Regions(*(torch.cat(gather(x)) for x in t)) for t in (t1, t2))
         loss = self.region_loss(q1, k1, k2) + self.region_loss(q2, k2, k1)
-        same = (z1.ids[:, :, None] == t2.ids[:, None]) & (z1.ids > 0)[:, :, None]
+        same = same_region(z1.ids, t2.ids)
         return Step(loss, {}, lambda: pair_metrics(z1.vectors, t2.vectors, same, z1.ids > 0, t2.ids > 0))
 
     def predicted(self, regions: Regions) -> Regions:

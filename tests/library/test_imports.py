@@ -43,6 +43,7 @@ ALLOWED = {
     "augment.presets": {"augment.batch", "augment._steps", "augment.views"},
     "augment._kornia": set(),
     "augment.multichannel": {"augment.batch", "augment._kornia", "augment.presets", "augment.views"},
+    "augment.multicrop": {"augment.batch", "augment.presets", "augment.views"},
     "_tracer": {"coords._functionals", "geometry"},
     "_sightings": {"_tracer"},
     "_untouched": set(),

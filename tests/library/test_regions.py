@@ -9,7 +9,7 @@ from reference import tokens
 from test_contract import NoHostReads
 from torch import Tensor
 
-from densessl import cell_labels, map_to_tokens, masks, pool_regions, sample_labels
+from densessl import cell_labels, map_to_tokens, masks, pool_regions, same_region, sample_labels
 
 B, C, R = 3, 4, 6
 
@@ -162,3 +162,27 @@ def test_the_road_of_a_mask(monkeypatch):
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call(torch.randn(B, C, 3, 5), blobs(3, 5), torch.randint(0, 6, (B, R)))
+
+
+def test_the_same_region_in_two_views():
+    one, other = torch.randint(-1, 4, (B, 6)), torch.randint(-1, 4, (B, 2, 5))
+    one[0, :2] = other[0, 0, :2] = 255
+    got = same_region(one, other)
+    for b in range(B):
+        for i, label in enumerate(one[b].tolist()):
+            for j, again in enumerate(other[b].flatten().tolist()):
+                assert bool(got[b, i, j]) == (label == again and label > 0 and label != 255)
+    assert torch.equal(same_region(one.clamp(0).byte(), other.clamp(0).int()), got)
+    for wrong, name in (((one.float(), other), "first"), ((one, other[:1]), "second"), ((one[0], other), "first")):
+        with pytest.raises(ValueError, match=rf"^{name}: expected integer \(B, N\) or \(B, h, w\)"):
+            same_region(*wrong)
+
+
+def test_255_and_negative_labels_are_nothing():
+    labels = torch.tensor([[[255, 255, 3, 3], [255, 7, 3, -1]]])
+    assert cell_labels(labels, (1, 2)).tolist() == [[[0, 3]]]
+    assert cell_labels(labels.clamp(0).byte(), (1, 2)).tolist() == [[[0, 3]]]
+    assert set(sample_labels(labels, torch.rand(1, 50)).flatten().tolist()) == {3, 7}
+    means, there = pool_regions(torch.rand(1, 2, 2, 4), labels, torch.tensor([[255, -1, 3]]))
+    assert there.tolist() == [[False, False, True]]
+    assert not means[0, :2].any()

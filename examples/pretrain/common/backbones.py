@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+from pathlib import Path, PurePosixPath
 
 import torch
 import torchvision
@@ -84,7 +85,12 @@ def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
 def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
     """A torchvision or timm model for views of this size and number of channels; ValueError on unknown names."""
     if name in torchvision.models.list_models(torchvision.models):
-        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        try:
+            model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        except OSError as error:  # of the download
+            url = torchvision.models.get_model_weights(name).DEFAULT.url
+            place = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(url).name)
+            raise _without_network(name, error, f"{url} belongs in {place}") from error
         return model if channels == 3 else _with_channels(model, channels)
     import timm
 
@@ -92,7 +98,10 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
         sized = _size_argument(name, size)
         try:
             model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if pretrained and _is_download(error):
+                hub = timm.get_pretrained_cfg(name).hf_hub_id
+                raise _without_network(name, error, f"it is model.safetensors of {hub}, read from any place") from error
             raise ValueError(f"backbone.name: {name} cannot be made for views of {size} px: {error}") from error
         stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", (1, 1))
         if any(size % side for side in stride):  # cells would lie elsewhere than their coords say
@@ -101,6 +110,20 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
     known = [*torchvision.models.list_models(torchvision.models), *timm.list_models()]
     close = ", ".join(difflib.get_close_matches(name, known)) or "none close"
     raise ValueError(f"backbone.name: expected the name of a torchvision or timm model ({close}), got {name!r}")
+
+
+def _is_download(error: BaseException) -> bool:
+    """Whether weights could not be fetched: the hub's own errors, or the network's below them."""
+    origin = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or origin in ("huggingface_hub", "httpx", "requests", "urllib3")
+
+
+def _without_network(name: str, error: BaseException, place: str) -> ValueError:
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return ValueError(
+        f"backbone.init: the weights of {name} cannot be downloaded ({reason}). The file: {place}; begin from any file "
+        "of weights with --backbone.init FILE, or without with --backbone.init random"
+    )
 
 
 def _size_argument(name: str, size: int) -> dict[str, int]:

@@ -56,7 +56,8 @@ class Felzenszwalb:
         """int64 ``(H, W)``."""
         pixels = image.permute(1, 2, 0).numpy()
         found = _felzenszwalb()(pixels, scale=self.scale, min_size=self.scale, channel_axis=-1)
-        return 1 + torch.from_numpy(found)
+        ids = 1 + torch.from_numpy(found)
+        return ids + (ids >= 255)  # 255 is what does not count
 
 
 def _felzenszwalb() -> Any:

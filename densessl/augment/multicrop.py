@@ -1,0 +1,94 @@
+"""Several views of one image of two sizes: two large ones, and small ones beside them, as SwAV introduced them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torchvision.transforms import v2
+
+from densessl.augment.batch import BatchAugment
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD, Range, kornia_steps, pil_steps
+from densessl.augment.views import MultiView
+
+JITTER = (0.4, 0.4, 0.2, 0.1)
+# Probabilities of blur and solarize: of the first large view, of the second, of all small ones.
+BLUR_P, SOLARIZE_P = (1.0, 0.1, 0.5), (0.0, 0.2, 0.0)
+
+
+def multicrop_views(
+    size: int | Sequence[int] = 224,
+    small_size: int | Sequence[int] = 96,
+    small: int = 8,
+    photometric: bool = True,
+    *,
+    scale: Range = (0.4, 1.0),
+    small_scale: Range = (0.05, 0.4),
+    ratio: Range = (3 / 4, 4 / 3),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    extra: Sequence[nn.Module] = (),
+) -> MultiView:
+    """Two large views and ``small`` small ones, as DINO draws them: the large ones first.
+
+    Random resized crop, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grey (p 0.2), blur (p 1.0 in the first large view,
+    0.1 in the second, 0.5 in the small ones), solarize (p 0.2, second large view only). Source: DINO (Caron et al.
+    2021), section A and its published code, in the form with 224 and 96 px; the blur's radius is BYOL's.
+
+    Each view has its own coords, so that every two of them can be matched, whatever their sizes; views of one size make
+    a batch.
+
+    Args:
+        size: side of the large views in pixels, or (height, width).
+        small_size: likewise of the small ones.
+        small: number of small views, at least 0.
+        photometric: False: crop and flip only; the rest is ``multicrop_photometric``'s.
+        scale: share of the image's area that a large crop covers.
+        small_scale: likewise of a small one.
+        ratio: width to height of a crop.
+        mean: per channel, for images in 0..1; used where ``photometric``.
+        std: likewise.
+        extra: further geometric steps of all views, put after crop and flip.
+
+    Returns:
+        A MultiView of ``2 + small`` views.
+
+    Raises:
+        ValueError: if ``small`` is negative, or mean and std do not fit.
+    """
+    _check_count(small)
+
+    def view(kind: int) -> v2.Compose:
+        side, share = (size, scale) if kind < 2 else (small_size, small_scale)
+        sides = (side, side) if isinstance(side, int) else tuple(side)
+        crop = v2.RandomResizedCrop(sides, scale=share, ratio=ratio, antialias=True)
+        colours = pil_steps(JITTER, blur_p=BLUR_P[kind], solarize_p=SOLARIZE_P[kind], mean=mean, std=std)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *extra, *(colours if photometric else ())])
+
+    return MultiView(*(view(min(index, 2)) for index in range(2 + small)))
+
+
+def multicrop_photometric(
+    small: int = 8, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> tuple[BatchAugment, ...]:
+    """The photometric half of ``multicrop_views``, for the device.
+
+    Args:
+        small: number of small views.
+        mean: per channel, for images in 0..1.
+        std: likewise.
+
+    Returns:
+        One BatchAugment per view; those of the small views are one and the same.
+
+    Raises:
+        ValueError: if ``small`` is negative, or mean and std do not fit.
+    """
+    _check_count(small)
+    kinds = [kornia_steps(JITTER, BLUR_P[kind], SOLARIZE_P[kind], mean, std) for kind in range(3)]
+    return (kinds[0], kinds[1], *(kinds[2] for _ in range(small)))
+
+
+def _check_count(small: int) -> None:
+    if not isinstance(small, int) or small < 0:
+        raise ValueError(f"small: expected a number of views of at least 0, got {small!r}")
