@@ -13,12 +13,12 @@ from PIL import Image, ImageOps
 
 from examples.pretrain.common.data.decode import read_photo
 from examples.pretrain.common.data.depths import alike, as_bytes
+from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.samples import read_squares
 from examples.quickstart.photos import read_photos
 from examples.transfer.datasets.linear_data import load_photo
 from examples.transfer.datasets.segmentation_sets import Labelled
 from examples.transfer.datasets.sizes import load
-from examples.pretrain.common.data.finding import find_photos
 
 tifffile = pytest.importorskip("tifffile")
 

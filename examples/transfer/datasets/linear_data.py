@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.data.decode import read_photo
-from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.depths import as_bytes
+from examples.pretrain.common.data.finding import find_photos
 from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
 
 
