@@ -29,8 +29,9 @@ def as_image(image: Any) -> Any:
         if image.mode == "1":
             return image.convert("L")
         return image.convert("RGB") if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV") else image
-    if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape:
-        got = tuple(image.shape) if isinstance(image, Tensor | np.ndarray) else type(image).__name__
+    if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape or image.layout != torch.strided:
+        got: Any = tuple(image.shape) if isinstance(image, Tensor | np.ndarray) else type(image).__name__
+        got = image.layout if isinstance(image, Tensor) and image.layout != torch.strided else got
         raise ValueError(f"image: expected a PIL image or a tensor (C, H, W), got {got}")
     if image.shape[2] <= 4 < min(image.shape[:2]):
         raise ValueError(
@@ -91,9 +92,12 @@ def as_mask(mask: Any, size: tuple[int, ...]) -> MovingMask:
             )
         mask = F.pil_to_tensor(mask)[0]
     elif isinstance(mask, np.ndarray):
-        mask = torch.as_tensor(mask)
-    if not isinstance(mask, Tensor):
-        raise ValueError(f"mask: expected a PIL image or a tensor (H, W) or (1, H, W), got {type(mask).__name__}")
+        if mask.dtype.kind not in "biuf":
+            raise ValueError(f"mask: expected numbers, got an array of {mask.dtype}")
+        mask = torch.as_tensor(np.ascontiguousarray(mask, mask.dtype.newbyteorder("=")))
+    if not isinstance(mask, Tensor) or mask.layout != torch.strided:
+        got = mask.layout if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask: expected a PIL image or a tensor (H, W) or (1, H, W), got {got}")
     plain = mask.as_subclass(Tensor)
     if plain.ndim not in (2, 3) or tuple(plain.shape[-2:]) != tuple(size) or (plain.ndim == 3 and len(plain) != 1):
         raise ValueError(

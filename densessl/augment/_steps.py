@@ -82,7 +82,7 @@ def _nested(transform: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _held(transform: Any) -> Iterator[Any]:
-    """Callables in an object's attributes, a closure's variables or a partial's arguments."""
+    """Callables in an object's attributes, a function's variables and defaults, or a partial's arguments."""
     values: list[Any] = list(getattr(transform, "__dict__", {}).values())
     if isinstance(transform, functools.partial):
         values += [transform.func, transform.args, transform.keywords]
@@ -92,6 +92,10 @@ def _held(transform: Any) -> Iterator[Any]:
             values.append(cell.cell_contents)
         except ValueError:  # not bound yet
             continue
+    values += [getattr(transform, "__defaults__", None), getattr(transform, "__kwdefaults__", None)]
+    named = getattr(getattr(transform, "__code__", None), "co_names", ())
+    variables = [getattr(transform, "__globals__", {}).get(name) for name in named]
+    values += [value for value in variables if isinstance(value, nn.Module)]  # functions would lead anywhere
     while values:
         value = values.pop(0)
         if isinstance(value, Mapping):

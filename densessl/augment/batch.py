@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import TypeVar, cast
 
 import torch
@@ -80,6 +81,8 @@ class BatchAugment(nn.Module):
                 in the first one on another device, never in a compiled graph), or it has not the 3 channels that a step
                 on colours needs.
         """
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64):
+            raise ValueError(f"seed: expected an int of at least 0, below 2**64, got {seed!r}")
         image = view.image
         check_tensor(image, "view.image", "uint8 or floating point (B, C, H, W)")
         if image.ndim != 4 or not (image.dtype == torch.uint8 or image.is_floating_point()):
@@ -87,6 +90,8 @@ class BatchAugment(nn.Module):
                 f"view.image: expected uint8 or floating point (B, C, H, W), got {image.dtype} {tuple(image.shape)}"
                 f"{'; default_collate makes a batch of views' if image.ndim == 3 else ''}"
             )
+        if image.numel() == 0:
+            raise ValueError(f"view.image: expected (B, C, H, W) with at least one view, got {tuple(image.shape)}")
         if image.shape[3] <= 4 < min(image.shape[1:3]):
             raise ValueError(
                 f"view.image: expected (B, C, H, W), got {tuple(image.shape)}, which looks like (B, H, W, C): "

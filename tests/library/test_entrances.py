@@ -119,12 +119,21 @@ def test_a_mask_that_lost_its_type_or_size_is_refused():
         (torch.zeros(40, 56, 3), r"\(40, 56, 3\)"),
         (torch.zeros(1, 1, 40, 56), r"\(1, 1, 40, 56\)"),
         (torch.zeros(56, 40), r"\(56, 40\)"),
+        (torch.zeros(40, 56).to_sparse(), "got torch.sparse_coo"),
+        (np.zeros((40, 56), object), "got an array of object"),
         ("mask.png", "got str"),
     ],
 )
 def test_other_masks_are_refused_by_name(mask, got):
     with pytest.raises(ValueError, match=f"^mask: expected .*{got}"):
         MultiView(v2.Identity())(photo(), mask)
+
+
+@pytest.mark.parametrize("form", [lambda x: x[::-1], lambda x: x.astype(">i4"), lambda x: np.asfortranarray(x)])
+def test_masks_as_arrays(form):
+    labels = form(numbered((40, 56)).numpy())
+    moved = MultiView(v2.Identity())(photo(), labels)[0].mask
+    assert moved.tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I", "I;16"])
@@ -143,6 +152,7 @@ def test_masks_as_pil_images(mode):
         (lambda x: (x - 0.5) / 0.25, "normalised already"),
         (lambda x: x + torch.where(x > 0.9, torch.nan, 0.0), "NaN"),
         (lambda x: x.permute(1, 2, 0), r"looks like \(H, W, C\)"),
+        (lambda x: x.to_sparse(), "got torch.sparse_coo"),
     ],
 )
 def test_images_in_other_forms_are_refused(views, change, message):
@@ -207,10 +217,20 @@ def test_what_a_step_holds_is_looked_at_too(held, name):
         MultiView(v2.Compose([Holder(held(getattr(v2, name)()))]))
 
 
-def test_what_a_closure_holds_is_looked_at_too():
-    hidden = v2.RandAugment()
+RANDOM = v2.RandAugment()
+
+
+@pytest.mark.parametrize("held_by", ["closure", "global variable", "default", "keyword's default"])
+def test_what_a_function_holds_is_looked_at_too(held_by):
+    hidden = RANDOM
+    function = {
+        "closure": lambda x: hidden(x),
+        "global variable": lambda x: RANDOM(x),
+        "default": lambda x, step=hidden: step(x),
+        "keyword's default": lambda x, *, step=hidden: step(x),
+    }[held_by]
     with pytest.raises(ValueError, match="RandAugment cannot be tracked"):
-        MultiView(v2.Lambda(lambda x: hidden(x), tv_tensors.Image))
+        MultiView(v2.Lambda(function, tv_tensors.Image))
 
 
 @pytest.mark.parametrize("container", [v2.Compose, lambda steps: nn.Sequential(*steps)])
@@ -324,6 +344,7 @@ def batch() -> View:
         (lambda v: v._replace(coords=v.coords.bfloat16()), "coords: expected .*bfloat16"),
         (lambda v: v._replace(source_size=v.source_size[0]), "view.source_size: expected"),
         (lambda v: MaskedView(*v, torch.zeros(16, 20)), "view.mask: expected"),
+        (lambda v: View(*(part[:0] for part in v)), "view.image: expected .*at least one view"),
         (lambda v: v._replace(image=v.image * 255), "view.image: expected .*0..1"),
         (lambda v: v._replace(image=(v.image - 0.5) / 0.25), "view.image: expected .*normalised already"),
     ],
@@ -331,6 +352,12 @@ def batch() -> View:
 def test_other_batches_are_refused_by_name(change, name):
     with pytest.raises(ValueError, match=f"^{name}"):
         BatchAugment(K.RandomHorizontalFlip())(change(batch()))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "1", [1, 2]])
+def test_other_seeds_of_a_batch_are_refused(seed):
+    with pytest.raises(ValueError, match=r"^seed: expected an int of at least 0"):
+        BatchAugment(K.RandomHorizontalFlip())(batch(), seed=seed)
 
 
 @pytest.mark.parametrize(
