@@ -11,16 +11,16 @@ from torch import Tensor, nn
 class BlockMask(nn.Module):
     """Draws masks of blocks for the maps of a batch, as in BEiT, iBOT and DINOv2.
 
-    Of a batch the share ``images`` is masked, at least one image; in each of these a share of the cells between the two
-    numbers of ``cells``, spread over the images as in DINOv2: one in each of equal steps, in random order. The blocks
-    are drawn by lightly's ``random_block_mask_image``. Around it are added that the draw is a function of torch's
-    generator (lightly draws from Python's own, which stays as it was), and that few cells are masked too, where lightly
-    raises below four.
+    In each batch the share ``images`` of the images is masked, at least one image. The shares of masked cells in these
+    images are spread over the range ``cells`` as in DINOv2: the range is cut into equal steps, each step gives one
+    share, and the shares are dealt out in random order. lightly's ``random_block_mask_image`` draws the blocks. Two
+    things are added around it: the draw depends on torch's generator (lightly draws from Python's own, which stays as
+    it was), and fewer than four cells can be masked, where lightly raises an error.
 
     Args:
-        cells: Least and greatest share of the cells that is masked in a masked image, in 0..1.
+        cells: Smallest and largest share of the cells that is masked in a masked image, in 0..1.
         images: Share of the images that are masked, in 0..1.
-        least: Cells of the smallest block, where as many are to be masked.
+        least: Number of cells of the smallest block, if at least so many cells are to be masked.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -44,14 +44,14 @@ class BlockMask(nn.Module):
 
         Args:
             batch: Number of images, B.
-            size: Tensor ``(h, w)`` of the map, both at least 2: a block never fills a side.
+            size: Height and width ``(h, w)`` of the map in cells, both at least 2, because a block never fills a side.
 
         Returns:
             Boolean tensor ``(B, h, w)`` on the CPU, True where a cell is masked.
 
         Raises:
-            ValueError: If a size or number is not as described.
-            ImportError: If lightly is too old to have the sampler.
+            ValueError: If the size or the number of images is out of range.
+            ImportError: If the installed lightly is too old to have the sampler.
         """
         if batch < 1:
             raise ValueError(f"batch: expected at least 1, got {batch}")

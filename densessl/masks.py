@@ -1,7 +1,7 @@
 """A view's mask at the size of a feature map: valid cells, labels of cells, regions and their means.
 
-A label map holds a number per position, from 1 on; 0 is left for where there is nothing, as in the mask of a
-``MaskedView``. Negative labels and 255, which label maps have where nothing counts, are nothing as well.
+A label map holds one label per position, from 1 on. 0 means that there is nothing, as in the mask of a ``MaskedView``.
+Negative labels and 255, with which label maps mark what does not count, are nothing as well.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ _BITS = 32  # of a label, beside another number in one int64
 
 
 def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
-    """Which cells of a map show enough of what counts: for ``valid_q`` and ``valid_k`` of a matcher or a loss.
+    """Tells which cells of a map show enough valid pixels: for ``valid_q`` and ``valid_k`` of a matcher or a loss.
 
-    A cell's pixels are all that it touches: where the sizes do not divide, a pixel on the border of two cells belongs
-    to both. Half of them is the rule that the source image's own edges follow: there a cell counts if its centre lies
-    inside, and a straight edge through the centre leaves half. With all of them, single missing pixels, as of dead
-    sensors, would cost whole cells; and a cell's features depend on more pixels than its own in any case.
+    A cell covers all pixels that it touches: if the sizes do not divide, a pixel on the border of two cells belongs to
+    both. The default of one half is the rule at the source image's own edges: a cell counts there if its centre lies
+    inside, and a straight edge through the centre leaves half of it. If all pixels had to be valid, single missing
+    pixels (dead sensors, for instance) would cost whole cells, while a cell's features depend on more pixels than its
+    own anyway.
 
     Args:
-        mask: Tensor ``(B, H, W)`` or ``(B, 1, H, W)`` of any dtype, of a batch of views, e.g. ``MaskedView.mask``;
-            valid is what is not 0.
-        size: Tensor ``(h, w)`` of the feature map.
-        min_share: Least share of valid pixels, above 0, at most 1; 1: no pixel of the cell is missing.
+        mask: Mask of a batch of views, ``(B, H, W)`` or ``(B, 1, H, W)``, of any dtype, for instance
+            ``MaskedView.mask``. Pixels that are not 0 are valid.
+        size: Height and width ``(h, w)`` of the feature map.
+        min_share: Smallest share of valid pixels, above 0 and at most 1. With 1, no pixel of the cell may be missing.
 
     Returns:
-        Boolean tensor ``(B, N)``.
+        Boolean tensor ``(B, N)``, True for the cells that count.
 
     Raises:
         ValueError: If a shape, size or share is not as described.
@@ -51,8 +52,9 @@ def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
 def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """A label map at the size of a feature map: each cell takes the label that covers most of it.
 
-    Of two that cover as much, the smaller. Equal to averaging each label's one-hot map over the cells and taking the
-    largest share, as DetCon's published code does (the paper names the average only), without a map per label.
+    If two labels cover equally much, the smaller one wins. The result equals averaging each label's one-hot map over
+    the cells and taking the largest share, as DetCon's published code does (the paper names only the average), but
+    needs no map per label.
 
     Args:
         labels: Integer tensor ``(B, H, W)`` or ``(B, 1, H, W)``, labels from 0 up to below ``2**32``: the mask of a
@@ -63,10 +65,10 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
             belongs to the cell that its upper left corner lies in.
 
     Returns:
-        Tensor of int64, ``(B, h, w)``.
+        Labels of the cells ``(B, h, w)``, int64.
 
     Raises:
-        ValueError: If a shape, dtype or size is not as described; on a CPU also on a label of ``2**32`` or more.
+        ValueError: If a shape, dtype or size is not as described; on a CPU also if a label is ``2**32`` or more.
     """
     h, w = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
     check_tensor(labels, "labels", "integer (B, H, W) or (B, 1, H, W)")
@@ -97,18 +99,19 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
-    """Labels drawn from those that an image has, each as likely as the others whatever its area, and more than once.
+    """Draws labels among those that an image has, with replacement; each is equally likely, whatever its area.
 
     Args:
-        labels: Integer tensor ``(B, h, w)``, such as ``cell_labels`` gives.
-        draws: Floating-point tensor ``(B, R)`` in 0..1 (1 excluded), ``torch.rand``: what is drawn is a function of it.
-            Others are refused on a CPU, and take the first or the last label on other devices.
+        labels: Labels of cells ``(B, h, w)``, integer, for instance from ``cell_labels``.
+        draws: Numbers ``(B, R)`` in 0..1 (1 excluded), floating point, for instance from ``torch.rand``; they alone
+            determine what is drawn. Other values are refused on a CPU; on other devices they give the first or the last
+            label.
 
     Returns:
-        Tensor of int64, ``(B, R)``, labels from 1 on; 0 throughout for an image without any.
+        Labels ``(B, R)``, int64, from 1 on; all 0 for an image without labels.
 
     Raises:
-        ValueError: If a shape or dtype is not as described; on a CPU also on draws out of range.
+        ValueError: If a shape or dtype is not as described; on a CPU also if a draw is out of range.
     """
     _check_labels(labels)
     check_tensor(draws, "draws", f"floating point (B, R) with B = {len(labels)} as labels")
@@ -163,14 +166,14 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
     """Mean of the features over the cells of each region.
 
     Args:
-        features: Floating-point tensor ``(B, C, h, w)``, or ``(B, N, C)`` with N = h * w.
+        features: Feature map ``(B, C, h, w)``, or tokens ``(B, N, C)`` with N = h * w; floating point.
         labels: Integer tensor ``(B, h, w)``, the label of each cell.
-        ids: Integer tensor ``(B, R)``, the labels of the regions to pool; one may come more than once.
+        ids: Labels of the regions to pool, integer, ``(B, R)``; one label may occur more than once.
 
     Returns:
-        The means, float32 (float64 stays float64) ``(B, R, C)``, and bool ``(B, R)``: which regions there are. The
-        others, and those of label 0, have a mean of 0. A cell that is not finite makes the means of its own regions
-        NaN, no others.
+        The means ``(B, R, C)`` in float32 (float64 stays float64), and a boolean tensor ``(B, R)``: which regions
+        exist. The mean is 0 for regions that do not exist and for label 0. A cell that is not finite makes the means of
+        its own region NaN, and no others.
 
     Raises:
         ValueError: If a shape or dtype is not as described.

@@ -38,12 +38,12 @@ class TrackingReport(NamedTuple):
     """What ``check_tracking`` saw.
 
     Attributes:
-        max_error: Largest distance between where a pixel came from and where its coords say, in source pixels, beyond
-            the half step that nearest-neighbour interpolation may take.
-        mean_error: Mean over pixels, in source pixels, allowance not taken off.
-        draws: Views looked at.
-        pixels: Pixels compared.
-        share: Compared pixels as a share of the pixels that show the source, the rims included.
+        max_error: Largest distance between where a pixel came from and where its coords say it came from, in source
+            pixels, less the half step that nearest-neighbour interpolation may take.
+        mean_error: Mean of these distances over all pixels in source pixels, without taking off that half step.
+        draws: Number of views that were looked at.
+        pixels: Number of pixels that were compared.
+        share: Compared pixels as a share of the pixels that show the source, rims included.
     """
 
     max_error: float
@@ -65,40 +65,40 @@ def check_tracking(
     """Sends a tracer through a whole pipeline and compares its pixels, and those of a mask, with the coords.
 
     The tracer's colours are positions. torchvision's photometric functionals and kornia's intensity augmentations leave
-    it alone, so published pipelines can be audited as they are. Each draw is taken twice, with another mark in the
-    tracer's third channel: what does not depend on the mark is fill, what depends on it and is not the mark has had its
-    colours changed. A step of one's own that changes colours without torchvision's functionals can therefore not be
-    compared and is an error; leave it out of the audit. A mask is sent along the same way, where the pipeline takes
-    one. A BatchAugment gets views that were cropped and flipped before.
+    it alone, so published pipelines can be checked as they are. Each draw is made twice, with different marks in the
+    tracer's third channel. A pixel whose value does not depend on the mark is fill; a pixel whose value depends on it
+    but is not the mark has had its colours changed. A step of your own that changes colours without torchvision's
+    functionals can therefore not be compared and is an error: leave it out of the check. If the pipeline takes a mask,
+    one is sent along in the same way. A BatchAugment gets views that were cropped and flipped before.
 
-    Not compared: fill, and a rim of two pixels around the view and around fill, where interpolation has nothing to
-    interpolate with; padding that mirrors or repeats the source's pixels beyond its edge, because the coords place it
-    outside of the source, where nothing matches.
+    Three things are not compared: fill; a rim of two pixels around the view and around fill, where interpolation has
+    too few neighbours; and padding that mirrors or repeats the source's pixels, because the coords place it outside of
+    the source, where nothing matches.
 
-    Not found: what happens less often than once in ``draws``; what depends on the image's content or dtype, or needs a
-    source larger than 403 pixels; what happens within the rim alone; colours that change in seams or specks only as
-    wide as the rim; errors below the tolerance.
+    Some errors are not found: those that happen less often than once in ``draws``; those that depend on the image's
+    content or dtype, or need a source larger than 403 pixels; those within the rim alone; colour changes in seams or
+    specks only as wide as the rim; and errors below the tolerance.
 
     Args:
         transform: A MultiView, a pipeline as MultiView takes it, or a BatchAugment.
-        tolerance: In source pixels; where a step interpolates by nearest neighbour, half a source step (the source
-            pixels that one view pixel spans) is added.
+        tolerance: Largest error allowed, in source pixels. If a step interpolates by nearest neighbour, half a source
+            step is added (a source step is the number of source pixels that one view pixel spans).
         draws: How often each pipeline is drawn.
-        seed: Of the draws; the generators of torch, ``random`` and NumPy are left as they were.
-        coords: Optional tensor ``(3, 3)`` or dense ``(2, H, W)``, as MultiView takes them: where the image's pixels lie
-            in another one. Then the positions that the views get there are compared too, in that image's pixels, but
-            for what lies beside unknown pixels and beside jumps, as at the edges of what moves. The tracer has the size
-            of dense coords.
-        source_size: Height and width of that other image; None: as the image.
+        seed: Seed of the draws. The generators of torch, ``random`` and NumPy are left as they were.
+        coords: Optional coords ``(3, 3)`` or dense ``(2, H, W)`` that say where the image's pixels lie in another
+            image, as MultiView takes them. The positions that the views get there are then compared too, in that
+            image's pixels, except beside unknown pixels and beside jumps, such as the edges of moving objects. The
+            tracer has the size of dense coords.
+        source_size: Height and width of that other image in pixels; None means those of the image.
 
     Returns:
-        A report of the largest and the mean error, and of the share that could be compared.
+        A report of the largest error, the mean error and the share of pixels that could be compared.
 
     Raises:
-        ValueError: Where pixels moved and coords did not follow, with the error, the draw and the size of the source;
-            where colours or labels changed and cannot be compared; where less than 5 % of what the views show of their
-            sources, or a quarter of one view without its rims, could be compared; on coords that MultiView refuses, and
-            on coords for a BatchAugment.
+        ValueError: If pixels moved and coords did not follow (the message names the error, the draw and the size of the
+            source); if colours or labels changed and cannot be compared; if less than 5 % of what the views show of
+            their sources, or less than a quarter of one view without its rims, could be compared; if MultiView refuses
+            the coords; or if coords are given for a BatchAugment.
     """
     if isinstance(transform, MultiView):
         pipelines, dense = transform.transforms, transform.dense

@@ -19,8 +19,8 @@ def drawn_from(seed: int | None, device: torch.device | None = None) -> Iterator
     """Inside, everything is drawn from ``seed``; afterwards the generators are as they were before.
 
     Args:
-        seed: None leaves everything alone, inside too.
-        device: That draws are made on; None is the CPU.
+        seed: Seed of the draws; None leaves every generator alone, inside the block as well.
+        device: Device that the draws are made on; None is the CPU.
     """
     with generators_kept(seed is not None, device):
         seed_generators(seed, device)
@@ -32,8 +32,8 @@ def generators_kept(keep: bool = True, device: torch.device | None = None) -> It
     """Afterwards the generators are as they were before.
 
     Args:
-        keep: False leaves them alone.
-        device: That draws are made on; None is the CPU.
+        keep: Whether the generators are restored; False leaves them alone.
+        device: Device that the draws are made on; None is the CPU.
     """
     if not keep:
         yield
@@ -53,8 +53,8 @@ def seed_generators(seed: int | None, device: torch.device | None = None) -> Non
     ``torch.manual_seed`` is not used, because it seeds the generators of all CUDA devices too.
 
     Args:
-        seed: None leaves everything alone.
-        device: That draws are made on; None is the CPU.
+        seed: Seed to set; None leaves everything alone.
+        device: Device that the draws are made on; None is the CPU.
     """
     if seed is None:
         return

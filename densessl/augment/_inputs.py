@@ -22,7 +22,7 @@ def as_image(image: Any) -> Any:
     """A PIL image without palette, or an image tensor ``(C, H, W)``.
 
     Raises:
-        ValueError: On anything else, ``(H, W, C)`` among it.
+        ValueError: If the image is anything else, a tensor ``(H, W, C)`` for instance.
     """
     if is_pil(image):
         # Palettes would be interpolated as if they were colours, and black and white without anything between.
@@ -64,9 +64,9 @@ def refuse_values(image: Any, name: str = "image", slack: float = _SLACK) -> Non
     """Raises ValueError where floating point values are not in 0..1: times 255, normalised already, NaN.
 
     Args:
-        image: A tensor; PIL images pass, their values are what their mode says.
-        name: Of the argument.
-        slack: What values may lie beyond.
+        image: A tensor. PIL images pass unchecked, because their mode says what their values mean.
+        name: The argument's name, for the error.
+        slack: How far values may lie beyond 0..1.
     """
     if not isinstance(image, Tensor) or not image.is_floating_point():
         return
@@ -82,7 +82,7 @@ def as_mask(mask: Any, size: tuple[int, ...]) -> MovingMask:
     """A mask ``(H, W)`` or ``(1, H, W)`` of the image's size.
 
     Raises:
-        ValueError: On colours, on other shapes and sizes, on what is no mask.
+        ValueError: If the mask is a colour image, has another shape or size, or is no mask at all.
     """
     if is_pil(mask):
         if mask.mode not in _MASK_MODES:
@@ -110,7 +110,7 @@ def checked_seeds(seeds: Sequence[int | Sequence[int]] | None, views: int) -> li
     """One number of 64 bits per view, or None per view where there are no seeds.
 
     Raises:
-        ValueError: On another number of seeds, or seeds that are no ints of at least 0.
+        ValueError: If the number of seeds differs from the number of views, or a seed is no int of at least 0.
     """
     if seeds is None:
         return [None] * views

@@ -13,8 +13,8 @@ class BatchChannelJitter(K.IntensityAugmentationBase2D):
     """``densessl.augment.multichannel.ChannelJitter`` on a batch; factors are drawn for each image and channel.
 
     Args:
-        strength: The factors are drawn from 1 - strength to 1 + strength.
-        p: Probability for each image.
+        strength: Half the width of the range: the factors are drawn from 1 - strength to 1 + strength.
+        p: Probability that an image is changed, in 0..1.
     """
 
     def __init__(self, strength: float, p: float) -> None:

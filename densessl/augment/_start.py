@@ -26,8 +26,8 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
         Tensor ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or float64.
 
     Raises:
-        ValueError: On another shape or dtype, half precision among them, on dense coords of another size than the
-            image's, and on values that are no coords in a unit square: pixels, or a flow.
+        ValueError: If the shape or dtype differs (half precision included), if dense coords are not of the image's
+            size, or if the values are no coords in a unit square but pixels or a flow.
     """
     check_tensor(coords, "coords", "(3, 3), or dense coords (2, H, W)")
     shape = tuple(coords.shape)
@@ -66,9 +66,9 @@ class Start(NamedTuple):
     """Where a whole image lies in another one.
 
     Attributes:
-        coords: As given, ``(1, 3, 3)`` or ``(1, 2, H, W)``.
-        dense: As a map of the image's size, ``(1, 2, H, W)``.
-        other: Height and width of the other image.
+        coords: The coords as given, ``(1, 3, 3)`` or ``(1, 2, H, W)``.
+        dense: The same coords as a map of the image's size, ``(1, 2, H, W)``.
+        other: Height and width of the other image in pixels.
     """
 
     coords: Tensor
@@ -88,15 +88,15 @@ def carried(view: ViewCoords | DenseCoords, start: Tensor) -> ViewCoords | Dense
     """Coords of a view in the image, carried on to the other image.
 
     Args:
-        view: Of the view, in the image.
-        start: Of the image, in the other image, from ``checked_start``.
+        view: Coords of the view in the image.
+        start: Coords of the image in the other image, from ``checked_start``.
 
     Returns:
-        Homographies stay what they are; dense ones on either side make dense ones.
+        Coords of the view in the other image: a homography if both are homographies, otherwise dense.
 
     Raises:
-        ValueError: Of two homographies, if the view reaches beyond the image: its fill would get positions in the other
-            image, and match.
+        ValueError: If both are homographies and the view reaches beyond the image. Its fill would get positions in the
+            other image, and would match there.
     """
     plain, size = view.as_subclass(Tensor), view.canvas_size
     if start.ndim == 3 and isinstance(view, ViewCoords):

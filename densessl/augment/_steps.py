@@ -113,7 +113,7 @@ def steps(transform: Any) -> Iterator[Callable[..., Any]]:
     affair.
 
     Args:
-        transform: As for ``nested``.
+        transform: A torchvision transform, an ``nn.Sequential`` of them, or any callable.
     """
     if _runs_children_in_order(transform):
         for child in children(transform):
@@ -210,15 +210,15 @@ def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
     """Runs one transform and raises where image, coords and mask have come apart.
 
     Args:
-        step: Takes and returns the parts.
-        parts: Image, coords and, optionally, a mask.
+        step: A transform that takes the parts and returns them.
+        parts: The image, its coords and optionally a mask.
 
     Returns:
         The parts after the step.
 
     Raises:
-        ValueError: If the step returns something else, coords or a mask that lost their type, or an image or a mask
-            whose size is not the coords' ``canvas_size``.
+        ValueError: If the step returns something else, if coords or a mask lost their type, or if the size of an image
+            or a mask is not the coords' ``canvas_size``.
     """
     out = step(*parts)
     if not isinstance(out, tuple | list) or len(out) != len(parts):

@@ -21,17 +21,17 @@ AnyView = TypeVar("AnyView", View, MaskedView)
 class BatchAugment(nn.Module):
     """A kornia augmentation on a batch of views, on the views' device; coords are composed.
 
-    Takes uint8 (and scales it to 0..1, once) or float in 0..1; returns what the augmentation returns: normalised, where
-    it ends with ``Normalize``. Runs in float32, outside autocast.
+    Images come in as uint8, which is scaled to 0..1 once, or as float in 0..1. They go out as the augmentation returns
+    them: normalised if it ends with ``Normalize``. Everything runs in float32, outside autocast.
 
     Args:
         augmentation: One of kornia's 2D augmentations, or an ``AugmentationSequential`` of them. The matrix that kornia
-            reports moves the coords, on top of whatever happened before.
+            reports is applied to the coords that the view already has.
 
     Raises:
-        ValueError: If it holds an augmentation without such a matrix (elastic, thin-plate, fisheye, jigsaw, mixes,
-            RandAugment), is another container (kornia's ImageSequential does not report a matrix) or one that is told
-            to skip the matrix, or if it pads with mirrored pixels, which the coords cannot know of.
+        ValueError: If the augmentation has no such matrix (elastic, thin-plate, fisheye, jigsaw, mixes, RandAugment),
+            is another kind of container (kornia's ImageSequential reports no matrix), is told to skip the matrix, or
+            pads with mirrored pixels, which coords cannot describe.
     """
 
     def __init__(self, augmentation: nn.Module) -> None:
@@ -52,9 +52,9 @@ class BatchAugment(nn.Module):
                     "pixels where the coords of a crop continue into the source image; pad with a constant"
                 )
         self.augmentation = augmentation
-        # On a device other than the CPU, values are looked at once: reading one back stalls a GPU.
+        # On other devices than the CPU the values are checked in the first batch only: reading one back stalls a GPU.
         self._looked = False
-        # By name, because they came and went with kornia's versions.
+        # Looked up by name, because not every version of kornia has all of them.
         self._colour = [name for leaf in leaves if (name := type(leaf).__name__) in _COLOUR_STEPS]
         # Without a geometric part there is nothing to compose, and no matrix to multiply with.
         self._moves = any(not isinstance(leaf, K.IntensityAugmentationBase2D) for leaf in leaves)
@@ -69,17 +69,17 @@ class BatchAugment(nn.Module):
         """Augments a batch.
 
         Args:
-            view: A batch of views, image ``(B, C, H, W)``, uint8 or float in 0..1.
-            seed: Makes the draw a function of this number alone and leaves the global generators as they were, those of
-                all other devices included.
+            view: A batch of views with images ``(B, C, H, W)``, uint8 or float in 0..1.
+            seed: Seed that alone determines the draw. The global generators of all devices are left as they were. None
+                draws from the global generators.
 
         Returns:
-            The same kind of view, float32.
+            The same kind of view, with a float32 image.
 
         Raises:
-            ValueError: If the view is no such batch, its values are not in 0..1 (looked at in every batch on the CPU,
-                in the first one on another device, never in a compiled graph), or it has not the 3 channels that a step
-                on colours needs.
+            ValueError: If the view is not such a batch; if its values are not in 0..1 (checked in every batch on the
+                CPU, in the first one on another device, never in a compiled graph); or if it does not have the 3
+                channels that a colour step needs.
         """
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64):
             raise ValueError(f"seed: expected an int of at least 0, below 2**64, got {seed!r}")
@@ -168,7 +168,7 @@ def _moved(view: AnyView, old_from_new: Tensor) -> AnyView:
     return view
 
 
-# kornia's augmentations that take no other number of channels than 3; where they are drawn, and only then, they fail.
+# kornia's augmentations that accept 3 channels only; they fail where they are drawn, not where they are made.
 _COLOUR_STEPS = {
     "ColorJiggle",
     "ColorJitter",

@@ -1,6 +1,7 @@
 """Views of images with any number of channels: multispectral, depth beside colour, stacks of a microscope.
 
-The steps of colour pipelines that mean something without colour, on float images: 16 bits stay what they are.
+These are the steps of colour pipelines that make sense without colour. They work on float images, so 16-bit images keep
+their precision.
 """
 
 from __future__ import annotations
@@ -33,28 +34,29 @@ def multichannel_views(
     ratio: Range = (3 / 4, 4 / 3),
     extra: Sequence[nn.Module] = (),
 ) -> MultiView:
-    """Two views of images with any number of channels: BYOL's, less what needs colour.
+    """Two views of images with any number of channels: BYOL's steps without those that need colour.
 
-    - Random resized crop and flip, as BYOL's.
-    - Jitter, p 0.8: brightness and contrast of each channel by itself, each factor in 0.6..1.4, as BYOL draws them for
-      all channels together. Drawn for each, they also change the channels' proportions, which stands for hue and
-      saturation. Contrast is taken around the channel's own mean, so the step acts alike on bright and on dark images
-      (12-bit values in a 16-bit file).
-    - Blur, p 1.0 in view 1 and 0.1 in view 2, sigma 0.1 to 2 pixels, as BYOL's.
-    - Dropout, p 0.2, after the normalisation: one channel becomes 0, its mean. It stands for the change to grey: no
-      single channel is enough to match by. Not on images of one channel.
+    - Random resized crop and flip, as in BYOL.
+    - Jitter, p 0.8: brightness and contrast change for each channel by itself, with factors in 0.6..1.4. BYOL draws
+      from the same range, but once for all channels. Separate factors also change the proportions of the channels,
+      which stands in for hue and saturation. Contrast changes around the channel's own mean, so bright and dark images
+      (12-bit values in a 16-bit file) are treated alike.
+    - Blur, p 1.0 in view 1 and 0.1 in view 2, sigma 0.1 to 2 pixels, as in BYOL.
+    - Dropout, p 0.2, after the normalisation: one channel becomes 0, its mean. It stands in for the change to grey, so
+      that no single channel is enough to match by. Images of one channel are left alone.
 
-    No hue, saturation or grey (they need colour), no solarize (half of the range means nothing to a sensor). The choice
-    is ours and has no published source; strengths and probabilities are BYOL's where BYOL has the step, and the
-    dropout's is that of its change to grey.
+    There is no hue, saturation or grey step (they need colour) and no solarize step (half of the range means nothing to
+    a sensor). This choice is ours and has no published source. Strengths and probabilities are BYOL's where BYOL has
+    the step; the dropout takes its probability from BYOL's change to grey.
 
     Args:
         size: Side of the views in pixels, or (height, width).
-        photometric: If False, crop and flip only; the rest is ``multichannel_photometric``'s.
-        mean: One number per channel, for images in 0..1.
-        std: Likewise.
-        scale: Share of the image's area that a crop covers.
-        ratio: Width to height of a crop.
+        photometric: Whether the photometric steps are included. If False, the views are only cropped and flipped;
+            ``multichannel_photometric`` does the rest on the device.
+        mean: Mean of each channel, for images in 0..1.
+        std: Standard deviation of each channel, for images in 0..1.
+        scale: Range of the share of the image's area that a crop covers, in 0..1.
+        ratio: Range of a crop's width divided by its height.
         extra: Further geometric steps, as in ``byol_views``.
 
     Returns:
@@ -81,13 +83,13 @@ def multichannel_views(
 
 
 class ChannelJitter(v2.Transform):
-    """Brightness and contrast of each channel by itself, of a float image in 0..1.
+    """Changes brightness and contrast of each channel by itself, in a float image in 0..1.
 
     torchvision's ``adjust_brightness`` and ``adjust_contrast``, which take no other number of channels than 1 or 3, on
     one channel at a time; contrast is around the channel's mean.
 
     Args:
-        strength: The factors are drawn from 1 - strength to 1 + strength, two per channel.
+        strength: Half the width of the range: two factors per channel are drawn from 1 - strength to 1 + strength.
     """
 
     def __init__(self, strength: float = STRENGTH) -> None:
@@ -111,7 +113,7 @@ class ChannelJitter(v2.Transform):
 
 
 class ChannelDropout(v2.Transform):
-    """One channel of an image becomes 0."""
+    """Sets one channel of an image, drawn at random, to 0."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the channel, from torch's generator."""
@@ -137,8 +139,8 @@ def multichannel_photometric(mean: Sequence[float], std: Sequence[float]) -> tup
     """The photometric half of ``multichannel_views``, for the device: one BatchAugment per view.
 
     Args:
-        mean: One number per channel, for images in 0..1.
-        std: Likewise.
+        mean: Mean of each channel, for images in 0..1.
+        std: Standard deviation of each channel, for images in 0..1.
 
     Returns:
         One BatchAugment for the first view, one for the second.

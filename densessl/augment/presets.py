@@ -42,11 +42,12 @@ def byol_views(
 
     Args:
         size: Side of the views in pixels, or (height, width).
-        photometric: If False, crop and flip only; the rest is ``byol_photometric``'s.
-        scale: Share of the image's area that a crop covers.
-        ratio: Width to height of a crop.
-        mean: Per channel, for images in 0..1; used where ``photometric``.
-        std: Likewise.
+        photometric: Whether the photometric steps are included. If False, the views are only cropped and flipped;
+            ``byol_photometric`` does the rest on the device.
+        scale: Range of the share of the image's area that a crop covers, in 0..1.
+        ratio: Range of a crop's width divided by its height.
+        mean: Mean of each channel, for images in 0..1 (default: ImageNet's); used if ``photometric``.
+        std: Standard deviation of each channel, for images in 0..1 (default: ImageNet's); used if ``photometric``.
         extra: Further geometric steps (vertical flips, quarter turns), put after crop and flip and before the
             photometric steps of both views.
 
@@ -106,10 +107,10 @@ def two_views(
 
     Args:
         size: Side of the views in pixels, or (height, width).
-        scale: Share of the image's area that a crop covers.
-        ratio: Width to height of a crop.
-        first: Of the first view.
-        second: Of the second view.
+        scale: Range of the share of the image's area that a crop covers, in 0..1.
+        ratio: Range of a crop's width divided by its height.
+        first: Further steps of the first view.
+        second: Further steps of the second view.
         extra: Further geometric steps of both views, put after crop and flip.
 
     Returns:
@@ -165,8 +166,8 @@ class ExpectChannels(v2.Transform):
     """Leaves images as they are and raises where they have another number of channels than the steps that follow take.
 
     Args:
-        allowed: Numbers of channels.
-        why: Ends the error's first half.
+        allowed: Numbers of channels that pass.
+        why: Reason that ends the first half of the error.
     """
 
     def __init__(self, allowed: Sequence[int], why: str) -> None:
@@ -223,7 +224,7 @@ class PILGaussianBlur(v2.Transform):
     Tensors go through torchvision's ``gaussian_blur``. Measure: ``python benchmarks/photometric.py``.
 
     Args:
-        sigma: The least and the largest radius; one is drawn per image.
+        sigma: Smallest and largest radius in pixels; one radius is drawn per image.
     """
 
     def __init__(self, sigma: Range = (0.1, 2.0)) -> None:
@@ -249,8 +250,8 @@ def byol_photometric(
     """The photometric half of ``byol_views``, for the device: one BatchAugment per view, asymmetric as published.
 
     Args:
-        mean: Per channel, for images in 0..1.
-        std: Likewise.
+        mean: Mean of each channel, for images in 0..1 (default: ImageNet's).
+        std: Standard deviation of each channel, for images in 0..1 (default: ImageNet's).
 
     Returns:
         One BatchAugment for the first view, one for the second.

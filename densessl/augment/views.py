@@ -32,9 +32,9 @@ class View(NamedTuple):
     """An augmented image that knows where it was taken from; ``default_collate`` makes a batch of it.
 
     Attributes:
-        image: Tensor ``(C, H, W)``, in a batch ``(B, C, H, W)``.
-        coords: Tensor ``(3, 3)`` ``image_from_view``, or dense ``(2, H, W)``; in a batch with a leading B.
-        source_size: Tensor of int64, ``(2,)``, height and width of the source image; in a batch ``(B, 2)``.
+        image: Image ``(C, H, W)``, in a batch ``(B, C, H, W)``.
+        coords: Homography ``(3, 3)``, ``image_from_view``, or dense coords ``(2, H, W)``; in a batch with a leading B.
+        source_size: Height and width of the source image in pixels, int64 ``(2,)``; in a batch ``(B, 2)``.
     """
 
     image: Tensor
@@ -50,10 +50,10 @@ class MaskedView(NamedTuple):
     """A ``View`` with a mask that moved along.
 
     Attributes:
-        image: Tensor ``(C, H, W)``.
-        coords: Tensor ``(3, 3)`` or ``(2, H, W)``.
-        source_size: Tensor of int64, ``(2,)``.
-        mask: Tensor ``(H, W)`` or ``(1, H, W)``, of the dtype that came in: segments, labels, validity.
+        image: Image ``(C, H, W)``.
+        coords: Homography ``(3, 3)`` or dense coords ``(2, H, W)``.
+        source_size: Height and width of the source image in pixels, int64 ``(2,)``.
+        mask: Segments, labels or validity, ``(H, W)`` or ``(1, H, W)``, in the dtype that came in.
     """
 
     image: Tensor
@@ -75,12 +75,13 @@ class MultiView(nn.Module):
     it runs; prove a pipeline with transforms of your own with ``densessl.check_tracking``.
 
     Args:
-        *transforms: One per view; each takes and returns ``(image, coords)``, with a mask ``(image, coords, mask)``.
-        dense: Track with dense coords ``(2, H, W)``, which follow elastic transforms too and know padding wherever it
-            came in; costs memory and about a resize per geometric step.
+        *transforms: One transform per view. Each takes and returns ``(image, coords)``, or with a mask ``(image,
+            coords, mask)``.
+        dense: Whether to track with dense coords ``(2, H, W)``. They also follow elastic transforms and know where
+            padding came in. They cost memory and, per geometric step, about the time of a resize.
 
     Raises:
-        ValueError: If there is no transform, or one that cannot be tracked.
+        ValueError: If there is no transform, or one of them cannot be tracked.
     """
 
     def __init__(self, *transforms: Callable[..., Any], dense: bool = False) -> None:
@@ -117,26 +118,26 @@ class MultiView(nn.Module):
         """Draws one view per transform.
 
         Args:
-            image: PIL image or tensor ``(C, H, W)``; floating point in 0..1, unless every pipeline begins with a step
-                of one's own, which may bring other values there. Whole numbers in uint8 or uint16, where a pipeline
-                scales them to 0..1.
-            mask: Optional PIL image of one channel or tensor ``(H, W)`` or ``(1, H, W)`` of the image's size. It moves
-                along, each pixel with the label at its centre, whatever the label's size; 0 where the view shows
-                nothing.
-            coords: Optional tensor ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1: where the image's
-                pixels lie in another image, as ``coords_from_flow`` gives it. The views then carry positions in that
-                image, dense ones where these are dense.
-            seeds: One per view, each an int of at least 0 or a sequence of such (seed, epoch, index, ...). Every view
-                is then a function of its own seed alone, and the generators are left as they were.
-            source_size: Height and width of that other image; None: the same as this image's.
+            image: PIL image or tensor ``(C, H, W)``. Floating-point values lie in 0..1, unless every pipeline begins
+                with a step of your own, which may bring other values there. Whole numbers are uint8, or uint16 where a
+                pipeline scales them to 0..1.
+            mask: Optional PIL image of one channel, or tensor ``(H, W)`` or ``(1, H, W)``, of the image's size. It
+                moves along with the image: each pixel of the view takes the label at its centre, and 0 where the view
+                shows nothing.
+            coords: Optional coords ``(3, 3)`` or ``(2, H, W)``, with or without a leading 1, which say where the
+                image's pixels lie in another image, as ``coords_from_flow`` gives them. The views then carry positions
+                in that other image, dense ones if these are dense.
+            seeds: Optionally one seed per view, each an int of at least 0 or a sequence of such ints (seed, epoch,
+                index, ...). Every view then depends on its own seed alone, and the generators are left as they were.
+            source_size: Height and width of that other image in pixels; None means those of this image.
 
         Returns:
-            One ``View`` per transform, ``MaskedView`` where a mask was given.
+            One ``View`` per transform, or one ``MaskedView`` each if a mask was given.
 
         Raises:
-            ValueError: On other shapes and values, or if a transform moves or strips the coords or the mask in a way
-                that cannot be followed; on start coords whose values lie in no unit square (pixels, a flow), or which
-                are a homography where a view reaches beyond the image and ``dense`` is False.
+            ValueError: If a shape or value is not as described; if a transform moves or strips the coords or the mask
+                in a way that cannot be followed; if the start coords hold pixels or a flow instead of positions in a
+                unit square; or if they are a homography, a view reaches beyond the image and ``dense`` is False.
         """
         source = as_image(image)
         if self._needs_unit_values:

@@ -27,36 +27,39 @@ _OF_A_SIZE = re.compile(r"is invalid for input of size|must match the size of te
 class FeatureMap(nn.Module):
     """A torchvision, timm or Hugging Face model as an encoder from images to a feature map, or to several.
 
-    What comes after ``layer`` (pooling, classifier) is dropped, so that no parameter stays without gradient, but for
-    two of Hugging Face's: the ``mask_token`` in the embeddings of DINOv2, DINOv3 and others, which no forward pass
-    here uses, and the stages of an ``AutoBackbone`` behind the layer. DistributedDataParallel waits for their
-    gradients: freeze them (``requires_grad_(False)``) before wrapping, or pass ``find_unused_parameters=True``.
+    Everything after ``layer`` (pooling, classifier) is dropped, so that no parameter stays without a gradient. Two
+    parts of Hugging Face's models are exceptions: the ``mask_token`` in the embeddings of DINOv2, DINOv3 and others,
+    which no forward pass here uses, and the stages of an ``AutoBackbone`` behind the layer. DistributedDataParallel
+    waits for their gradients: freeze them (``requires_grad_(False)``) before wrapping, or pass
+    ``find_unused_parameters=True``.
 
     Parameter and buffer names stay the model's own: ``state_dict()`` loads into the plain model (``strict=False`` for
     the dropped head), and the other way round. The modules are the model's, too: hooks on them, gradient checkpointing
     and ``fully_shard`` of blocks work as on the plain model.
 
-    Models are run in the way that they offer:
+    Each kind of model is run through the interface that it offers:
 
-    - timm's by ``forward_intermediates``, for the layers that ``feature_info`` names (``"blocks.11"``, ``"stages.3"``,
-      ``"layer4"``) and for ``"norm"``. Class and register tokens are dropped, channels come first.
-    - Hugging Face's by their outputs: ``"encoder.layer.11"``, ``"encoder.stages.3"``, ``"layernorm"``; the stages of an
-      ``AutoBackbone`` (which is kept whole) by their names, ``"stage4"``.
-    - DINO's of torch.hub by ``get_intermediate_layers``: ``"blocks.11"``, ``"norm"``.
-    - All others, and other layers of timm's, by their graph, which is cut after the layer: hooks on the modules that
-      contain the layer do not fire.
+    - timm's models by ``forward_intermediates``, for the layers that ``feature_info`` names (``"blocks.11"``,
+      ``"stages.3"``, ``"layer4"``) and for ``"norm"``. Class and register tokens are dropped, and the channels come
+      first.
+    - Hugging Face's models by their outputs: ``"encoder.layer.11"``, ``"encoder.stages.3"``, ``"layernorm"``; the
+      stages of an ``AutoBackbone`` (which is kept whole) by their names, ``"stage4"``.
+    - DINO's models of torch.hub by ``get_intermediate_layers``: ``"blocks.11"``, ``"norm"``.
+    - All other models, and other layers of timm's models, by their graph, which is cut after the layer. Hooks on
+      modules that contain the layer then do not fire.
 
     Args:
-        model: A model of these, or any module that ``torch.fx`` can trace.
-        layer: Name of the module to cut after. Default ``"layer4"``, the C5 map of a ResNet. ``"encoder.ln"`` for
-            torchvision's ViTs, ``"features"`` for its ConvNeXt, ``"permute"`` for its Swin.
-        layers: In place of ``layer``, names of several modules: the output is a list of their maps, in this order.
+        model: A model of one of these kinds, or any module that ``torch.fx`` can trace.
+        layer: Name of the module to cut after. The default ``"layer4"`` is the C5 map of a ResNet. Use ``"encoder.ln"``
+            for torchvision's ViTs, ``"features"`` for its ConvNeXt and ``"permute"`` for its Swin.
+        layers: Names of several modules, in place of ``layer``. The output is then a list of their maps, in this order.
 
     Attributes:
-        layer: As given; None where ``layers`` is. A model's own part of this name takes its place.
+        layer: The name that was given; None if ``layers`` was given. If the model has a part of this name, this is that
+            part.
 
     Raises:
-        ValueError: If the model has no such layer, or there is no way to its output.
+        ValueError: If the model has no such layer, or its output cannot be reached.
     """
 
     _programs: tuple[nn.Module, nn.Module]
@@ -97,7 +100,7 @@ class FeatureMap(nn.Module):
         """Switches the model's gradient checkpointing, as its own method of this name does.
 
         Args:
-            enable: Whether to compute activations again in the backward pass.
+            enable: Whether to compute activations again in the backward pass instead of keeping them.
 
         Raises:
             ValueError: If the model has no such method.
@@ -115,14 +118,14 @@ class FeatureMap(nn.Module):
         """Encodes.
 
         Args:
-            image: Floating-point tensor ``(B, 3, H, W)``.
+            image: Batch of images ``(B, C, H, W)``, floating point, with as many channels as the model takes.
 
         Returns:
-            Tensor ``(B, C, h, w)``; with ``layers``, a list of such maps.
+            A feature map ``(B, C, h, w)``, or with ``layers`` a list of maps.
 
         Raises:
-            ValueError: On another shape, another number of channels or integer images; at a size that the model does
-                not take; if a map is a single cell, or no map comes out.
+            ValueError: If the image has another shape, another number of channels or integer values; if the model does
+                not take images of this size; or if a map has a single cell, or no map comes out.
         """
         check_tensor(image, "image", "floating point images (B, C, H, W)")
         if image.ndim != 4 or not image.is_floating_point():
@@ -134,9 +137,9 @@ class FeatureMap(nn.Module):
         self._layouts[0].refuse_size(size)
         try:
             outs = self._run(self._programs[self.training], image)
-        except AssertionError as error:  # what timm and torchvision raise at sizes that they do not take
+        except AssertionError as error:  # timm and torchvision raise this at sizes that they do not take
             raise ValueError(f"image: the model does not take {size[0]}x{size[1]} pixels: {error}") from error
-        except RuntimeError as error:  # what torch raises at another number of channels, and at much else
+        except RuntimeError as error:  # torch raises this at another number of channels, and in many other cases
             channels = _input_channels(self)
             if channels in (None, image.shape[1]):
                 if _OF_A_SIZE.search(str(error)) is None:

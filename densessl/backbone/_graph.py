@@ -49,7 +49,7 @@ def cut(model: nn.Module, layers: list[str]) -> tuple[nn.Module, tuple[GraphModu
         The part of the model that is used, and the programs of evaluation and of training, which run on it.
 
     Raises:
-        ValueError: If the graph cannot be traced or cut there.
+        ValueError: If the graph cannot be traced, or cannot be cut there.
     """
     inside = ancestors(layers)
     for name in layers:

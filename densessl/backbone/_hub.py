@@ -18,7 +18,7 @@ class DinoRun:
     Args:
         layers: Names of the layers, in the order of the maps.
         depths: Index of each layer's block.
-        norm: Whether the maps come from behind the final norm.
+        norm: Whether the maps are taken after the final norm.
         reshapes: Whether the model makes maps itself, as DINOv2 and DINOv3 do.
         patch: Height and width of the patches in pixels.
     """
@@ -60,11 +60,11 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, DinoRun] | 
     """The part of the model that the layers need, and what runs it; None for other models.
 
     Args:
-        model: Any.
-        layers: ``"blocks.11"``, or ``"norm"`` for the last block behind the final norm.
+        model: Any model.
+        layers: ``"blocks.11"``, or ``"norm"`` for the last block after the final norm.
 
     Raises:
-        ValueError: If the layers are none of these.
+        ValueError: If a layer is none of these.
     """
     forward = getattr(model, "get_intermediate_layers", None)
     patch = patch_size(model)

@@ -19,8 +19,8 @@ class ModelRun:
 
     Args:
         layers: Names of the layers, in the order of the maps.
-        prefix: Class and register tokens, which come before those of the patches.
-        patch: Height and width of the patches in pixels; None for models without.
+        prefix: Number of class and register tokens, which come before the patches' tokens.
+        patch: Height and width of the patches in pixels; None for models without patches.
         merges: Whether stages pad the grid and halve it, as Swin's do.
     """
 
@@ -90,12 +90,12 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, ModelRun | 
     """The part of the model that the layers need, and what runs it; None for models that are not Hugging Face's.
 
     Args:
-        model: Any.
+        model: Any model.
         layers: Blocks or stages (``"encoder.layer.11"``, ``"encoder.stages.3"``), or the final norm (``"layernorm"``);
             of a backbone, stages among its ``out_features``.
 
     Raises:
-        ValueError: If the layers are none of these, or the model has a head for a task.
+        ValueError: If a layer is none of these, or the model has a head for a task.
     """
     if not any(base.__module__.startswith("transformers.") for base in type(model).__mro__):
         return None

@@ -33,11 +33,11 @@ class Layout:
         """Returns the map.
 
         Args:
-            out: What the layer gave.
-            size: Tensor ``(H, W)`` of the images, in pixels.
+            out: What the layer returned.
+            size: Height and width of the images in pixels.
 
         Raises:
-            ValueError: If that is no map, is a single cell, or it cannot be told which axis holds the channels.
+            ValueError: If ``out`` is no map or has a single cell, or if the axis of the channels cannot be told.
         """
         features = self._as_map(out, size)
         if features.shape[2] * features.shape[3] == 1:
@@ -51,10 +51,10 @@ class Layout:
         """Refuses images that the model's patches do not take.
 
         Args:
-            size: Tensor ``(H, W)`` of the images, in pixels.
+            size: Height and width of the images in pixels.
 
         Raises:
-            ValueError: If the model has one size of its own and this is another, or its patches do not fill the image.
+            ValueError: If the model takes one size only and this is another, or the patches do not fill the image.
         """
         if self.fixed is not None and self.fixed != size:
             raise ValueError(

@@ -16,7 +16,7 @@ class TimmRun:
 
     Args:
         layers: Names of the layers, in the order of the maps.
-        indices: Their places among the model's feature levels.
+        indices: Index of each layer among the model's feature levels.
         options: Further arguments of ``forward_intermediates``.
     """
 
@@ -37,12 +37,12 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, TimmRun] | 
     """The part of the model that the layers need, and what runs it; None where timm has no such way.
 
     Args:
-        model: Any.
+        model: Any model.
         layers: Names from the model's ``feature_info`` (``"blocks.11"``, ``"stages.3"``, ``"layer4"``), or ``"norm"``
             for the last level behind the final norm.
 
     Raises:
-        ValueError: If ``"norm"`` stands beside other layers.
+        ValueError: If ``"norm"`` is asked for together with other layers.
     """
     forward = getattr(model, "forward_intermediates", None)
     if forward is None or not type(model).__module__.startswith("timm."):

@@ -28,8 +28,8 @@ def pruned(module: nn.Module, keep: set[str], prefix: str = "") -> nn.Module:
     """The module with those children, parameters and buffers alone that ``keep`` names.
 
     Args:
-        module: Any; it stays as it is.
-        keep: Full names. What is below a named module is kept whole, as the same objects.
+        module: Any module; it stays as it is.
+        keep: Full names of the modules to keep. What lies below one of them is kept whole, as the same objects.
         prefix: The module's own full name, with a dot at its end.
     """
     copy = shallow(module)
@@ -51,7 +51,7 @@ def cut_after(model: nn.Module, last: str, unused: Iterable[str]) -> nn.Module:
     """The model without what stands behind an item of a list of blocks.
 
     Args:
-        model: Any; it stays as it is.
+        model: Any model; it stays as it is.
         last: Full name of the last block to keep, such as ``"encoder.layer.5"``. Later items of its list are left out.
         unused: Top-level modules that only later steps use. Each becomes an identity, since the model's own code may
             still call it.

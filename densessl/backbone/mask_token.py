@@ -1,4 +1,4 @@
-"""A learned token in place of the patches that a ViT shall not see."""
+"""A learned token in place of the patches that a ViT is not allowed to see."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _EMBEDDINGS = ("patch_embed", "embeddings.patch_embeddings", "conv_proj")  # tim
 
 
 class MaskToken(nn.Module):
-    """Replaces embedded patches by one learned token, before the position embedding: masked image modelling.
+    """Replaces embedded patches by one learned token before the position embedding, for masked image modelling.
 
-    timm's ViTs have no hook for this, so that it is done at the output of their patch embedding; on ViTs of torch.hub
-    (DINO), Hugging Face and torchvision in the same way. The backbone keeps its parameters and their names. A copy of
-    a module that holds both, such as the target encoder, works on its own backbone.
+    timm's ViTs have no hook for this, so the token is put in at the output of the patch embedding. ViTs of torch.hub
+    (DINO), Hugging Face and torchvision are treated in the same way. The backbone keeps its parameters and their names.
+    A copy of a module that holds both the backbone and this token, such as a target encoder, works on its own backbone.
 
     Args:
-        backbone: A ViT's ``FeatureMap``, or another module with one of the names of a patch embedding. Models with
-            smaller patches than cells (Swin) are masked by whole cells.
+        backbone: A ViT's ``FeatureMap``, or another module whose patch embedding has one of the known names. Models
+            whose patches are smaller than their cells (Swin) are masked by whole cells.
 
     Attributes:
-        token: Tensor ``(C,)``, zeros to begin with, as in iBOT and DINOv2.
+        token: The learned token ``(C,)``; zeros at first, as in iBOT and DINOv2.
 
     Raises:
-        ValueError: If the backbone has no patch embedding that is known.
+        ValueError: If the backbone has no patch embedding of a known name.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -39,15 +39,15 @@ class MaskToken(nn.Module):
         """Encodes.
 
         Args:
-            backbone: The one given at construction, or in a copy its copy.
-            image: Floating-point tensor ``(B, 3, H, W)``.
-            mask: Boolean tensor ``(B, h, w)``, the cells of the map that are not seen; None: all are seen.
+            backbone: The backbone given at construction; in a copy of the module, the copied backbone.
+            image: Batch of images ``(B, C, H, W)``, floating point.
+            mask: Boolean tensor ``(B, h, w)``, True for the cells of the map that are hidden; None hides none.
 
         Returns:
-            What the backbone gives.
+            The output of the backbone.
 
         Raises:
-            ValueError: On another mask, or one whose cells are not made of whole patches.
+            ValueError: If the mask has another shape, or its cells are not made of whole patches.
         """
         if mask is None:
             return backbone(image)
@@ -64,7 +64,7 @@ class MaskToken(nn.Module):
     def _replace(self, module: nn.Module, args: Any, out: Any) -> Any:
         if self._cells is None:
             return out
-        if isinstance(out, tuple):  # Hugging Face's Swin gives the grid as well
+        if isinstance(out, tuple):  # Hugging Face's Swin returns the grid as well
             return (self._placed(out[0], self._cells), *out[1:])
         return self._placed(out, self._cells)
 

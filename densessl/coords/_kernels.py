@@ -46,14 +46,14 @@ class ViewCoords(tv_tensors.TVTensor):
     moves it along with the image. What is no homography (elastic, five-crop, mirrored padding of a crop) raises.
 
     Args:
-        data: Tensor ``(3, 3)``; None: the identity.
+        data: Homography ``(3, 3)``; None means the identity.
         canvas_size: Height and width of the image that these coords belong to, in pixels.
 
     Attributes:
-        canvas_size: The same of the current view.
+        canvas_size: Height and width of the current view, in pixels.
 
     Raises:
-        ValueError: If ``data`` is not ``(3, 3)``, is in half precision, or ``canvas_size`` not (height, width).
+        ValueError: If ``data`` is not ``(3, 3)`` or is in half precision, or ``canvas_size`` is not (height, width).
     """
 
     canvas_size: CanvasSize
@@ -88,11 +88,11 @@ class DenseCoords(tv_tensors.TVTensor):
     padding, wherever in the pipeline they came in.
 
     Args:
-        data: Tensor ``(2, H, W)`` x and y; None: the identity.
-        canvas_size: Height and width of the image; needed where ``data`` is None.
+        data: Dense coords ``(2, H, W)``, x and y; None means the identity.
+        canvas_size: Height and width of the image in pixels; needed if ``data`` is None.
 
     Attributes:
-        canvas_size: Height and width of the current view.
+        canvas_size: Height and width of the current view, in pixels.
 
     Raises:
         ValueError: If ``data`` is not ``(2, H, W)``, or neither it nor ``canvas_size`` is given.

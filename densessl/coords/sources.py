@@ -1,10 +1,10 @@
 """Dense coords from elsewhere: optical flow, stereo disparity, depth with camera poses, point tracks.
 
-A frame's pixels and the places in another frame, the source, where the same points are seen. Pixels are continuous
-here as everywhere: pixel (row i, column j) covers [j, j + 1] along x, and its centre lies at j + 0.5.
+They say for each pixel of a frame where the same point is seen in another frame, the source. Pixels are continuous here
+as everywhere: pixel (row i, column j) covers [j, j + 1] along x, and its centre lies at j + 0.5.
 
-Places beyond the source's edges are kept up to one side length away: so the cells astride the edge are measured in
-full. Cells whose centre lies out there never match. Everything farther, occluded or not known is NaN.
+Places up to one side length beyond the source's edges are kept, so that cells across an edge get their full size. Cells
+whose centre lies out there never match. Everything farther away, occluded or unknown is NaN.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def coords_from_flow(flow: Tensor, visible: Tensor | None = None, source_size: S
     """Dense coords of a frame in another one, from the optical flow that leads there.
 
     Args:
-        flow: Floating-point tensor ``(B, 2, H, W)`` or ``(2, H, W)``, x and y in pixels, from each pixel's centre in
-            this frame to its position in the source frame. NaN and infinite values are unknown.
-        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or without a known
-            flow.
-        source_size: Height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
-            this frame. The flow stays in pixels: it ends in the pixels of the source.
+        flow: Optical flow ``(B, 2, H, W)`` or ``(2, H, W)``, floating point: x and y in pixels from each pixel's centre
+            in this frame to its position in the source frame. NaN and infinite values are unknown.
+        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``, False where the point is occluded in the source or
+            its flow is unknown.
+        source_size: Height and width of the source frame in pixels, ``(h, w)`` or an integer tensor ``(B, 2)``; None
+            means those of this frame. The flow stays in pixels: it ends in pixels of the source.
 
     Returns:
-        Tensor of float32, ``(B, 2, H, W)``, x and y in the source's unit square; NaN where occluded, unknown or far
-        outside.
+        Dense coords ``(B, 2, H, W)``, float32: x and y in the source's unit square, NaN where the point is occluded,
+        unknown or far outside.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -50,13 +50,15 @@ def coords_from_disparity(disparity: Tensor, visible: Tensor | None = None) -> T
     right image in the left one, pass the right image's disparity with its sign changed.
 
     Args:
-        disparity: Floating-point tensor ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, in pixels. NaN and infinite
-            values are unknown; 0 is a point at infinity. Where a data set writes 0 for unknown, say so in ``visible``.
-        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the right image, or not known.
+        disparity: Disparity in pixels, floating point, ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``. NaN and infinite
+            values are unknown; 0 is a point at infinity. If a data set writes 0 for unknown, mark those pixels in
+            ``visible``.
+        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``, False where the point is occluded in the right
+            image or unknown.
 
     Returns:
-        Tensor of float32, ``(B, 2, H, W)`` in the right image's unit square; NaN where occluded, unknown or far
-        outside.
+        Dense coords ``(B, 2, H, W)``, float32, in the right image's unit square; NaN where the point is occluded,
+        unknown or far outside.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -78,14 +80,14 @@ def coords_from_depth(
 ) -> Tensor:
     """Dense coords of a frame in another one of a still scene, from depth and the cameras.
 
-    Depth does not say which points are occluded in the source frame; only ``visible`` does.
+    Depth does not tell which points are occluded in the source frame. Say so in ``visible``.
 
     Args:
-        depth: Floating-point tensor ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``, along the optical axis. Values that
+        depth: Depth along the optical axis, floating point, ``(B, H, W)``, ``(B, 1, H, W)`` or ``(H, W)``. Values that
             are not positive and finite are unknown.
-        intrinsics: Tensor ``(B, 3, 3)`` or ``(3, 3)``, this camera's matrix in pixels, edges at integers: the middle of
-            an image of width W is W / 2. To matrices whose origin is the centre of the first pixel, add 0.5 to both
-            entries of the principal point.
+        intrinsics: Matrix of this camera in pixels, ``(B, 3, 3)`` or ``(3, 3)``, with edges at integers: the middle of
+            an image of width W is W / 2. If your matrix has its origin at the centre of the first pixel, add 0.5 to
+            both entries of the principal point.
         pose: Tensor ``(B, 4, 4)`` or ``(4, 4)``, from this camera's coordinates (x right, y down, z forward) to those
             of the source's camera, in the depth's unit of length.
         visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or not known.
@@ -94,8 +96,8 @@ def coords_from_depth(
             this frame.
 
     Returns:
-        Tensor of float32, ``(B, 2, H, W)`` in the source's unit square; NaN where occluded, unknown, behind the
-        source's camera or far outside.
+        Dense coords ``(B, 2, H, W)``, float32, in the source's unit square; NaN where the point is occluded, unknown,
+        behind the source's camera or far outside.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -131,20 +133,20 @@ def coords_from_points(
     map need positions around their centre to be measured, so the radius should be half a cell or more.
 
     Args:
-        points: Float32 or float64 ``(B, N, 2)`` or ``(N, 2)``, x and y of the tracks in this frame, in pixels, edges at
-            integers. NaN: no track.
-        source_points: The same shape, where the tracks are in the source frame.
-        size: Height and width of this frame.
-        visible: Optional boolean tensor ``(B, N)`` or ``(N,)``: tracks that are seen in both frames.
-        radius: In pixels of this frame.
-        source_size: Height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
-            this frame.
+        points: Positions x and y of the tracks in this frame, in pixels with edges at integers, ``(B, N, 2)`` or ``(N,
+            2)``, float32 or float64. NaN means that there is no track.
+        source_points: Positions of the same tracks in the source frame, in the same shape.
+        size: Height and width of this frame in pixels.
+        visible: Optional boolean tensor ``(B, N)`` or ``(N,)``, True for the tracks that are seen in both frames.
+        radius: Distance in pixels of this frame up to which a pixel follows the nearest track.
+        source_size: Height and width of the source frame in pixels, ``(h, w)`` or an integer tensor ``(B, 2)``; None
+            means those of this frame.
 
     Returns:
-        Tensor of float32, ``(B, 2, H, W)`` in the source's unit square; NaN away from the tracks.
+        Dense coords ``(B, 2, H, W)``, float32, in the source's unit square; NaN away from the tracks.
 
     Raises:
-        ValueError: If a shape, dtype or device is not as described, or a radius that is not positive.
+        ValueError: If a shape, dtype or device is not as described, or the radius is not positive.
     """
     for values, name in ((points, "points"), (source_points, "source_points")):
         _refuse_half(values, name, "(B, N, 2) or (N, 2)")

@@ -18,12 +18,12 @@ def inverse_dense(dense: Tensor, points: Tensor) -> Tensor:
     Of several places that show the same point (folds), one is found.
 
     Args:
-        dense: Tensor ``(B, 2, H, W)``, from the view to its source.
-        points: Tensor ``(B, N, 2)`` xy in the source's unit square.
+        dense: Dense coords ``(B, 2, H, W)``, from the view to its source.
+        points: Points ``(B, N, 2)``, x and y in the source's unit square.
 
     Returns:
-        Tensor ``(B, N, 2)`` xy in the view's unit square; NaN where the view does not show the point, or it is not
-        known.
+        Points ``(B, N, 2)``, x and y in the view's unit square; NaN where the view does not show the point, or it is
+        unknown.
     """
     h, w = dense.shape[-2:]
     place = _first_guess(dense, points)

@@ -14,10 +14,10 @@ def is_dense(coords: Tensor) -> bool:
     """Whether coords are dense, ``(B, 2, H, W)``, and not homographies, ``(B, 3, 3)``.
 
     Args:
-        coords: Either kind of coords, batched.
+        coords: Coords of either kind, batched.
 
     Raises:
-        ValueError: If the shape or the dtype is that of neither.
+        ValueError: If the shape or the dtype is of neither kind.
     """
     return checked(coords, "coords").ndim == 4
 
@@ -121,11 +121,11 @@ def sample_dense(dense: Tensor, points: Tensor) -> Tensor:
     and beyond the edges.
 
     Args:
-        dense: Tensor ``(B, 2, H, W)``.
-        points: Tensor ``(B, N, 2)`` xy in the view's unit square.
+        dense: Dense coords ``(B, 2, H, W)``.
+        points: Points ``(B, N, 2)``, x and y in the view's unit square.
 
     Returns:
-        Tensor ``(B, N, 2)`` xy in the source's unit square.
+        Points ``(B, N, 2)``, x and y in the source's unit square.
     """
     h, w = dense.shape[-2:]
     x, y = points.unbind(-1)

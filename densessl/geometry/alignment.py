@@ -18,20 +18,20 @@ _DISTANCES = 1 << 22  # held at once while the nearest pixels are looked for
 def align(map: Tensor, coords_from: Tensor, coords_to: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """Resamples a view's map on the grid of the two views' shared region.
 
-    The region is the upright box in the source image that the bounding boxes of both views share, the same whichever
-    view comes first: ``align(map_a, a, b, size)`` and ``align(map_b, b, a, size)`` hold the same places cell by cell.
-    For plain crops this is what RoIAlign does with one sample a cell. Of dense coords the view is searched for each
-    place: the nearest pixel, then Newton's method.
+    The region is the upright box in the source image that the bounding boxes of both views share. It is the same
+    whichever view comes first: ``align(map_a, a, b, size)`` and ``align(map_b, b, a, size)`` hold the same places cell
+    by cell. For plain crops this is what RoIAlign does with one sample per cell. With dense coords each place is
+    searched for in the view: from the nearest pixel on by Newton's method.
 
     Args:
-        map: Tensor ``(B, C, H, W)``, floating point, features of the view that ``coords_from`` belongs to.
-        coords_from: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of that view.
-        coords_to: The same of the other view.
-        size: Tensor ``(h, w)`` of the result.
+        map: Feature map ``(B, C, H, W)``, floating point, of the view that ``coords_from`` belongs to.
+        coords_from: Coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of that view.
+        coords_to: Coords of the other view, in either form.
+        size: Height and width ``(h, w)`` of the result.
 
     Returns:
-        Tensor ``(B, C, h, w)`` of the map's dtype, and bool ``(B, h, w)``: the cells whose centre lies in the source
-        image and in both views, and that read no value of the map that is not finite. Other cells are 0.
+        The map ``(B, C, h, w)`` in the dtype that came in, and a boolean tensor ``(B, h, w)``: the cells whose centre
+        lies in the source image and in both views, and that read only finite values of the map. Other cells are 0.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.

@@ -13,14 +13,15 @@ def cell_centers(coords: Tensor, size: Size) -> Tensor:
     """Where the centres of a map's cells lie in the source image.
 
     Args:
-        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        size: Tensor ``(h, w)`` of the feature map; any size, the view's size is not needed.
+        coords: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view.
+        size: Height and width ``(h, w)`` of the feature map in cells. The size of the view is not needed.
 
     Returns:
-        Tensor ``(B, N, 2)``, N = h * w row-major; xy in the source's unit square; NaN where the coords are unknown.
+        Centres ``(B, N, 2)`` with N = h * w in row-major order: x and y in the source's unit square, NaN where the
+        coords are unknown.
 
     Raises:
-        ValueError: On another shape or dtype of ``coords``, or a size below 1.
+        ValueError: If ``coords`` has another shape or dtype, or a side of ``size`` is below 1.
     """
     coords = checked(coords, "coords")
     return locate(coords, *unit_grid(checked_size(size, "size"), coords))
@@ -29,18 +30,18 @@ def cell_centers(coords: Tensor, size: Size) -> Tensor:
 def cell_diagonal(coords: Tensor, size: Size, source_size: Tensor | None = None) -> Tensor:
     """Length of each cell's diagonal in the source image.
 
-    ``sqrt(|d/dx|^2 + |d/dy|^2)`` of the cell's Jacobian: for crops and flips ``hypot(bin width, bin height)``, the
-    value of the published code, the same for every cell. For dense coords the derivative is the difference across
-    the cell, or across the half of it that is known.
+    The length is ``sqrt(|d/dx|^2 + |d/dy|^2)`` of the cell's Jacobian. For crops and flips this is ``hypot(bin width,
+    bin height)``, the same for every cell, as in the published code. For dense coords the derivative is the difference
+    across the cell, or across the half of it that is known.
 
     Args:
-        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        size: Tensor ``(h, w)`` of the feature map.
-        source_size: Tensor of int64, ``(B, 2)``, height and width of the source; then the result is in source pixels,
-            else in units of the unit square's sides.
+        coords: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view.
+        size: Height and width ``(h, w)`` of the feature map.
+        source_size: Height and width of the source image in pixels, int64 ``(B, 2)``. If given, the result is in source
+            pixels; otherwise it is in units of the unit square's sides.
 
     Returns:
-        Tensor ``(B, N)``, N = h * w.
+        Diagonals ``(B, N)`` with N = h * w in row-major order.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -52,12 +53,12 @@ def measured_cells(coords: Tensor, size: Size, source_size: Tensor | None = None
     """Centres and diagonals of a map's cells, in one pass.
 
     Args:
-        coords: As in ``cell_diagonal``.
-        size: As there.
-        source_size: As there, but for the diagonals alone.
+        coords: Coords as in ``cell_diagonal``.
+        size: Size as in ``cell_diagonal``.
+        source_size: Size as in ``cell_diagonal``; it applies to the diagonals alone.
 
     Returns:
-        Tensor ``(B, N, 2)`` in the source's unit square, and ``(B, N)``.
+        Centres ``(B, N, 2)`` in the source's unit square, and diagonals ``(B, N)``.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -93,11 +94,11 @@ def pixel_scale(source_size: Tensor, coords: Tensor) -> Tensor:
     """Factors from the unit square to source pixels.
 
     Args:
-        source_size: Tensor ``(B, 2)``, height and width.
-        coords: A tensor of the batch; gives device and dtype.
+        source_size: Height and width in pixels, ``(B, 2)``.
+        coords: Any coords of the batch; they give the device and the dtype.
 
     Returns:
-        Tensor ``(B, 1, 2)``, width and height.
+        Factors for x and y, ``(B, 1, 2)``: width and height.
 
     Raises:
         ValueError: If a shape or device is not as described.
@@ -117,11 +118,11 @@ def inside(coords: Tensor, size: Size) -> Tensor:
     """Which cells have their centre inside the source image.
 
     Args:
-        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        size: Tensor ``(h, w)`` of the feature map.
+        coords: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view.
+        size: Height and width ``(h, w)`` of the feature map.
 
     Returns:
-        Boolean tensor ``(B, N)``; False where the position is unknown (NaN).
+        Boolean tensor ``(B, N)``, True for the cells inside; False where the position is unknown (NaN).
 
     Raises:
         ValueError: If a shape or dtype is not as described.

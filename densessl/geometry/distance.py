@@ -25,21 +25,21 @@ def cell_distance(
 ) -> Tensor:
     """Distance between all cells of two maps, in cell diagonals (PixPro, Eq. 1).
 
-    The paper says "normalised by the diagonal of a feature-map bin"; which of the two bins, only the published code
-    says: the larger one, here ``unit="max"``. Distances there are per axis, each in 0..1 (``source_size=None``).
+    The paper says "normalised by the diagonal of a feature-map bin" but not which of the two bins. The published code
+    takes the larger one, here ``unit="max"``, and measures distances per axis, each in 0..1 (``source_size=None``).
 
     Args:
-        coords_q: Tensor ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
-        coords_k: The same of the key view.
-        size_q: Tensor ``(h, w)`` of the query map.
-        size_k: The same of the key map; None: as ``size_q``.
-        unit: The diagonal that a pair is measured in: that of its larger (``"max"``) or smaller (``"min"``) cell, or
-            always of the ``"query"`` or the ``"key"`` cell.
-        source_size: Tensor of int64, ``(B, 2)``, height and width of the source; then distances are isotropic, in
-            pixels, else each axis counts in units of the image's own side.
+        coords_q: Coords ``(B, 3, 3)`` or ``(B, 2, H, W)`` of the query view.
+        coords_k: Coords of the key view, in either form.
+        size_q: Height and width ``(h, w)`` of the query map.
+        size_k: Height and width of the key map; None means those of the query map.
+        unit: Which diagonal a pair is measured in: that of its larger (``"max"``) or smaller (``"min"``) cell, or
+            always that of the ``"query"`` or the ``"key"`` cell.
+        source_size: Height and width of the source image in pixels, int64 ``(B, 2)``. If given, distances are
+            isotropic, in pixels; otherwise each axis counts in units of the image's own side.
 
     Returns:
-        Tensor ``(B, Nq, Nk)``; NaN where either cell's position is unknown.
+        Distances ``(B, Nq, Nk)``; NaN where the position of either cell is unknown.
 
     Raises:
         ValueError: If a shape, dtype, device or a unit is not as described.
@@ -63,17 +63,17 @@ def pair_distance(
     """Distances of all pairs of two maps, from cell centres and diagonals.
 
     Args:
-        centers_q: Tensor ``(B, Nq, 2)``, from ``cell_centers``, in any unit of length.
-        diagonal_q: Tensor ``(B, Nq)``, from ``cell_diagonal``, in the same unit.
-        centers_k: Tensor ``(B, Nk, 2)``.
-        diagonal_k: Tensor ``(B, Nk)``.
-        unit: As in ``cell_distance``.
+        centers_q: Centres of the query cells ``(B, Nq, 2)`` from ``cell_centers``, in any unit of length.
+        diagonal_q: Diagonals of the query cells ``(B, Nq)`` from ``cell_diagonal``, in the same unit.
+        centers_k: Centres of the key cells ``(B, Nk, 2)``.
+        diagonal_k: Diagonals of the key cells ``(B, Nk)``.
+        unit: Which diagonal counts, as in ``cell_distance``.
 
     Returns:
-        Tensor ``(B, Nq, Nk)``.
+        Distances ``(B, Nq, Nk)``.
 
     Raises:
-        ValueError: On an unknown unit.
+        ValueError: If the unit is unknown.
     """
     (xq, yq), (xk, yk) = (centers.unbind(-1) for centers in (centers_q, centers_k))
     # By subtraction, not by torch.cdist: its matrix product loses digits and is not symmetric in its arguments.
@@ -94,16 +94,16 @@ def offset_distance(dx: Tensor, dy: Tensor, diagonal_q: Tensor, diagonal_k: Tens
 
     Args:
         dx: Offset from cell to cell along x, any shape.
-        dy: The same along y.
-        diagonal_q: Of the query cell, broadcastable.
-        diagonal_k: Of the key cell.
-        unit: As in ``cell_distance``.
+        dy: Offset from cell to cell along y, in the same shape.
+        diagonal_q: Diagonal of the query cell, in a shape that broadcasts to that of ``dx``.
+        diagonal_k: Diagonal of the key cell, likewise broadcast.
+        unit: Which diagonal counts, as in ``cell_distance``.
 
     Returns:
-        The shape that all of them broadcast to.
+        Distances in the shape that all arguments broadcast to.
 
     Raises:
-        ValueError: On an unknown unit.
+        ValueError: If the unit is unknown.
     """
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(map(repr, UNITS))}, got {unit!r}")

@@ -13,14 +13,14 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Homography ``outer after inner``, scaled so that its weight at the unit square's centre is 1.
 
     Args:
-        outer: Tensor ``(B, 3, 3)``.
-        inner: Tensor ``(B, 3, 3)``.
+        outer: Homography ``(B, 3, 3)`` that is applied last.
+        inner: Homography ``(B, 3, 3)`` that is applied first.
 
     Returns:
-        Tensor ``(B, 3, 3)``.
+        The chained homography ``(B, 3, 3)``.
 
     Raises:
-        ValueError: On half precision, or on two dtypes.
+        ValueError: If a matrix is in half precision, or the dtypes differ.
     """
     check_precision(outer, "outer")
     check_tensor(inner, "inner", f"{outer.dtype} as outer")
@@ -41,13 +41,13 @@ def inverse_homography(matrix: Tensor) -> Tensor:
     Closed form because ``torch.linalg.inv`` reads the singular flag back to the host, which stalls a GPU.
 
     Args:
-        matrix: Tensor ``(B, 3, 3)``.
+        matrix: Homography ``(B, 3, 3)``.
 
     Returns:
-        Tensor ``(B, 3, 3)``; infinite or NaN where the matrix is singular.
+        The inverse ``(B, 3, 3)``; infinite or NaN where the matrix is singular.
 
     Raises:
-        ValueError: On half precision.
+        ValueError: If the matrix is in half precision.
     """
     check_precision(matrix, "matrix")
     a, b, c = matrix.unbind(-2)
@@ -60,11 +60,12 @@ def coords_from_boxes(boxes: Tensor) -> Tensor:
     """Coords of axis-parallel crops given as boxes, the form in which the published code keeps them.
 
     Args:
-        boxes: Tensor ``(B, 4)`` x0, y0, x1, y1 in 0..1; ``x0 > x1`` where the view is flipped, likewise y.
+        boxes: Boxes ``(B, 4)`` as x0, y0, x1, y1 in 0..1. A view that is flipped along x has ``x0 > x1``, and the same
+            holds for y.
 
     Returns:
-        Tensor ``(B, 3, 3)``. The boxes are taken unchanged, although the published code divides pixel indices by (size
-        - 1) where ours are pixel edges divided by size.
+        Coords ``(B, 3, 3)``. The boxes are taken unchanged, although the published code divides pixel indices by (size
+        - 1), while ours are pixel edges divided by size.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -84,12 +85,12 @@ def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Ten
     kornia's matrices lead from image to view, in pixel indices (the centre of pixel i lies at i).
 
     Args:
-        matrix: Tensor ``(B, 3, 3)``, ``augmentation.transform_matrix``.
-        image_size: Tensor ``(H, W)`` of the image that went in.
-        view_size: Tensor ``(H, W)`` of the view that came out.
+        matrix: kornia's ``augmentation.transform_matrix``, ``(B, 3, 3)``.
+        image_size: Height and width of the image that went in, in pixels.
+        view_size: Height and width of the view that came out, in pixels.
 
     Returns:
-        Tensor ``(B, 3, 3)`` ``image_from_view`` between unit squares.
+        Coords ``(B, 3, 3)``, ``image_from_view`` between unit squares.
 
     Raises:
         ValueError: If a shape or dtype is not as described.

@@ -19,14 +19,14 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
     """Coords that lead from one view to another: ``dst``'s unit square to ``src``'s.
 
     Args:
-        dst: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view to go from.
-        src: Coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of the view to arrive in. Dense coords are inverted by
-            search, to a small part of a pixel; where they fold, one of the places is found.
+        dst: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of the view to start from.
+        src: Coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` of the view to arrive in. Dense coords are inverted by a
+            search that is exact to a small part of a pixel; where they fold, one of the places is found.
 
     Returns:
-        Coords to be used as if ``src``'s view were the source image: ``warp(x_src, that, size)`` resamples src's map on
-        dst's grid. ``(B, 3, 3)`` of two homographies, else dense: of dst's size, or of src's where dst has none. NaN
-        where src's dense coords do not show what dst shows.
+        Coords that treat ``src``'s view as the source image: ``warp(x_src, result, size)`` resamples src's map on dst's
+        grid. Two homographies give a homography ``(B, 3, 3)``; otherwise the result is dense, in dst's size, or in
+        src's if dst has none. NaN where src's dense coords do not show what dst shows.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -50,16 +50,16 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     The box lies inside the source's unit square: padding around the source that both views show is not shared.
 
-    ``warp(x_a, relative_coords(overlap, a), size)`` and the same of b then hold the same places cell by cell, as
-    aligning regions of interest does. Of views that are turned, in perspective or dense, the bounding boxes are taken.
+    ``warp(x_a, relative_coords(overlap, a), size)`` and the same call with b then hold the same places cell by cell, as
+    when regions of interest are aligned. For views that are turned, in perspective or dense, the bounding boxes count.
 
     Args:
-        a: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)``.
-        b: Coords of either kind.
+        a: Coords ``(B, 3, 3)`` or dense ``(B, 2, H, W)`` of one view.
+        b: Coords of the other view, in either form.
 
     Returns:
-        Coords ``(B, 3, 3)``, and bool ``(B,)``: which views share anything. The coords of the others are those of the
-        whole source image.
+        Coords of the box, ``(B, 3, 3)``, and a boolean tensor ``(B,)``: which pairs of views share anything. For the
+        others, the coords are those of the whole source image.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -97,15 +97,15 @@ def warp(
     """Resamples a source image or map on a view's grid.
 
     Args:
-        x: Tensor ``(B, C, H, W)``, floating point, the source.
-        coords: Tensor ``(B, 3, 3)`` or dense ``(B, 2, H', W')``, from the view to x's unit square.
-        size: Tensor ``(h, w)`` of the result.
-        mode: Interpolation.
-        outside: What lies around the source: zeros, into which the outer half of its edge cells fades, or its border,
-            continued; a place that is not known then reads some border cell.
+        x: Source image or map ``(B, C, H, W)``, floating point.
+        coords: Coords ``(B, 3, 3)`` or dense ``(B, 2, H', W')`` from the view to x's unit square.
+        size: Height and width ``(h, w)`` of the result.
+        mode: Interpolation: ``"bilinear"``, ``"nearest"`` or ``"bicubic"``.
+        outside: What lies around the source. ``"zeros"``: the outer half of the edge cells fades into zeros.
+            ``"border"``: the border continues; unknown places then read some border cell.
 
     Returns:
-        Tensor ``(B, C, h, w)`` of x's dtype.
+        The resampled map ``(B, C, h, w)`` in x's dtype.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.

@@ -25,9 +25,9 @@ def pairs_in_buckets(query: Cells, key: Cells, threshold: float, unit: Unit, blo
     Args:
         query: Query cells.
         key: Key cells.
-        threshold: In cell diagonals.
-        unit: Whose.
-        block: How many pairs to look at at once.
+        threshold: Largest distance, in cell diagonals.
+        unit: Which diagonal counts, as in ``cell_distance``.
+        block: How many pairs are looked at together.
 
     Returns:
         Tensor of int64, ``(3, P)``: image, query cell, key cell; no pair twice, in no order.

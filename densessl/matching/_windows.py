@@ -20,9 +20,9 @@ class Cells(NamedTuple):
     """The cells of a map, in any unit of length.
 
     Attributes:
-        centers: Tensor ``(B, N, 2)``, xy.
-        diagonal: Tensor ``(B, N)``.
-        allowed: Boolean tensor ``(B, N)``; False: never matches.
+        centers: Centres of the cells ``(B, N, 2)``, x and y.
+        diagonal: Diagonals of the cells ``(B, N)``.
+        allowed: Boolean tensor ``(B, N)``, False for cells that never match.
     """
 
     centers: Tensor
@@ -36,8 +36,8 @@ class Windows(NamedTuple):
     Attributes:
         column: First column.
         row: First row.
-        width: Columns.
-        height: Rows.
+        width: Number of columns.
+        height: Number of rows.
     """
 
     column: Tensor
@@ -60,14 +60,15 @@ def find_windows(
     Args:
         query: Query cells; their coords may be of either kind.
         key: Key cells.
-        coords_k: Tensor ``(B, 3, 3)``, the key view's homography.
-        size_k: Tensor ``(h, w)`` of the key map.
-        scale: Tensor ``(B, 1, 2)``, from the unit square to the cells' unit of length; None: the unit square's.
-        threshold: In cell diagonals.
-        unit: Whose.
+        coords_k: Homography ``(B, 3, 3)`` of the key view.
+        size_k: Height and width ``(h, w)`` of the key map.
+        scale: Factors ``(B, 1, 2)`` from the unit square to the cells' unit of length; None if they are the same.
+        threshold: Largest distance, in cell diagonals.
+        unit: Which diagonal counts, as in ``cell_distance``.
 
     Returns:
-        Windows; the whole map where there is no bound (a disc that reaches the horizon, a singular homography).
+        One window per query cell; the whole map where there is no bound (a disc that reaches the horizon, a singular
+        homography).
     """
     h, w = size_k
     # float64: what is rounded below are the key centres alone, and their error is measured.
@@ -140,13 +141,13 @@ def pairs_in_windows(
     """The pairs inside windows that are closer than the threshold.
 
     Args:
-        windows: For every query cell.
+        windows: One window per query cell.
         query: Query cells.
         key: Key cells.
-        width: Columns of the key map.
-        threshold: In cell diagonals.
-        unit: Whose.
-        block: How many pairs to look at at once.
+        width: Number of columns of the key map.
+        threshold: Largest distance, in cell diagonals.
+        unit: Which diagonal counts, as in ``cell_distance``.
+        block: How many pairs are looked at together.
 
     Returns:
         Tensor of int64, ``(3, P)``: image, query cell, key cell; sorted.
@@ -182,7 +183,7 @@ def runs_of_blocks(ends: Tensor, block: int) -> list[tuple[int, int, int, int]]:
     """Cuts windows, or other runs of pairs, into blocks.
 
     Args:
-        ends: Tensor of int64, ``(R,)``, how many pairs the runs up to each one hold together.
+        ends: Number of pairs in all runs up to and including each one, int64 ``(R,)``.
         block: About how many pairs a block holds.
 
     Returns:

@@ -28,22 +28,23 @@ from densessl.matching._windows import Cells, Windows, find_windows, pairs_in_wi
 class DistanceMatcher(nn.Module):
     """Cells closer than a threshold in the source image are a positive pair (PixPro, Eq. 1).
 
-    ``A(i, j) = 1`` where the distance of the cells' centres is below ``threshold`` cell diagonals. As published: strict
-    ``<`` (the paper writes ``<=``), in diagonals of the pair's larger cell (the paper names none), and with distances
-    per axis in 0..1 unless ``source_size`` is given. Cells whose centre lies outside the source image never match, nor
-    do cells whose position is unknown (NaN, infinite) or which have no extent.
+    ``A(i, j) = 1`` if the distance of the cells' centres is below ``threshold`` cell diagonals. Three details follow
+    the published code: the comparison is strict, ``<`` (the paper writes ``<=``); the diagonal is that of the pair's
+    larger cell (the paper does not say which); and distances are per axis in 0..1 unless ``source_size`` is given. A
+    cell never matches if its centre lies outside the source image, if its position is unknown (NaN, infinite) or if it
+    has no extent.
 
     Args:
-        threshold: T, in cell diagonals.
-        unit: ``"max"``, ``"min"``, ``"query"`` or ``"key"``: whose diagonal.
-        sparse: Return a sparse COO mask and hold no dense ``(B, Nq, Nk)`` tensor on the way: each query cell is
-            compared with the key cells of a small window, so time and memory grow with the number of cells. Dense key
-            coords have no window; there, cells are found through a grid of buckets, in linear time as well. Where views
-            see the horizon, blocks of rows are compared with all key cells, and small maps as a whole. The pairs are
-            those of the dense mask, to the last one.
+        threshold: Distance T below which cells match, in cell diagonals; 0.7 in PixPro.
+        unit: Which diagonal counts: ``"max"``, ``"min"``, ``"query"`` or ``"key"``, as in ``cell_distance``.
+        sparse: Whether to return a sparse COO mask, with the same pairs as the dense one, without ever holding a dense
+            ``(B, Nq, Nk)`` tensor. Each query cell is compared with the key cells of a small window, so time and memory
+            grow with the number of cells. Dense key coords have no windows; their cells are found through a grid of
+            buckets, in linear time as well. If views see the horizon, blocks of rows are compared with all key cells.
+            Small maps are compared as a whole.
 
     Raises:
-        ValueError: If the threshold is not positive or the unit unknown.
+        ValueError: If the threshold is not positive, or the unit is unknown.
     """
 
     def __init__(self, threshold: float = 0.7, *, unit: Unit = "max", sparse: bool = False) -> None:
@@ -70,22 +71,23 @@ class DistanceMatcher(nn.Module):
         valid_q: Tensor | None = None,
         valid_k: Tensor | None = None,
     ) -> Tensor:
-        """Matches two maps.
+        """Matches the cells of two maps.
 
         Args:
-            coords_q: Tensor ``(B, 3, 3)`` or ``(B, 2, H, W)``, coords of the query view.
-            coords_k: The same of the key view.
-            size_q: Tensor ``(h, w)`` of the query map.
-            size_k: The same of the key map; None: as ``size_q``.
-            source_size: Tensor of int64, ``(B, 2)``, height and width of the source: isotropic distances in pixels.
-            valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``: cells that may match.
-            valid_k: The same for the key cells.
+            coords_q: Coords of the query view, ``(B, 3, 3)`` or ``(B, 2, H, W)``.
+            coords_k: Coords of the key view, in either form.
+            size_q: Height and width ``(h, w)`` of the query map.
+            size_k: Height and width of the key map; None means those of the query map.
+            source_size: Height and width of the source image in pixels, int64 ``(B, 2)``. If given, distances are
+                isotropic, in pixels.
+            valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``, True for the query cells that may match.
+            valid_k: Optional boolean tensor ``(B, Nk)`` or ``(B, h, w)``, True for the key cells that may match.
 
         Returns:
-            Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO; the reverse direction is its ``.mT``.
+            Mask ``(B, Nq, Nk)``, boolean, strided or sparse COO. Its ``.mT`` is the mask of the reverse direction.
 
         Raises:
-            ValueError: If a shape, dtype or device is not as described; on a dense mask that cannot fit into memory.
+            ValueError: If a shape, dtype or device is not as described, or if a dense mask cannot fit into memory.
         """
         size_q = checked_size(size_q, "size_q")
         size_k = size_q if size_k is None else checked_size(size_k, "size_k")
@@ -111,7 +113,7 @@ class DistanceMatcher(nn.Module):
     def _pairs(
         self, query: Cells, key: Cells, coords_k: Tensor, size_k: tuple[int, int], scale: Tensor | None
     ) -> Tensor:
-        """The sparse mask."""
+        """The pairs as a sparse mask."""
         shape = (*query.allowed.shape, key.allowed.shape[1])
         # Float64, which windows and buckets need, does not exist on every device.
         if math.prod(shape) <= _FEW_PAIRS or coords_k.device.type == "mps":
@@ -127,13 +129,13 @@ class DistanceMatcher(nn.Module):
         return mask.coalesce()
 
     def _compare(self, query: Cells, key: Cells) -> Tensor:
-        """All with all, (B, Nq, Nk)."""
+        """Compares all query cells with all key cells, (B, Nq, Nk)."""
         distance = pair_distance(query.centers, query.diagonal, key.centers, key.diagonal, unit=self.unit)
         # NaN compares as False: unknown positions match nothing.
         return (distance < self.threshold) & query.allowed[..., None] & key.allowed[:, None]
 
     def _by_rows(self, query: Cells, key: Cells) -> Tensor:
-        """Image, query and key cell of all pairs, (3, P), comparing blocks of query rows with all keys."""
+        """Image, query and key cell of all pairs, (3, P), found by comparing blocks of query rows with all keys."""
         batch, n_key = key.allowed.shape
         step = max(1, _BLOCK_PAIRS // max(1, batch * n_key))
         found = []
@@ -144,7 +146,7 @@ class DistanceMatcher(nn.Module):
         return torch.cat(found).T
 
     def _by_windows(self, windows: Windows, query: Cells, key: Cells, width: int) -> tuple[Tensor, bool]:
-        """The same from windows, and whether the pairs are sorted."""
+        """The same pairs, found through windows, and whether they are sorted."""
         pairs = (windows.width * windows.height).sum(1).tolist()
         table = query.allowed.shape[1] * key.allowed.shape[1]
         # Where the windows of an image are most of the map (views that see the horizon), comparing all is cheaper.
@@ -159,11 +161,11 @@ class DistanceMatcher(nn.Module):
         return torch.cat([found, few], 1), False
 
 
-_FEW_PAIRS = 1 << 18  # up to here one comparison of all pairs is faster than windows
-_BYTES_A_PAIR = 24  # of the temporaries of a full comparison
+_FEW_PAIRS = 1 << 18  # up to so many, one comparison of all pairs is faster than windows
+_BYTES_A_PAIR = 24  # taken by the temporaries of a full comparison
 _BLOCK_PAIRS = 1 << 22  # pairs per block: some 100 MB of float temporaries
 _BLOCK_WINDOWED = 1 << 18  # pairs per block of windows: some 30 MB of indices and temporaries
-_WINDOW_COST = 8  # a pair in a window costs about so many pairs of a full comparison
+_WINDOW_COST = 8  # a pair in a window costs about as much as so many pairs of a full comparison
 
 
 def _cells(coords: Tensor, size: Size, source_size: Tensor | None) -> Cells:
@@ -176,7 +178,7 @@ def _cells(coords: Tensor, size: Size, source_size: Tensor | None) -> Cells:
 
 
 def _restricted(cells: Cells, valid: Tensor | None, size: Size, name: str) -> Cells:
-    """Only the valid ones are allowed."""
+    """Allows only the valid cells to match."""
     if valid is None:
         return cells
     allowed, (h, w) = cells.allowed, size

@@ -10,11 +10,11 @@ from densessl.matching.pairs import Pairs
 
 
 class NearestMatcher(nn.Module):
-    """Each query cell with its nearest key cell, by any cost.
+    """Pairs each query cell with its nearest key cell, by any cost.
 
     Args:
-        keep: How many pairs of least cost to keep per image; None: one per query cell.
-        mutual: Keep only pairs that are each other's nearest.
+        keep: Number of pairs of least cost to keep per image; None keeps one per query cell.
+        mutual: Whether to keep only pairs whose cells are each other's nearest.
 
     Raises:
         ValueError: If ``keep`` is below 1.
@@ -35,15 +35,15 @@ class NearestMatcher(nn.Module):
         """Picks pairs.
 
         Args:
-            cost: Floating-point tensor ``(B, Nq, Nk)``, lower is nearer: a distance, or a negative similarity. NaN and
-                infinite costs never pair.
-            valid: Optional bool, broadcastable to ``(B, Nq, Nk)``: pairs that are allowed.
+            cost: Cost of each pair ``(B, Nq, Nk)``, floating point; lower is nearer. A distance or a negative
+                similarity, for instance. NaN and infinite costs never pair.
+            valid: Optional boolean tensor that broadcasts to ``(B, Nq, Nk)``, True for the pairs that are allowed.
 
         Returns:
-            Pairs, each ``(B, keep or Nq)``, sorted by cost where ``keep`` is given, else by query cell.
+            Pairs whose parts are ``(B, keep or Nq)``, sorted by cost if ``keep`` is given, otherwise by query cell.
 
         Raises:
-            ValueError: If a shape, dtype or device is not as described, or ``keep`` above Nq.
+            ValueError: If a shape, dtype or device is not as described, or ``keep`` is above Nq.
         """
         check_tensor(cost, "cost", "floating point (B, Nq, Nk)")
         if cost.ndim != 3 or not cost.is_floating_point() or cost.shape[2] == 0:

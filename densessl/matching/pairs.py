@@ -1,4 +1,4 @@
-"""Pairs of cells, and what is made of them: picked tokens, a mask."""
+"""Pairs of cells, and what can be made of them: picked tokens, or a mask."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from densessl._tensors import check_tensor
 
 
 class Pairs(NamedTuple):
-    """Aligned pairs of cells.
+    """Pairs of cells, aligned: entry k of ``query`` belongs to entry k of ``key``.
 
     Attributes:
-        query: Tensor of int64, ``(B, K)``, row-major index of the query cell.
-        key: Tensor of int64, ``(B, K)``, of its key cell.
-        valid: Boolean tensor ``(B, K)``; unused slots are False and have index 0.
+        query: Row-major index of each query cell, int64 ``(B, K)``.
+        key: Row-major index of its key cell, int64 ``(B, K)``.
+        valid: Boolean tensor ``(B, K)``. Unused slots are False and have index 0.
     """
 
     query: Tensor
@@ -28,14 +28,14 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Picks tokens by index.
 
     Args:
-        tokens: Tensor ``(B, N, C)``.
-        index: Tensor of int64, ``(B, K)``, as in ``Pairs``.
+        tokens: Tokens ``(B, N, C)``.
+        index: Indices as in ``Pairs``, int64 ``(B, K)``.
 
     Returns:
-        Tensor ``(B, K, C)``.
+        The picked tokens ``(B, K, C)``.
 
     Raises:
-        ValueError: If a shape, dtype or device is not as described; on a CPU also on an index out of range.
+        ValueError: If a shape, dtype or device is not as described; on a CPU also if an index is out of range.
     """
     check_tensor(tokens, "tokens", "(B, N, C)")
     check_tensor(index, "index", f"int64 (B, K) with B = {tokens.shape[0]}")
@@ -55,18 +55,18 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
-    """Aligned pairs as a mask, for the losses and meters that take one.
+    """Turns aligned pairs into a mask, for the losses and metrics that take one.
 
     Args:
-        pairs: Of a matcher such as ``NearestMatcher``.
-        shape: Tensor ``(Nq, Nk)``, cells of the query and of the key map. Valid pairs beyond it are refused on a CPU;
-            on other devices, where the check would wait for the device, they are left out.
+        pairs: Pairs from a matcher such as ``NearestMatcher``.
+        shape: Numbers of cells ``(Nq, Nk)`` of the query and of the key map. Valid pairs beyond them are refused on a
+            CPU; on other devices, where the check would wait for the device, they are left out.
 
     Returns:
-        Boolean tensor ``(B, Nq, Nk)``, strided: True where a valid pair is.
+        Mask ``(B, Nq, Nk)``, boolean and strided, True where a valid pair is.
 
     Raises:
-        ValueError: If a shape or dtype is not as described; on a CPU also on a valid pair whose index is out of range.
+        ValueError: If a shape or dtype is not as described; on a CPU also if a valid pair has an index out of range.
     """
     query, key, valid = pairs
     for part, name in ((query, "query"), (key, "key"), (valid, "valid")):

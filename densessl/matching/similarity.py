@@ -19,12 +19,12 @@ def feature_distance(query: Tensor, key: Tensor, *, metric: Metric = "cosine") -
     In float32 with autocast off, since rounding changes which cell is nearest. A cost for ``NearestMatcher``.
 
     Args:
-        query: Floating-point tensor ``(B, C, h, w)`` or ``(B, Nq, C)``.
-        key: Floating-point tensor ``(B, C, h', w')`` or ``(B, Nk, C)``.
-        metric: ``"cosine"``: 1 - cos, as DenseCL matches; ``"euclidean"``, as VICRegL does.
+        query: Query features ``(B, C, h, w)`` or ``(B, Nq, C)``, floating point.
+        key: Key features ``(B, C, h', w')`` or ``(B, Nk, C)``, floating point.
+        metric: ``"cosine"`` is 1 - cos, as DenseCL matches; ``"euclidean"`` is the distance that VICRegL takes.
 
     Returns:
-        Tensor of float32 (float64 stays float64), ``(B, Nq, Nk)``.
+        Distances ``(B, Nq, Nk)`` in float32 (float64 stays float64).
 
     Raises:
         ValueError: If a shape, dtype, device or a metric is not as described.
@@ -44,5 +44,5 @@ def feature_distance(query: Tensor, key: Tensor, *, metric: Metric = "cosine") -
     with torch.autocast(q.device.type, enabled=False):
         if metric == "cosine":
             return 1 - normalized(q) @ normalized(k).mT
-        # Not by way of the scalar products, which lose what near cells differ in.
+        # By differences, not through scalar products, which lose the digits in which near cells differ.
         return torch.cdist(q, k, compute_mode="donot_use_mm_for_euclid_dist")
