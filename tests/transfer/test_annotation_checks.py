@@ -84,6 +84,8 @@ RUNS = {"size": [HEIGHT, WIDTH], "counts": [3, HEIGHT * WIDTH - 3]}
             {"bbox": [10, 8, 22, 20], "area": 144, "segmentation": square(10, 8, 12, 12)},
             "which looks like x0, y0, x1, y1",
         ),
+        ({"bbox": [20, 14, 20, 12], "segmentation": square(10, 8, 20, 12)}, "bbox: .* around the polygons"),
+        ({"bbox": [10, 8, 20, 12], "segmentation": square(0.2, 0.2, 0.4, 0.3)}, "bbox: .* around the polygons"),
         ({"area": None}, "area: expected a number of square pixels, got None"),
         ({"area": float("nan")}, "area: expected a number of square pixels, got nan"),
         ({"area": -1}, "area: expected a number of square pixels, got -1"),
@@ -103,6 +105,16 @@ def test_bad_annotations(damage, message, folder):
     given = content()
     given["annotations"][1] |= damage
     with pytest.raises(ValueError, match=rf"train.json: (annotation 2: )?.*{message}"):
+        opened(folder, given)
+
+
+def test_a_file_of_two_images_and_names_that_are_too_long_are_refused(folder):
+    given = content()
+    given["images"][1]["file_name"] = given["images"][0]["file_name"]
+    with pytest.raises(ValueError, match=r"train.json: two images have the file '0.jpg'"):
+        opened(folder, given)
+    given["images"][1]["file_name"] = "a" * 5000
+    with pytest.raises(ValueError, match=r"train.json: image \d+: .*too long"):
         opened(folder, given)
 
 
@@ -211,6 +223,15 @@ def test_voc_photos_are_turned_where_the_file_means_it(size, box, shape, tmp_pat
 def test_bad_voc_files(size, box, names, message, tmp_path):
     voc(tmp_path, size, box, names)
     with pytest.raises(ValueError, match=message):
+        voc_boxes(str(tmp_path), "VOC2007/test", v2.ToPureTensor())
+
+
+@pytest.mark.parametrize("value", ["true", "2", "Unspecified"])
+def test_other_words_than_0_and_1_for_difficult_are_refused(value, tmp_path):
+    voc(tmp_path, said(WIDTH, HEIGHT), (1, 1, 9, 9))
+    path = tmp_path / "VOCdevkit" / "VOC2007" / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<bndbox>", f"<difficult>{value}</difficult><bndbox>"))
+    with pytest.raises(ValueError, match=f"a.xml: object 1: difficult: expected 0 or 1, got '{value}'"):
         voc_boxes(str(tmp_path), "VOC2007/test", v2.ToPureTensor())
 
 

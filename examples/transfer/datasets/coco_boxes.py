@@ -62,13 +62,13 @@ def coco_boxes(
         raise ValueError(f"{annotations}: {error}") from error
     turned, sizes = {}, {}
     for number, path in paths.items():
-        if not path.is_file():
-            raise ValueError(f"{annotations}: image {number}: no file {path}")
         try:
+            if not path.is_file():
+                raise ValueError(f"no file {path}")
             said = said_size(coco.imgs[number])
             turned[number] = is_turned(path, said)
             sizes[number] = said or shown_size(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # the file system's, of a name that is too long
             raise ValueError(f"{annotations}: image {number}: {error}") from error
     degenerate = set()
     for entry in entries:

@@ -42,6 +42,12 @@ def check_structure(content: Any) -> None:
         if len({type(entry["id"]) for entry in entries}) > 1:
             raise ValueError(f"expected COCO's json, with ids of one type, got numbers and texts among {what}")
         check_ids(entries, what)
+    seen: set[Any] = set()
+    for entry in content["images"]:
+        name = entry.get("file_name")
+        if isinstance(name, str) and name in seen:
+            raise ValueError(f"two images have the file {name!r}: each would lack the other's objects")
+        seen.add(name if isinstance(name, str) else None)
 
 
 def _is_id(value: Any) -> bool:
@@ -123,6 +129,10 @@ def _check_box(entry: Mapping[str, Any], size: Size) -> None:
         raise ValueError(f"bbox: expected a box inside of the image, {width}x{height} pixels, got {box}")
     if _are_corners(entry):
         raise ValueError(corners)
+    if _drawn_elsewhere(entry):
+        raise ValueError(
+            f"bbox: expected x, y, width, height around the polygons, got {box}, with most of them outside"
+        )
 
 
 def _are_corners(entry: Mapping[str, Any]) -> bool:
@@ -139,6 +149,20 @@ def _are_corners(entry: Mapping[str, Any]) -> bool:
     if drawn or not _is_finite(area) or area <= 0:
         return False
     return math.isclose(area, (w - x) * (h - y), rel_tol=0.01) and not math.isclose(area, w * h, rel_tol=0.1)
+
+
+def _drawn_elsewhere(entry: Mapping[str, Any]) -> bool:
+    """Whether less than half of what the polygons span lies in the box, as where x and y are those of its centre."""
+    drawn = entry.get("segmentation")
+    if not (isinstance(drawn, list) and drawn and all(_is_polygon(polygon) for polygon in drawn)):
+        return False
+    spans, common = [], []
+    for axis in (0, 1):
+        values = [value for polygon in drawn for value in polygon[axis::2]]
+        low, length = entry["bbox"][axis], entry["bbox"][axis + 2]
+        spans.append(max(values) - min(values))
+        common.append(min(max(values), low + length + BEYOND) - max(min(values), low - BEYOND))
+    return min(common) < 0 or common[0] * common[1] < 0.5 * spans[0] * spans[1]
 
 
 def _check_segmentation(drawn: Any, size: Size) -> None:

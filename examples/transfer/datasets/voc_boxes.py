@@ -110,6 +110,8 @@ def _said_size(tree: dict[str, Any]) -> tuple[int, int] | None:
 def _check(entry: dict[str, Any], size: tuple[int, int]) -> None:
     if entry["name"] not in NAMES:
         raise ValueError(f"expected one of VOC's {len(NAMES)} classes, got {entry['name']!r}")
+    if entry.get("difficult", "0") not in ("0", "1"):
+        raise ValueError(f"difficult: expected 0 or 1, got {entry['difficult']!r}")
     x0, y0, x1, y1 = box = _box(entry)
     if not all(map(math.isfinite, box)):
         raise ValueError(f"expected finite numbers, got {entry['bndbox']}")
