@@ -129,7 +129,7 @@ def _check_box(entry: Mapping[str, Any], size: Size) -> None:
         raise ValueError(f"bbox: expected a box inside of the image, {width}x{height} pixels, got {box}")
     if _are_corners(entry):
         raise ValueError(corners)
-    if _drawn_elsewhere(entry):
+    if not has_no_area(box) and _drawn_elsewhere(entry):
         raise ValueError(
             f"bbox: expected x, y, width, height around the polygons, got {box}, with most of them outside"
         )
