@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, masked, own_share
+from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, masked, nearest, own_share
 from densessl.evaluation._linear_head import LinearProbe, score_head, train_head
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._together import joined, summed
@@ -17,6 +17,8 @@ from densessl.evaluation.in_context import FAST, InContext
 from densessl.evaluation.matched import class_ious, overlap_of
 
 __all__ = ["DINOV3", "LEOPART", "LinearProbe", "linear_segmentation"]
+
+_FITTED = 4  # images whose logits at the labels' size are held at once, which are large
 
 LEOPART = LinearProbe(
     "Ziegler and Asano 2022, Leopart, linear_finetune.py; NeCo's table uses it as well",
@@ -143,7 +145,7 @@ def linear_segmentation(
         if pixels == 0:
             continue  # the mean over no pixel is NaN
         optimizer.zero_grad()
-        for x, answer in batches(((maps[index], labels[index]) for index in chosen), batch_size):
+        for x, answer in batches(((maps[index], labels[index]) for index in chosen), _FITTED):
             with torch.enable_grad():  # the caller may have switched gradients off
                 logits = upsampled(x, (answer.shape[1], answer.shape[2]))
                 loss = F.cross_entropy(logits, answer.long(), ignore_index=IGNORED, reduction="sum") / pixels
@@ -154,8 +156,9 @@ def linear_segmentation(
     overlap = torch.zeros(classes, classes, dtype=torch.int64)
     with torch.no_grad():
         for images, answer in batches(masked(test, classes, "test"), batch_size):
-            predicted = upsampled(encode(features, images), (answer.shape[1], answer.shape[2])).argmax(1)
-            overlap += overlap_of(predicted.cpu(), answer, classes, classes)
+            for x, truth in zip(encode(features, images), answer, strict=True):
+                predicted = upsampled(x[None], (truth.shape[0], truth.shape[1])).argmax(1)[0]
+                overlap += overlap_of(predicted.cpu(), truth, classes, classes)
     overlap = summed(overlap)
     if not bool(overlap.any()):
         raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
@@ -168,14 +171,11 @@ def _gathered(
     """Maps (C, h, w) and coarse labels of all images of all processes."""
     maps: list[Tensor] = []
     answers: list[Tensor] = []
-    for images, labels in batches(masked(fit, classes, "fit"), batch_size):
-        height, width = labels.shape[1:]
-        coarse = (max(1, height // label_stride), max(1, width // label_stride))
+    single = ((image, _coarse(labels, label_stride)) for image, labels in masked(fit, classes, "fit"))
+    for images, labels in batches(single, batch_size):
         found = encode(features, images)
         maps += list(found)
-        answers += list(
-            F.interpolate(labels[:, None].double(), coarse, mode="nearest-exact")[:, 0].to(found.device, torch.int16)
-        )
+        answers += list(labels.to(found.device))
     if not maps:
         raise ValueError("fit: expected (image, labels) pairs, got none")
     sizes = joined(
@@ -189,6 +189,12 @@ def _gathered(
     if not any(bool((answer != IGNORED).any()) for answer in answers):
         raise ValueError(f"fit: expected labels in 0..{classes - 1}, got none in {len(maps)} images")
     return maps, answers
+
+
+def _coarse(labels: Tensor, stride: int) -> Tensor:
+    """Every so manieth label of (H, W) along each side, in 16 bits."""
+    size = (max(1, labels.shape[0] // stride), max(1, labels.shape[1] // stride))
+    return nearest(labels, size).to(torch.int16)
 
 
 def _moments(maps: list[Tensor]) -> tuple[Tensor, Tensor]:

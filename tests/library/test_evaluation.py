@@ -1,6 +1,7 @@
 """The probes against loops, perfect features, and numbers computed by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_class_shares_by_hand():
     assert class_shares(torch.full((1, 2, 2), -1), 3, (1, 1)).sum() == 0
 
 
-@pytest.mark.parametrize("probe", [linear_segmentation, nearest_neighbor_segmentation])
+@pytest.mark.parametrize("probe", [partial(linear_segmentation, steps=40, lr=0.2), nearest_neighbor_segmentation])
 def test_perfect_features_give_one(probe):
     known, asked = colour_by_class(6), colour_by_class(3, seed=1)
     assert probe(fine_one_hot, known, asked, CLASSES) == 1
