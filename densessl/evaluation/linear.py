@@ -18,6 +18,7 @@ from densessl.evaluation.matched import class_ious, overlap_of
 
 __all__ = ["DINOV3", "LEOPART", "LinearProbe", "linear_segmentation"]
 
+_PACKED = 1 << 26  # bytes of maps that are put into one piece of memory
 _FITTED = 4  # images whose logits at the labels' size are held at once, which are large
 
 LEOPART = LinearProbe(
@@ -170,12 +171,16 @@ def _gathered(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Maps (C, h, w) and coarse labels of all images of all processes."""
     maps: list[Tensor] = []
+    fresh: list[Tensor] = []
     answers: list[Tensor] = []
     single = ((image, _coarse(labels, label_stride)) for image, labels in masked(fit, classes, "fit"))
     for images, labels in batches(single, batch_size):
         found = encode(features, images)
-        maps += list(found)
+        fresh += list(found)
         answers += list(labels.to(found.device))
+        if sum(map_.nbytes for map_ in fresh) > _PACKED:
+            maps, fresh = maps + _packed(fresh), []
+    maps += _packed(fresh)
     if not maps:
         raise ValueError("fit: expected (image, labels) pairs, got none")
     sizes = joined(
@@ -189,6 +194,11 @@ def _gathered(
     if not any(bool((answer != IGNORED).any()) for answer in answers):
         raise ValueError(f"fit: expected labels in 0..{classes - 1}, got none in {len(maps)} images")
     return maps, answers
+
+
+def _packed(maps: list[Tensor]) -> list[Tensor]:
+    """The same maps in one piece of memory: many small pieces that stay leave gaps between them that nothing fills."""
+    return list(torch.stack(maps)) if len({map_.shape for map_ in maps}) == 1 else maps
 
 
 def _coarse(labels: Tensor, stride: int) -> Tensor:
