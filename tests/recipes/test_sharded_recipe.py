@@ -10,12 +10,13 @@ import timm
 import torch
 import torchvision
 from making import TINY
+from pytorch_lightning.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from test_pretrain import RECIPES, ROOT, run
 from torch import nn
 
-from densessl import ConvMLP, FeatureMap
-from examples.pretrain.common.sharding import blocks_of
+from densessl import EMA, ConvMLP, FeatureMap
+from examples.pretrain.common.sharding import FSDP2, blocks_of
 from examples.quickstart.moving import write_frames
 
 
@@ -72,3 +73,19 @@ def test_blocks_are_those_of_the_backbone():
     )
     held = [id(p) for block in blocks for p in block.parameters()]
     assert len(held) == len(set(held))
+
+
+def test_a_continued_run_restores_the_step_of_its_target(tmp_path, monkeypatch):
+    """Lightning's strategy restores parameters and buffers only."""
+
+    def module() -> nn.Module:
+        return nn.ModuleDict({"target": EMA(nn.Linear(2, 3), momentum=0.5)})
+
+    before, after = module(), module()
+    before["target"].update(nn.Linear(2, 3))
+    torch.save({"state_dict": before.state_dict()}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(ModelParallelStrategy, "load_checkpoint", lambda *args: {"epoch": 1})
+    strategy = FSDP2()
+    strategy._lightning_module = after
+    assert strategy.load_checkpoint(tmp_path / "last.ckpt") == {"epoch": 1}
+    assert after["target"].step == before["target"].step == 1

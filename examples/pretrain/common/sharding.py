@@ -6,6 +6,11 @@ losses stay each process's own, as with DDP.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,6 +27,15 @@ class FSDP2(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Lightning's loads parameters and buffers only; the target encoder's step, and so its momentum, belong too."""
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        state = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        for name, part in self.lightning_module.named_modules():
+            if f"{name}._extra_state" in state:
+                part.set_extra_state(state[f"{name}._extra_state"])
+        return checkpoint
 
 
 def shard_method(method: nn.Module, mesh: DeviceMesh) -> None:
