@@ -10,14 +10,14 @@ from densessl.features import map_to_tokens
 
 
 def as_tokens(features: Tensor, name: str) -> Tensor:
-    """Features of either form as tokens, checked for the parts that take both.
+    """Features of either form as tokens, checked on behalf of the parts that take both forms.
 
     Args:
-        features: Floating-point tensor ``(B, C, h, w)`` or ``(B, N, C)``.
+        features: Feature map ``(B, C, h, w)`` or tokens ``(B, N, C)``, floating point.
         name: The argument's name, for the error.
 
     Returns:
-        Tensor ``(B, N, C)``.
+        Tokens ``(B, N, C)``.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -35,12 +35,12 @@ def as_valid(valid: Tensor, features: Tensor, name: str) -> Tensor:
     """Which cells of a map are valid, in either form, checked against the map.
 
     Args:
-        valid: Boolean tensor ``(B, N)`` or, of a map, ``(B, h, w)``.
-        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: Boolean tensor ``(B, N)`` or, for a map, ``(B, h, w)``.
+        features: Feature map ``(B, C, h, w)`` or tokens ``(B, N, C)`` that ``valid`` belongs to.
         name: The argument's name, for the error.
 
     Returns:
-        Tensor ``(B, N)``.
+        Boolean tensor ``(B, N)``.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.

@@ -25,8 +25,8 @@ def write_resnet(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tenso
     """Writes a folder for ``ResNetModel`` and ``ResNetBackbone``, and gives what was written.
 
     Args:
-        weights: Of one of RESNETS, by torchvision's names.
-        folder: Made where it does not exist.
+        weights: Weights of one of RESNETS, under torchvision's names.
+        folder: Folder to write; it is made if it does not exist.
     """
     blocks = [{name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")} for stage in (1, 2, 3, 4)]
     bottleneck = "layer1.0.conv3.weight" in weights
@@ -53,8 +53,8 @@ def write_timm(model: nn.Module, folder: Path) -> None:
     """Writes a timm model's folder, for ``timm.create_model("local-dir:...")``, AutoModel and TimmWrapperModel.
 
     Args:
-        model: From ``timm.create_model(..., num_classes=0)``.
-        folder: Made where it does not exist.
+        model: A model from ``timm.create_model(..., num_classes=0)``.
+        folder: Folder to write; it is made if it does not exist.
     """
     hub = importlib.import_module("timm.models")
     described: Any = model.pretrained_cfg
@@ -75,7 +75,7 @@ def create_timm(name: str) -> nn.Module:
 
     Raises:
         ValueError: If timm knows no such model.
-        ImportError: Without timm.
+        ImportError: If timm is not installed.
     """
     try:
         timm = importlib.import_module("timm")

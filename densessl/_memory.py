@@ -14,14 +14,14 @@ def check_fits(size: int, device: torch.device, name: str, what: str, instead: s
     """Raises ValueError if so many bytes are more than the device's whole memory.
 
     Args:
-        size: Bytes.
-        device: Where they would be held.
-        name: The argument to blame.
-        what: What would take them.
-        instead: The argument to set.
+        size: Number of bytes.
+        device: Device that would hold them.
+        name: Name of the argument to blame.
+        what: What would take the memory, in words.
+        instead: Name of the argument to set instead.
 
     Raises:
-        ValueError: Names both arguments.
+        ValueError: If the bytes do not fit; the message names both arguments.
     """
     if size <= _SMALL or torch.compiler.is_compiling():
         return

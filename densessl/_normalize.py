@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def normalized(tokens: Tensor, used: Tensor | None = None) -> Tensor:
-    """Unit length along the last axis.
+    """Scales vectors to unit length along the last axis.
 
     The norm is taken in float32 at least, since float16 overflows it. A vector of zeros has no direction: it stays
     zero and takes no gradient, where ``F.normalize`` divides by 1e-12 and float16 gradients become infinite.
 
     Args:
-        tokens: Floating-point tensor, any shape.
-        used: Bool, the shape of the tokens without its last axis, or None for all. The other vectors become 0 whatever
-            they hold, even NaN, and take no gradient.
+        tokens: Floating-point tensor of any shape.
+        used: Boolean tensor in the shape of the tokens without their last axis; None means all True. Vectors that are
+            not used become 0 whatever they hold, even NaN, and take no gradient.
 
     Returns:
-        The same shape, float32 (float64 stays).
+        A tensor of the same shape in float32 (float64 stays float64).
     """
     return _Normalized.apply(tokens if tokens.dtype == torch.float64 else tokens.float(), used)[0]
 

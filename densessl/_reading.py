@@ -53,7 +53,7 @@ def read_entries(path: Path, root: str | None = None) -> dict[str, Any]:
 
     Raises:
         ValueError: If the file is missing, damaged or refused as unsafe, or holds no dict.
-        ImportError: On ``*.safetensors`` without that package.
+        ImportError: If ``*.safetensors`` is to be read and that package is missing.
     """
     if not path.is_file():
         raise ValueError(f"path: there is no file {path}")

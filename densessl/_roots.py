@@ -30,9 +30,10 @@ class Root(NamedTuple):
     """A backbone in a file.
 
     Attributes:
-        prefix: What stands before its names, with the dot at the end; may be empty.
-        names: Name in the backbone's own library (torchvision's for a ResNet that the file names as detectron2 or
-            transformers do, or counts) to the name in the file, of everything below the prefix.
+        prefix: What stands before the backbone's names, with the dot at the end; may be empty.
+        names: For everything below the prefix, the name in the backbone's own library mapped to the name in the file.
+            For a ResNet this is torchvision's name, even if the file uses detectron2's or transformers' names, or
+            counts.
     """
 
     prefix: str
@@ -53,7 +54,7 @@ def find_roots(state: Mapping[str, Tensor]) -> list[Root]:
     """All backbones of a state dict, in its order.
 
     Args:
-        state: Tensors by cleaned names.
+        state: Tensors by their cleaned names.
     """
     prefixes: dict[str, bool] = {}  # to whether its modules are counted
     for name, value in state.items():
@@ -77,7 +78,7 @@ def roots_of_model(state: Mapping[str, Tensor], own: Sequence[str]) -> list[Root
     """All places of a state dict where at least half of a model's names are.
 
     Args:
-        state: Tensors by cleaned names.
+        state: Tensors by their cleaned names.
         own: The model's cleaned names.
     """
     prefixes: dict[str, None] = {}
@@ -93,7 +94,7 @@ def choose(roots: Sequence[Root], wanted: str | None, path: object) -> list[Root
     """The roots that are meant: those at or below ``wanted``, or without it the trained ones.
 
     Raises:
-        ValueError: If there is none below ``wanted``.
+        ValueError: If there is no backbone at or below ``wanted``.
     """
     if wanted is not None:
         start = clean(f"{wanted.rstrip('.')}.") if wanted else ""
@@ -111,7 +112,7 @@ def only(roots: Sequence[Root], path: object) -> Root:
     """The single root.
 
     Raises:
-        ValueError: If there are several, naming them.
+        ValueError: If there are several; the message names them.
     """
     if len(roots) > 1:
         raise ValueError(

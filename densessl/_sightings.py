@@ -73,15 +73,15 @@ def compared_carried(
 
     Args:
         first: The tracer of the first pass; its colours say where in its image a pixel comes from.
-        second: That of the second pass.
+        second: The tracer of the second pass.
         carried: The view's coords in the other image, ``(3, 3)`` or ``(2, H, W)``.
         start: Tensor ``(1, 2, h, w)``, where the pixels of the tracer's image lie in the other one.
-        other: Height and width of the other image.
-        allowance: In pixels of the tracer's image; here it grows with the image's largest stretch.
+        other: Height and width of the other image in pixels.
+        allowance: Allowed error in pixels of the tracer's image; it grows here with the image's largest stretch.
 
     Returns:
-        Errors in pixels of the other image. Not compared is what lies beside unknown pixels and beside jumps of more
-        than ``_JUMP`` pixels: between their sides positions are interpolated, and are nowhere.
+        Errors in pixels of the other image. Pixels beside unknown pixels or beside jumps of more than ``_JUMP`` pixels
+        are left out: between the two sides of a jump, positions are interpolated and belong to nothing.
     """
     h, w = start.shape[-2:]
     scale = torch.tensor([other[1], other[0]], dtype=start.dtype).view(1, 2, 1, 1)

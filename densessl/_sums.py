@@ -12,13 +12,13 @@ from densessl._tensors import check_tensor
 
 
 def check_mask(mask: Tensor) -> None:
-    """Refuses what is no mask of pairs: other dtypes, other shapes, sparse tensors that are not plain COO.
+    """Refuses what is no mask of pairs: other dtypes, other shapes, and sparse tensors that are not plain COO.
 
     Args:
-        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO with all three dimensions sparse.
+        mask: Boolean tensor ``(B, Nq, Nk)``, strided, or sparse COO with three sparse dimensions.
 
     Raises:
-        ValueError: On anything else.
+        ValueError: If the mask is anything else.
     """
     check_tensor(mask, "mask", "bool (B, Nq, Nk)")
     if mask.ndim != 3 or mask.dtype != torch.bool:
@@ -39,7 +39,7 @@ def positive_pairs(mask: Tensor) -> Tensor:
     would wait for the device, so they are not cut off but moved to the end, as pairs of an image that does not exist.
 
     Args:
-        mask: Boolean tensor ``(B, Nq, Nk)``, sparse COO.
+        mask: Sparse COO mask ``(B, Nq, Nk)``, boolean.
 
     Returns:
         Tensor of int64, ``(3, P)``, sorted, no pair twice; the columns at the end that stand for False entries are

@@ -119,8 +119,8 @@ def mask_positions(first: Tensor, second: Tensor, size: tuple[int, int]) -> tupl
         size: Height and width of the source.
 
     Returns:
-        Tensor ``(H, W, 2)`` positions in the unit square; which pixels are labels of the source; which had labels
-        changed.
+        Positions ``(H, W, 2)`` in the unit square; which pixels are labels of the source; and which pixels had their
+        labels changed.
     """
     one, two = (mask.as_subclass(Tensor).double() for mask in (first, second))
     number, again = one - 1, size[0] * size[1] - two
@@ -134,10 +134,10 @@ def source_steps(coords: Tensor, canvas: tuple[int, int], size: tuple[int, int],
     """Source pixels between neighbouring view pixels, at some places of the view.
 
     Args:
-        coords: Tensor ``(3, 3)`` or ``(2, H, W)``.
-        canvas: Height and width of the view.
-        size: Of the source.
-        otherwise: The one answer where no place of the view is known.
+        coords: Coords ``(3, 3)`` or ``(2, H, W)``.
+        canvas: Height and width of the view in pixels.
+        size: Height and width of the source in pixels.
+        otherwise: Answer to give if no place of the view is known.
     """
     plain = coords.as_subclass(Tensor)[None]
     grid = (min(canvas[0], 16), min(canvas[1], 16))

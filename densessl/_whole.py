@@ -20,7 +20,7 @@ def is_whole(weights: Mapping[str, Tensor]) -> bool:
     there, blocks built alike, and norms as wide as the convolutions before them.
 
     Args:
-        weights: By the names of the backbone's own library.
+        weights: Weights under the names of the backbone's own library.
     """
     if not all(_PLAIN.fullmatch(name) for name in weights):
         return True

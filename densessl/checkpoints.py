@@ -40,12 +40,12 @@ class Weights(NamedTuple):
     """What a file holds.
 
     Attributes:
-        weights: The backbone by the names of its own library: ``conv1.weight``, ``layer1.0.conv1.weight`` and so on for
-            a ResNet, as in ``torchvision.models.resnet50``, also where the file names it as detectron2 or transformers
-            do, or counts its modules as ``nn.Sequential`` does.
-        parts: FPN and FCOS towers, named as in torchvision's ``fcos_resnet50_fpn`` (``backbone.fpn.*``,
-            ``head.classification_head.conv.*``, ``head.regression_head.conv.*``); empty where there are none.
-        dropped: Name of every other entry in the file's state dict, with the reason.
+        weights: The backbone's weights under the names of its own library. For a ResNet these are the names of
+            ``torchvision.models.resnet50`` (``conv1.weight``, ``layer1.0.conv1.weight``), even if the file uses
+            detectron2's or transformers' names, or counts its modules as ``nn.Sequential`` does.
+        parts: Weights of FPN and FCOS towers, named as in torchvision's ``fcos_resnet50_fpn`` (``backbone.fpn.*``,
+            ``head.classification_head.conv.*``, ``head.regression_head.conv.*``); empty if there are none.
+        dropped: Name of every other entry in the file's state dict, with the reason why it was left out.
     """
 
     weights: dict[str, Tensor]
@@ -57,9 +57,9 @@ class _File(NamedTuple):
     """A file's entries.
 
     Attributes:
-        path: For messages.
-        state: Tensors by cleaned names.
-        origin: Cleaned name to the name in the file, of every entry.
+        path: The file, for messages.
+        state: Tensors by their cleaned names.
+        origin: For every entry, its cleaned name mapped to its name in the file.
     """
 
     path: Path
@@ -74,15 +74,15 @@ def read_backbone(path: str | Path, root: str | None = None) -> Weights:
     moving average (``target``, ``momentum_encoder``, ``encoder_k``), the trained one is read.
 
     Args:
-        path: ``*.safetensors``, detectron2's ``*.pkl``, or under any other suffix what ``torch.save`` wrote: a state
-            dict, or a dict that holds one, as ``"state_dict"``, ``"model"`` or under names of its own.
-        root: What stands before the backbone's names, as ``"teacher"`` or ``"teacher.backbone."``; None: where the only
-            backbone is.
+        path: A ``*.safetensors`` file, detectron2's ``*.pkl``, or under any other suffix a file that ``torch.save``
+            wrote: a state dict, or a dict that holds one, under ``"state_dict"``, ``"model"`` or another name.
+        root: What stands before the backbone's names, for instance ``"teacher"`` or ``"teacher.backbone."``; None means
+            the only backbone in the file.
 
     Raises:
-        ValueError: If the file is missing or damaged, is refused because it holds objects other than tensors and plain
-            values, or holds no backbone or several, which the message names.
-        ImportError: On ``*.safetensors`` without that package.
+        ValueError: If the file is missing or damaged; if it is refused because it holds objects other than tensors and
+            plain values; or if it holds no backbone, or several, which the message names.
+        ImportError: If the file is ``*.safetensors`` and that package is not installed.
     """
     file = _read(path, root)
     roots = find_roots(file.state)
@@ -98,16 +98,16 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
     where it was cut after ``layer3``. Of several backbones in the file, those of another architecture do not count.
 
     Args:
-        model: Changed in place.
-        path: As for ``read_backbone``.
-        root: As for ``read_backbone``.
+        model: Model to load into; it is changed in place.
+        path: File to read, as in ``read_backbone``.
+        root: What stands before the backbone's names, as in ``read_backbone``.
 
     Returns:
-        What was loaded.
+        The weights that were loaded.
 
     Raises:
-        ValueError: As ``read_backbone`` does, and if the file is of another architecture.
-        ImportError: As ``read_backbone`` does.
+        ValueError: If ``read_backbone`` raises it, or the file is of another architecture.
+        ImportError: If ``read_backbone`` raises it.
     """
     own = model.state_dict()
 
@@ -139,17 +139,17 @@ def match_backbone(
 
     Args:
         own: The model's state dict, by cleaned names.
-        path: As for ``read_backbone``.
-        root: As for ``read_backbone``.
-        expect: From the file's names to those entries of ``own`` that the file has to bring.
-        model: The model's name, for messages.
+        path: File to read, as in ``read_backbone``.
+        root: What stands before the backbone's names, as in ``read_backbone``.
+        expect: Function from the file's names to those entries of ``own`` that the file has to hold.
+        model: Name of the model, for messages.
 
     Returns:
-        As ``load_backbone`` does.
+        The weights that fit, as from ``load_backbone``.
 
     Raises:
-        ValueError: As ``load_backbone`` does.
-        ImportError: As ``read_backbone`` does.
+        ValueError: If the file cannot be read, or is of another architecture.
+        ImportError: If ``read_backbone`` raises it.
     """
     file = _read(path, root)
     roots = find_roots(file.state)
@@ -176,16 +176,16 @@ def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> W
     """Loads a checkpoint's FPN and FCOS towers into a model that names them as ``fcos_resnet50_fpn`` does.
 
     Args:
-        model: Changed in place.
-        path: As for ``read_backbone``.
-        root: As for ``read_backbone``.
+        model: Model to load into; it is changed in place.
+        path: File to read, as in ``read_backbone``.
+        root: What stands before the backbone's names, as in ``read_backbone``.
 
     Returns:
-        What was loaded, as ``parts``; nothing where the file holds none or the model has no place for them.
+        The weights that were loaded, as ``parts``; none if the file holds none or the model has no place for them.
 
     Raises:
-        ValueError: As ``read_backbone`` does, and if an entry has another shape than the model's.
-        ImportError: As ``read_backbone`` does.
+        ValueError: If ``read_backbone`` raises it, or an entry has another shape than in the model.
+        ImportError: If ``read_backbone`` raises it.
     """
     read, own = read_backbone(path, root), model.state_dict()
     fitting = {name: value for name, value in read.parts.items() if name in own}
@@ -198,7 +198,7 @@ def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> W
 
 
 def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """The first entry too much, of another shape or missing, in words; None if all fit.
+    """The first entry that is too much, has another shape or is missing, in words; None if all fit.
 
     Counters of batches may be missing, or too many: older files and frozen norms have none, and nothing reads them.
     """

@@ -20,9 +20,9 @@ class EMA(nn.Module):
     Only parameters are averaged; buffers are the target's own: in train mode its batch norms keep statistics of what
     they see, as in the published code. Gradients never flow into it.
 
-    A step in bfloat16 or float16 rounds to nothing at usual momenta. Of such parameters the averages themselves are
-    kept in float32, from the first update on, and ``module`` holds them rounded to its own dtype. They are saved with
-    the state; a state without them continues from the rounded values. Integer and boolean parameters are copied.
+    In bfloat16 or float16, one step at a usual momentum is rounded away. For such parameters the averages themselves
+    are kept in float32 from the first update on, and ``module`` holds them rounded to its own dtype. They are saved
+    with the state; a state without them continues from the rounded values. Integer and boolean parameters are copied.
 
     With FSDP2, build the average first and shard afterwards, both in the same way: ``ema = EMA(model)``, then
     ``fully_shard(model)`` and ``fully_shard(ema.module)``. A model that is sharded already cannot be copied.
@@ -31,14 +31,16 @@ class EMA(nn.Module):
     device, and has no schedule.
 
     Args:
-        online: The module to follow; may be wrapped by DistributedDataParallel or ``torch.compile``. It is copied.
-        momentum: M in ``target = m * target + (1 - m) * online``, or a function of the step, counted from 0. The
-            published schedule over K steps is ``functools.partial(cosine_schedule, max_steps=K + 1, start_value=0.99,
-            end_value=1.0)`` with lightly's ``lightly.utils.scheduler.cosine_schedule``.
+        online: The module to follow, which is copied. DistributedDataParallel or ``torch.compile`` may be wrapped
+            around it.
+        momentum: The m in ``target = m * target + (1 - m) * online``, in 0..1, or a function that gives it for each
+            step, counted from 0. The published schedule over K steps is ``functools.partial(cosine_schedule,
+            max_steps=K + 1, start_value=0.99, end_value=1.0)`` with lightly's
+            ``lightly.utils.scheduler.cosine_schedule``.
 
     Attributes:
         module: The averaged module.
-        step: Number of updates so far, a Python int, saved with the state.
+        step: Number of updates so far, a Python int that is saved with the state.
 
     Raises:
         ValueError: If a constant momentum is not in 0..1, or the module is already sharded by ``fully_shard``.
@@ -68,14 +70,15 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, online: nn.Module, momentum: float | None = None) -> None:
-        """One step of the average.
+        """Moves the average by one step.
 
-        The published code calls it between the online and the target forward pass of a step. This equals calling it
-        once before the first step, where it changes nothing but the schedule's position, and after each optimiser step.
+        The published code calls this between the online and the target forward pass of a step. That equals one call
+        before the first step, which changes nothing but the position in the schedule, and one after each optimiser
+        step.
 
         Args:
-            online: The module given at construction, or another with the same parameters.
-            momentum: Overrides the schedule for this step.
+            online: The module given at construction, or another one with the same parameters.
+            momentum: Momentum of this step, in 0..1, in place of the schedule's.
 
         Raises:
             ValueError: If the parameters do not fit, or the momentum is not in 0..1.

@@ -58,15 +58,15 @@ def convert(read: Weights, to: str) -> Weights:
     - ``"huggingface"``: a ResNet of 18 to 152 layers, as in transformers' ``ResNetModel``.
 
     Args:
-        read: From ``read_backbone``.
-        to: One of the above.
+        read: Weights from ``read_backbone``.
+        to: Name of the framework, one of the above.
 
     Returns:
-        ``weights`` by the new names, ``parts`` among them for torchvision; ``dropped`` as before, with what has no
-        place.
+        ``weights`` holds the tensors under the new names (for torchvision with the ``parts``); ``dropped`` also names
+        those that have no place there.
 
     Raises:
-        ValueError: On an unknown name, or if the weights are no ResNet of torchvision's, where one is needed.
+        ValueError: If the framework is unknown, or needs a ResNet of torchvision's and the weights are none.
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
@@ -93,24 +93,25 @@ def export(
     """Reads a checkpoint and writes its weights for another framework.
 
     Args:
-        checkpoint: As for ``read_backbone``.
-        to: As for ``convert``.
-        out: File to write; ``*.safetensors``, ``*.pth`` or ``*.pt`` for torchvision and timm, ``*.pkl`` for detectron2
-            (NumPy arrays), ``*.pth`` for OpenMMLab's; for Hugging Face a folder, which then holds ``config.json`` and
-            ``model.safetensors``.
-        root: As for ``read_backbone``.
-        model: For ``"timm"`` and ``"huggingface"``, the name of the timm model that the weights are of. Every name and
-            shape is then compared with it, and the folder is one that timm, AutoModel and TimmWrapperModel open; top
-            modules of it that the checkpoint lacks are written as timm initialises them, and are named in ``dropped``.
-            None: a ResNet of torchvision's, or for ``"timm"`` any backbone, under the names that it has.
+        checkpoint: File to read, as in ``read_backbone``.
+        to: Name of the framework, as in ``convert``.
+        out: File to write: ``*.safetensors``, ``*.pth`` or ``*.pt`` for torchvision and timm, ``*.pkl`` for detectron2
+            (NumPy arrays), ``*.pth`` for OpenMMLab's frameworks. For Hugging Face it is a folder, which then holds
+            ``config.json`` and ``model.safetensors``.
+        root: What stands before the backbone's names, as in ``read_backbone``.
+        model: For ``"timm"`` and ``"huggingface"``, the name of the timm model that the weights belong to. Every name
+            and shape is then compared with that model, and the folder is one that timm, AutoModel and TimmWrapperModel
+            open. Top modules that the checkpoint lacks are written as timm initialises them and are named in
+            ``dropped``. None means a ResNet of torchvision's, or for ``"timm"`` any backbone under the names that it
+            has.
 
     Returns:
-        What was written, and every tensor that was not, with the reason.
+        The weights that were written, and every tensor that was left out, with the reason.
 
     Raises:
-        ValueError: As ``read_backbone`` and ``convert`` do, on another suffix or model, and if ``out`` is the
-            checkpoint.
-        ImportError: As ``read_backbone`` does, and without timm where a model is named.
+        ValueError: If ``read_backbone`` or ``convert`` raises it, if the suffix or the model is unknown, or if ``out``
+            is the checkpoint itself.
+        ImportError: If ``read_backbone`` raises it, or if a model is named and timm is missing.
     """
     out = Path(out)
     if to not in FORMATS:
@@ -175,7 +176,8 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     """The name of the torchvision ResNet that the weights are of, by names and shapes; any number of input channels.
 
     Raises:
-        ValueError: If they are of none, naming the first entry that differs from the closest.
+        ValueError: If the weights belong to none of them; the message names the first entry that differs from the
+            closest.
     """
     problems = []
     for name in _RESNETS:
@@ -211,10 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see ``python -m densessl.export --help``.
 
     Args:
-        arguments: None: the process's.
+        arguments: Arguments of the command line; None means those of the process.
 
     Returns:
-        The exit code: 2 after an error of the user's, told in one line.
+        The exit code: 2 after an error of the user's, which is told in one line.
     """
     parser = argparse.ArgumentParser(prog="python -m densessl.export", description="Weights for other frameworks.")
     parser.add_argument("checkpoint", help="of this library, torchvision, timm or a published method")

@@ -9,13 +9,13 @@ from densessl._tensors import check_tensor
 
 
 def map_to_tokens(features: Tensor) -> Tensor:
-    """A feature map as tokens.
+    """Turns a feature map into tokens.
 
     Args:
-        features: Tensor ``(B, C, h, w)``.
+        features: Feature map ``(B, C, h, w)``.
 
     Returns:
-        Tensor ``(B, h * w, C)``, row-major.
+        Tokens ``(B, h * w, C)`` in row-major order.
 
     Raises:
         ValueError: If a shape is not as described.
@@ -27,17 +27,17 @@ def map_to_tokens(features: Tensor) -> Tensor:
 
 
 def tokens_to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens as a feature map.
+    """Turns tokens into a feature map.
 
     Args:
-        tokens: Tensor ``(B, N, C)``, row-major, N = h * w.
-        size: Tensor ``(h, w)``.
+        tokens: Tokens ``(B, N, C)`` in row-major order, with N = h * w.
+        size: Height and width ``(h, w)`` of the map in cells.
 
     Returns:
-        Tensor ``(B, C, h, w)``.
+        Feature map ``(B, C, h, w)``.
 
     Raises:
-        ValueError: On another shape, or a size that is not that of N cells.
+        ValueError: If the tokens have another shape, or the size is not that of N cells.
     """
     h, w = size
     check_tensor(tokens, "tokens", f"(B, h * w = {h} * {w}, C)")

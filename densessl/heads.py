@@ -10,12 +10,12 @@ from densessl._tensors import check_tensor
 
 
 class ConvMLP(nn.Module):
-    """Two 1x1 convolutions with batch norm and ReLU between them: PixPro's projection head, and its predictor.
+    """Two 1x1 convolutions with batch norm and ReLU between them: PixPro's projection head and its predictor.
 
     Args:
-        in_dim: Channels that come in.
-        hidden_dim: 4096 as in the published code (the paper: 2048).
-        out_dim: Channels that go out.
+        in_dim: Number of input channels.
+        hidden_dim: Number of channels between the convolutions; 4096 is the published code's (the paper says 2048).
+        out_dim: Number of output channels.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -26,10 +26,10 @@ class ConvMLP(nn.Module):
         self.linear2 = nn.Conv2d(hidden_dim, out_dim, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_dim, h, w)`` to ``(B, out_dim, h, w)``.
+        """Maps ``(B, in_dim, h, w)`` to ``(B, out_dim, h, w)``.
 
         Raises:
-            ValueError: On another shape or integer features.
+            ValueError: If the map has another shape or integer values.
         """
         check_tensor(x, "x", f"a floating point map (B, {self.linear1.in_channels}, h, w)")
         if x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.linear1.in_channels:
@@ -44,9 +44,9 @@ class MLP(nn.Module):
     """Two linear layers with batch norm and ReLU between them, for one vector per image.
 
     Args:
-        in_dim: Width of the vectors that come in.
-        hidden_dim: Width between the layers.
-        out_dim: Width of the vectors that go out.
+        in_dim: Length of the input vectors.
+        hidden_dim: Length between the layers.
+        out_dim: Length of the output vectors.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -57,10 +57,10 @@ class MLP(nn.Module):
         self.linear2 = nn.Linear(hidden_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_dim)`` to ``(B, out_dim)``.
+        """Maps ``(B, in_dim)`` to ``(B, out_dim)``.
 
         Raises:
-            ValueError: On another shape or integer features.
+            ValueError: If the vectors have another shape or integer values.
         """
         check_tensor(x, "x", f"floating point vectors (B, {self.linear1.in_features})")
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != self.linear1.in_features:
@@ -71,17 +71,17 @@ class MLP(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """The likeness of each cell to K prototypes: the head of DINO and iBOT, as 1x1 convolutions.
+    """Similarity of each cell to K prototypes: the head of DINO and iBOT, as 1x1 convolutions.
 
-    Three layers with GELU between them, then the cosine with each prototype. Equals lightly's ``DINOProjectionHead``
-    (``norm_last_layer=True``) on every cell. That one is not used: it cannot be copied, as ``EMA`` does, because of the
-    old ``weight_norm`` in it, and scores lose their digits in half precision.
+    It has three layers with GELU between them, then takes the cosine with each prototype. On every cell it equals
+    lightly's ``DINOProjectionHead`` (``norm_last_layer=True``). That one is not used for two reasons: the old
+    ``weight_norm`` in it cannot be copied, which ``EMA`` needs, and its scores lose digits in half precision.
 
     Args:
-        in_dim: Channels that come in.
-        hidden_dim: Channels of the two hidden layers.
-        dim: Channels in which the prototypes lie.
-        prototypes: Their number, K.
+        in_dim: Number of input channels.
+        hidden_dim: Number of channels of the two hidden layers.
+        dim: Number of channels of the space in which the prototypes lie.
+        prototypes: Number of prototypes, K.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 2048, dim: int = 256, prototypes: int = 8192) -> None:
@@ -97,10 +97,10 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(prototypes, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_dim, h, w)`` to cosines ``(B, K, h, w)``, in float32 (float64 stays) whatever autocast says.
+        """Maps ``(B, in_dim, h, w)`` to cosines ``(B, K, h, w)``, in float32 (or float64) even under autocast.
 
         Raises:
-            ValueError: On another shape or integer features.
+            ValueError: If the map has another shape or integer values.
         """
         if x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.linear1.in_channels:
             raise ValueError(

@@ -31,12 +31,12 @@ def positives_per_cell(mask: Tensor, valid_q: Tensor | None = None) -> Tensor:
     """Mean number of positives of a query cell.
 
     Args:
-        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse.
-        valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
+        mask: Positive pairs ``(B, Nq, Nk)``, boolean, strided or sparse.
+        valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``, True for the query cells that count.
 
     Returns:
-        Scalar. Inside the overlap of two views with equal square cells, T = 0.7 gives ``2 pi T^2`` = 3.08 on average
-        over random offsets; two identical views give 1.
+        A scalar. In the overlap of two views with equal square cells, T = 0.7 gives ``2 pi T^2`` = 3.08 on average over
+        random offsets; two identical views give 1.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -57,10 +57,10 @@ def unmatched_share(mask: Tensor) -> Tensor:
     """Share of images without any positive pair.
 
     Args:
-        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse.
+        mask: Positive pairs ``(B, Nq, Nk)``, boolean, strided or sparse.
 
     Returns:
-        Scalar in 0..1.
+        A scalar in 0..1.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -81,11 +81,11 @@ def feature_std(features: Tensor, valid: Tensor | None = None) -> Tensor:
     """Standard deviation of the unit features over all cells of the batch, mean over channels.
 
     Args:
-        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``.
-        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count.
+        features: Features ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, True for the cells that count.
 
     Returns:
-        Scalar: about ``1 / sqrt(C)`` when healthy, 0 when collapsed.
+        A scalar: about ``1 / sqrt(C)`` for healthy features, 0 for collapsed ones.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -104,11 +104,11 @@ def effective_rank(features: Tensor, valid: Tensor | None = None) -> Tensor:
     ``C x C`` matrix.
 
     Args:
-        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``.
-        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count.
+        features: Features ``(B, C, h, w)`` or ``(B, N, C)``.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, True for the cells that count.
 
     Returns:
-        Scalar in 1..C; NaN if a feature that counts is not finite.
+        A scalar in 1..C; NaN if a feature that counts is not finite.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
@@ -134,14 +134,14 @@ def pair_similarity(
     A method that works pulls them apart; in a collapse both are 1.
 
     Args:
-        query: Tensor ``(B, C, h, w)`` or ``(B, Nq, C)``.
-        key: Tensor ``(B, C, h', w')`` or ``(B, Nk, C)``.
-        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse, without pairs of cells that do not count.
-        valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``: the query cells that count.
-        valid_k: The same for the key cells.
+        query: Query features ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: Key features ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        mask: Positive pairs ``(B, Nq, Nk)``, boolean, strided or sparse, without pairs of cells that do not count.
+        valid_q: Optional boolean tensor ``(B, Nq)`` or ``(B, h, w)``, True for the query cells that count.
+        valid_k: Optional boolean tensor ``(B, Nk)`` or ``(B, h', w')``, True for the key cells that count.
 
     Returns:
-        Two scalars: positives, negatives; NaN where there is no such pair.
+        Two scalars, for the positive pairs and for all others; NaN if there are no such pairs.
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -163,14 +163,14 @@ def propagation_entropy(features: Tensor, gamma: float = 2.0) -> Tensor:
     """How widely the pixel propagation module spreads: entropy of its weights, normalised to sum 1, over log N.
 
     Args:
-        features: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, N at least 2, what goes into the module.
-        gamma: The module's exponent.
+        features: Features that go into the module, ``(B, C, h, w)`` or ``(B, N, C)``, with N at least 2.
+        gamma: The module's exponent, above 0.
 
     Returns:
-        Scalar in 0..1, mean over cells: 0 where each cell sees itself only, 1 where all cells count alike.
+        A scalar in 0..1, averaged over cells: 0 if each cell sees only itself, 1 if all cells count alike.
 
     Raises:
-        ValueError: On another shape or dtype, or a single cell.
+        ValueError: If the shape or dtype is not as described, or there is a single cell.
     """
     tokens = as_tokens(features, "features")
     if tokens.shape[1] < 2:

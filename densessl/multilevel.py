@@ -20,7 +20,8 @@ class PerLevel(nn.Module):
     are of all levels in turn.
 
     Args:
-        part: A module for all levels, or a list or dict of modules (ModuleList and ModuleDict too), one per level.
+        part: A module that serves all levels, or a list or dict (ModuleList and ModuleDict too) with one module per
+            level.
 
     Raises:
         ValueError: If there is no module.
@@ -41,14 +42,16 @@ class PerLevel(nn.Module):
         """Calls the part once per level.
 
         Args:
-            inputs: The part's arguments, in its order. Lists or dicts of one value per level, at least one of them;
-                dicts of the same keys, in any order. A tuple is one value: the size of a map, say.
+            inputs: The part's arguments in its order. At least one of them is a list or dict with one value per level;
+                dicts must have the same keys, in any order. A tuple counts as one value: the size of a map, for
+                instance.
 
         Returns:
-            What the part returns at each level, in a list or dict as the first of the inputs that is one.
+            What the part returns at each level, as a list or dict like the first input that is one.
 
         Raises:
-            ValueError: If the levels of the inputs, or of the parts, differ; with the level, what the part raises.
+            ValueError: If the levels of the inputs, or of the parts, differ. Errors of the part itself are raised with
+                the level.
         """
         split = [index for index, value in enumerate(inputs) if isinstance(value, (list, Mapping))]
         if not split:
@@ -77,13 +80,13 @@ def level_sizes(maps: list[Tensor] | Mapping[Any, Tensor]) -> Any:
     """Height and width of every level, for matchers.
 
     Args:
-        maps: List or dict of maps ``(B, C, h, w)``.
+        maps: List or dict of feature maps ``(B, C, h, w)``, one per level.
 
     Returns:
-        Tensor ``(h, w)`` per level, in a list or dict as the maps.
+        Height and width ``(h, w)`` of each level in cells, as a list or dict like the maps.
 
     Raises:
-        ValueError: If a shape is not as described; on a level of a single cell, which has no cells to tell apart.
+        ValueError: If a shape is not as described, or a level has a single cell, which leaves nothing to tell apart.
     """
     levels: Any = maps
     sizes = {}
@@ -106,14 +109,15 @@ def level_mean(
     """Mean over levels, of losses for instance.
 
     Args:
-        values: List or dict of one tensor per level, all of one shape: scalars, or ``(B,)``.
-        weights: List or dict of one number per level; they need not sum to 1. None: all levels count alike.
+        values: List or dict with one tensor per level, all of one shape: scalars, or ``(B,)``.
+        weights: List or dict with one number of at least 0 per level; they need not sum to 1. None weighs all levels
+            alike.
 
     Returns:
-        A tensor of that shape.
+        The weighted mean, in the shape of one value.
 
     Raises:
-        ValueError: If the shapes differ, if the levels of the weights do, or if weights are negative or all 0.
+        ValueError: If the shapes differ, if weights and values have other levels, or if weights are negative or all 0.
     """
     names = _names(values, "values")
     tensors = list(values) if isinstance(values, list) else list(values.values())

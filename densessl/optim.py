@@ -1,4 +1,4 @@
-"""LARS as PixPro's published code has it."""
+"""LARS as in PixPro's published code."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class LARS(Optimizer):
     lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
 
     Args:
-        params: Parameters or groups.
-        lr: Learning rate.
-        momentum: Of SGD.
-        weight_decay: Added to the gradient before the ratio.
-        trust_coefficient: Published 1e-3.
-        eps: Published 1e-8.
+        params: Parameters, or groups of them as from ``param_groups``.
+        lr: Learning rate, at least 0.
+        momentum: Momentum of SGD, at least 0.
+        weight_decay: Share of the weights that is added to the gradient before the ratio, at least 0.
+        trust_coefficient: Factor of the ratio of norms; 1e-3 as published.
+        eps: Number added to the ratio's divisor; 1e-8 as published.
 
     Raises:
-        ValueError: On a negative number.
+        ValueError: If a number is negative.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One update.
+        """Updates the parameters once.
 
         Args:
-            closure: Optionally re-evaluates the model and returns the loss.
+            closure: Optional function that evaluates the model again and returns the loss.
 
         Returns:
-            The closure's loss, or None.
+            The closure's loss, or None without a closure.
 
         Raises:
-            ValueError: If a gradient is sparse, as ``nn.Embedding(sparse=True)`` makes them; nothing is updated then.
-                With several processes, if no parameter has a gradient, as after a ``fully_shard`` that came too late.
+            ValueError: If a gradient is sparse, as from ``nn.Embedding(sparse=True)``; nothing is updated then. With
+                several processes, also if no parameter has a gradient, as after a ``fully_shard`` that came too late.
         """
         loss = None
         if closure is not None:
@@ -169,11 +169,11 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     (LARS does not adapt those either.) Parameters without gradient are left out; works for any optimiser.
 
     Args:
-        module: Whose parameters.
-        weight_decay: Of the others.
+        module: Module that owns the parameters.
+        weight_decay: Weight decay of all other tensors, at least 0.
 
     Returns:
-        Two groups, without the empty ones.
+        Two groups; a group without parameters is left out.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [

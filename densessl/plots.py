@@ -35,20 +35,20 @@ def plot_correspondence(
     """Two views side by side, matched cells joined, one cell and all its matches large.
 
     Args:
-        image_q: Query view, ``(3, H, W)``, uint8 or float in 0..1 (clipped).
-        image_k: Key view, the same; sizes may differ.
-        mask: Boolean tensor ``(Nq, Nk)``, strided or sparse: one image's slice of a matcher's mask.
-        size_q: Tensor ``(h, w)`` of the query map.
-        size_k: The same of the key map; None: as ``size_q``.
-        cell: Row-major index of the query cell to draw large; None: the matched one nearest to the map's centre.
-        max_lines: At most so many thin lines, evenly picked among the matched pairs.
+        image_q: Query view ``(3, H, W)``, uint8 or float in 0..1 (clipped).
+        image_k: Key view in the same form; its size may differ.
+        mask: One image's slice of a matcher's mask, boolean ``(Nq, Nk)``, strided or sparse.
+        size_q: Height and width ``(h, w)`` of the query map in cells.
+        size_k: Height and width of the key map; None means those of the query map.
+        cell: Row-major index of the query cell to draw large; None takes the matched cell nearest to the map's centre.
+        max_lines: Largest number of thin lines, which are picked evenly among the matched pairs.
 
     Returns:
-        The figure. Without a match it says so.
+        The figure. If there is no match, it says so.
 
     Raises:
         ValueError: If a shape, dtype or indices is not as described.
-        ImportError: Without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     from_q, from_k = _pixels(image_q, "image_q"), _pixels(image_k, "image_k")
     size_k = size_q if size_k is None else size_k
@@ -106,19 +106,19 @@ def plot_similarity(
     """Cosine similarity of one cell to all cells of the same or of another map, as a heat map over the image.
 
     Args:
-        features_q: Tensor ``(C, h, w)``, floating point: the map that the cell is in.
-        image_q: Its image, ``(3, H, W)``, uint8 or float in 0..1 (clipped).
+        features_q: Feature map ``(C, h, w)``, floating point, that the cell lies in.
+        image_q: Image of that map, ``(3, H, W)``, uint8 or float in 0..1 (clipped).
         cell: Row-major index of the query cell.
-        features_k: The map to compare with, ``(C, h', w')``; None: ``features_q``.
-        image_k: Its image; given together with ``features_k``.
+        features_k: Feature map to compare with, ``(C, h', w')``; None means ``features_q``.
+        image_k: Image of ``features_k``; the two are given together.
 
     Returns:
-        The figure: query image with the cell framed, key image where there is one, and the image compared with under
+        The figure: the query image with the cell framed, the key image if there is one, and the compared image under
         its similarities.
 
     Raises:
         ValueError: If a shape, dtype or indices is not as described.
-        ImportError: Without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     if (features_k is None) != (image_k is None):
         given, missing = ("image_k", "features_k") if features_k is None else ("features_k", "image_k")
@@ -155,15 +155,15 @@ def plot_pca(features: Tensor, image: Tensor) -> Figure:
     """The first three principal components of a feature map as red, green and blue, beside its image.
 
     Args:
-        features: Tensor ``(C, h, w)``, floating point, C and h * w at least 3.
-        image: Tensor ``(3, H, W)``, uint8 or float in 0..1 (clipped).
+        features: Feature map ``(C, h, w)``, floating point, with C and h * w at least 3.
+        image: Image of that map, ``(3, H, W)``, uint8 or float in 0..1 (clipped).
 
     Returns:
         The figure; its title says how much of the variance the three components hold. A map without variance is grey.
 
     Raises:
         ValueError: If a shape or dtype is not as described.
-        ImportError: Without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     pixels = _pixels(image, "image")
     unit = _unit_map(features, "features")

@@ -11,18 +11,18 @@ from densessl._tensors import check_tensor
 
 
 class KeyQueue(nn.Module):
-    """The momentum encoder's last keys, first in first out: negatives for ``InfoNCELoss`` (MoCo, Sec. 3.2).
+    """The last keys of the momentum encoder, first in, first out: negatives for ``InfoNCELoss`` (MoCo, Sec. 3.2).
 
-    lightly's ``MemoryBankModule`` is not used because its bank is not part of the state, so that a continued run would
-    start with random negatives, and because each update reads the place in the bank back from the device.
+    lightly's ``MemoryBankModule`` is not used for two reasons. Its bank is not part of the state, so a continued run
+    would start with random negatives. And each update reads the place in the bank back from the device.
 
     Args:
-        length: Keys to hold, 65,536 in MoCo and DenseCL. It need not be a multiple of the batch.
-        dim: C of the keys.
+        length: Number of keys to hold; 65,536 in MoCo and DenseCL. It need not be a multiple of the batch.
+        dim: Length of the keys, C.
 
     Attributes:
-        keys: Tensor of float32, ``(length, dim)`` of unit length, the oldest first; random to begin with, as published.
-            Saved with the state.
+        keys: Keys of unit length, ``(length, dim)``, float32, the oldest first. They are random at first, as published,
+            and are saved with the state.
 
     Raises:
         ValueError: If length or dim is below 1.
@@ -42,10 +42,10 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Takes in the keys of all processes, after the loss that used the queue; the oldest leave.
+        """Takes in the keys of all processes; the oldest keys leave. Call it after the loss that used the queue.
 
         Args:
-            keys: Floating-point tensor ``(B, dim)``, the same B in every process; normalised here.
+            keys: New keys ``(B, dim)``, floating point, with the same B in every process. They are normalised here.
 
         Raises:
             ValueError: If a shape or dtype is not as described.

@@ -28,12 +28,12 @@ def cell_losses(
         q: Unit tokens ``(B, Nq, C)``.
         k: Unit tokens ``(B, Nk, C)``.
         mask: Boolean tensor ``(B, Nq, Nk)``, or None.
-        indices: Instead of a mask, int64 ``(3, P)``: image, query and key cell of each pair, sorted, none twice.
-        valid: Boolean tensor ``(B, Nk)``, the positive keys among them, or None: all.
-        temperature: T.
+        indices: Given instead of a mask: image, query and key cell of each pair, int64 ``(3, P)``, sorted, none twice.
+        valid: Boolean tensor ``(B, Nk)``, True for the valid keys; None means all. Positives are among the valid keys.
+        temperature: Divisor of the logits, above 0.
 
     Returns:
-        Tensor ``(B, Nq)``; 0 where a cell has no positive.
+        Loss of each query cell ``(B, Nq)``; 0 where a cell has no positive.
     """
     return _forward(q, k, mask, indices, valid, temperature)[0]
 

@@ -19,9 +19,9 @@ def difference_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Ten
     """Products of difference and sum of unit tokens: with U = X - G and V = X + G, ``(U^T U, V^T V, U^T V)``.
 
     Args:
-        x: Tensor ``(B, N, C)``, float32 or float64, of any length; normalised here.
-        g: The same.
-        valid: Boolean tensor ``(B, N)``, the tokens that count, or None: all.
+        x: Tokens ``(B, N, C)``, float32 or float64, of any length; they are normalised here.
+        g: Tokens of the other branch, in the same shape.
+        valid: Boolean tensor ``(B, N)``, True for the tokens that count; None means all.
 
     Returns:
         Three tensors ``(B, C, C)``, float64.
@@ -33,12 +33,12 @@ def centered_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Tenso
     """Products of tokens less their mean over the valid ones: ``(X^T X, G^T G, X^T G)``.
 
     Args:
-        x: Tensor ``(B, N, C)``, float32 or float64.
-        g: Tensor ``(B, N, C')``.
-        valid: Boolean tensor ``(B, N)``, or None: all.
+        x: Tokens ``(B, N, C)``, float32 or float64.
+        g: Tokens of the other branch, ``(B, N, C')``.
+        valid: Boolean tensor ``(B, N)``, True for the tokens that count; None means all.
 
     Returns:
-        Tensor ``(B, C, C)``, ``(B, C', C')`` and ``(B, C, C')``, float64.
+        Three tensors ``(B, C, C)``, ``(B, C', C')`` and ``(B, C, C')``, float64.
     """
     return _Products.apply(x, g, valid, False)
 

@@ -1,4 +1,4 @@
-"""Gram anchoring: the similarities between an image's cells stay those of another model."""
+"""Gram anchoring: keeps the similarities between an image's cells as another model has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from densessl.losses._reduce import Reduction
 
 Negatives = Literal["keep", "drop", "drop_key"]
 Across = Literal["image", "batch"]
-_TILE = 1 << 20  # similarities of one tile
+_TILE = 1 << 20  # number of similarities in one tile
 
 
 def gram_loss(
@@ -29,30 +29,34 @@ def gram_loss(
 ) -> Tensor:
     """Mean squared difference of the cosine similarities of all pairs of cells (Gram anchoring, DINOv3).
 
-    With unit tokens X of the query and G of the key, the mean over the N x N entries of ``(X X^T - G G^T)^2``. The
-    N x N table is never held. With ``negatives="keep"`` and more tokens than channels, the sum is taken through the
-    products of ``U = X - G`` and ``V = X + G``, since ``X X^T - G G^T = (U V^T + V U^T) / 2``: it is
-    ``(<U^T U, V^T V> + <U^T V, V^T U>) / 2``. These terms are as small as the difference of the tokens, so that similar
-    models lose no digits, where the difference of the tokens' own products cancels; they are summed in float64.
-    Otherwise similarities are made in tiles of rows, once forward and once more backward. Differentiable once.
+    With unit tokens X of the query and G of the key, the loss is the mean over the N x N entries of ``(X X^T - G
+    G^T)^2``. The N x N table is never held. With ``negatives="keep"`` and more tokens than channels, the sum is taken
+    through the products of ``U = X - G`` and ``V = X + G``: because ``X X^T - G G^T = (U V^T + V U^T) / 2``, it is
+    ``(<U^T U, V^T V> + <U^T V, V^T U>) / 2``. These terms are as small as the difference of the tokens, so similar
+    models lose no digits; a difference of the tokens' own products would lose them. The terms are summed in float64. In
+    all other cases the similarities are computed in tiles of rows, once in the forward pass and once more in the
+    backward pass. The loss can be differentiated once.
 
     Args:
-        query: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, features of the model that trains.
-        key: Tensor ``(B, C', h, w)`` or ``(B, N, C')`` of the same cells, features of the model to stay close to; it
+        query: Features of the model that trains, ``(B, C, h, w)`` or ``(B, N, C)``.
+        key: Features of the same cells from the model to stay close to, ``(B, C', h, w)`` or ``(B, N, C')``. The key
             takes a gradient if it asks for one. C' may differ from C; then tiles are used.
-        negatives: What becomes of negative similarities. ``"keep"`` leaves them (the published configuration),
-            ``"drop"`` sets those of both to 0, ``"drop_key"`` sets those of the key alone to 0. The published code
-            means to set the query's to 0 as well where both are negative, but asks after the key's are gone.
-        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
-            not read.
+        negatives: What happens to negative similarities. ``"keep"`` leaves them (the published configuration),
+            ``"drop"`` sets those of query and key to 0, ``"drop_key"`` sets only those of the key to 0. The published
+            code also means to set the query's to 0 where both are negative, but it tests for this after the key's have
+            already been set.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, True for the cells that count. What other cells
+            hold, even NaN, is not read.
         across: ``"image"`` compares cells of one image, ``"batch"`` cells of all images of the batch.
-        reduction: ``"mean"`` or ``"none"``.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
 
     Returns:
-        Scalar of float32 (float64 for float64 features), or ``(B,)``; an image without valid cells counts as 0.
+        A float32 scalar (float64 for float64 features), or ``(B,)`` without reduction. An image without valid cells
+        counts as 0.
 
     Raises:
-        ValueError: If a shape, dtype, device or option is not as described; across the batch also on "none".
+        ValueError: If a shape, dtype, device or option is not as described, or ``across="batch"`` is used with
+            ``reduction="none"``.
     """
     _check_options(negatives, across, reduction)
     x, g = as_tokens(query, "query"), as_tokens(key, "key")
@@ -91,7 +95,7 @@ def _check_options(negatives: str, across: str, reduction: str) -> None:
 
 
 def _difference(own: Tensor, other: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor, Tensor]:
-    """Difference of similarities after the rule, and by which of either's entries it changes (0 or 1)."""
+    """Difference of the similarities after the rule, and by which entries of either it changes (0 or 1)."""
     if negatives == "keep":
         return own - other, torch.ones_like(own), torch.ones_like(own)
     key = other > 0
@@ -141,9 +145,9 @@ class GramLoss(nn.Module):
     """Gram anchoring; see ``gram_loss``.
 
     Args:
-        negatives: ``"keep"``, ``"drop"`` or ``"drop_key"``.
-        across: ``"image"`` or ``"batch"``.
-        reduction: ``"mean"`` or ``"none"``.
+        negatives: What happens to negative similarities: ``"keep"``, ``"drop"`` or ``"drop_key"``.
+        across: Whether cells of one ``"image"`` or of the whole ``"batch"`` are compared.
+        reduction: ``"mean"`` over images, or ``"none"``.
 
     Raises:
         ValueError: If a option is not as described.

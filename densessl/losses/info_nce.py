@@ -21,23 +21,23 @@ def info_nce_loss(
     reduction: Reduction = "mean",
     no_match: NoMatch = "zero",
 ) -> Tensor:
-    """Each query against its own key and negatives that all share (MoCo, Eq. 1; DenseCL, Eq. 2).
+    """Each query must tell its own key from negatives that all queries share (MoCo, Eq. 1; DenseCL, Eq. 2).
 
-    ``-log(exp(q.k / t) / (exp(q.k / t) + sum over negatives of exp(q.n / t)))``, averaged over an image's pairs, then
-    over images. Everything is L2-normalised here. Gradients flow to whatever asks for them: the published methods
-    detach keys and negatives. The logits take ``B * K * M`` floats.
+    The loss of a pair is ``-log(exp(q.k / t) / (exp(q.k / t) + sum over negatives of exp(q.n / t)))``, averaged over an
+    image's pairs, then over images. All vectors are L2-normalised here. Gradients flow to every input that asks for
+    them; the published methods detach keys and negatives. The logits take ``B * K * M`` floats.
 
     Args:
-        query: Tensor ``(B, K, C)``; for one vector per image, K = 1.
-        key: Tensor ``(B, K, C)``, the positive of each query.
-        negatives: Tensor ``(M, C)``, e.g. ``KeyQueue.keys``.
-        valid: Boolean tensor ``(B, K)`` as in ``Pairs``: pairs that count; None: all.
-        temperature: T, 0.2 as in MoCo v2 and DenseCL.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: As in ``densessl.pixpro_loss``, for images without a valid pair.
+        query: Query vectors ``(B, K, C)``; for one vector per image, K = 1.
+        key: Key vectors ``(B, K, C)``, the positive of each query.
+        negatives: Negative keys ``(M, C)``, for instance ``KeyQueue.keys``.
+        valid: Boolean tensor ``(B, K)`` as in ``Pairs``, True for the pairs that count; None means all.
+        temperature: Divisor t of the similarities, above 0; 0.2 as in MoCo v2 and DenseCL.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
+        no_match: How an image without a valid pair counts in the mean: as 0 (``"zero"``) or not at all (``"skip"``).
 
     Returns:
-        Scalar of float32, at least 0, or ``(B,)`` with 0 for images without a valid pair.
+        A float32 scalar of at least 0, or ``(B,)`` without reduction, with 0 for images without a valid pair.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
@@ -96,9 +96,9 @@ class InfoNCELoss(nn.Module):
     """InfoNCE between aligned pairs with shared negatives; see ``info_nce_loss``.
 
     Args:
-        temperature: 0.2 as in MoCo v2 and DenseCL.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"zero"`` or ``"skip"``.
+        temperature: Divisor t of the similarities, above 0; 0.2 as in MoCo v2 and DenseCL.
+        reduction: ``"mean"`` over images, or ``"none"``.
+        no_match: How an image without a valid pair counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
         ValueError: If a option is not as described.

@@ -28,16 +28,16 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
-    """``-2 cos``, mean over images: BYOL's ``2 - 2 cos`` without its constant, one direction.
+    """``-2 cos``, averaged over images: BYOL's ``2 - 2 cos`` without its constant, in one direction.
 
-    The instance branch of PixPro's published code (the paper's is contrastive).
+    This is the instance branch of PixPro's published code (the paper's branch is contrastive).
 
     Args:
-        query: Tensor ``(B, C)``, prediction of the online branch.
-        key: Tensor ``(B, C)``, projection of the momentum branch.
+        query: Predictions of the online branch, ``(B, C)``.
+        key: Projections of the momentum branch, ``(B, C)``.
 
     Returns:
-        Scalar of float32 in [-2, 2].
+        A float32 scalar in [-2, 2].
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
@@ -50,22 +50,22 @@ def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
 def instance_contrast_loss(
     query: Tensor, key: Tensor, *, temperature: float = 0.2, gather_distributed: bool = False
 ) -> Tensor:
-    """NT-Xent between images: our form of the paper's SimCLR*, SimCLR with a momentum encoder.
+    """NT-Xent between images: our form of the paper's SimCLR*, which is SimCLR with a momentum encoder.
 
-    lightly's NTXentLoss on ``(query, key.detach())``. The paper's temperature was not found.
+    It is lightly's NTXentLoss on ``(query, key.detach())``. We could not find the paper's temperature.
 
     Args:
-        query: Tensor ``(B, C)``, projection of the online branch.
-        key: Tensor ``(B, C)``, projection of the momentum branch; no gradient flows to it.
-        temperature: Of the softmax.
-        gather_distributed: Take negatives from all processes.
+        query: Projections of the online branch, ``(B, C)``.
+        key: Projections of the momentum branch, ``(B, C)``; no gradient flows to them.
+        temperature: Divisor of the similarities, above 0.
+        gather_distributed: Whether negatives are also taken from all other processes.
 
     Returns:
-        Scalar of float32, at least 0.
+        A float32 scalar of at least 0.
 
     Raises:
-        ValueError: If a shape, dtype, device or a temperature is not as described; on one image alone, which has no
-            negatives.
+        ValueError: If a shape, dtype, device or the temperature is not as described, or the batch is a single image,
+            which has no negatives.
     """
     from lightly.loss import NTXentLoss
 
@@ -79,7 +79,7 @@ def instance_contrast_loss(
 
 
 class InstanceConsistencyLoss(nn.Module):
-    """See ``instance_consistency_loss``."""
+    """Instance consistency as a module; see ``instance_consistency_loss``."""
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """See ``instance_consistency_loss``."""
@@ -87,11 +87,11 @@ class InstanceConsistencyLoss(nn.Module):
 
 
 class InstanceContrastLoss(nn.Module):
-    """See ``instance_contrast_loss``.
+    """Instance contrast as a module; see ``instance_contrast_loss``.
 
     Args:
-        temperature: Of the softmax.
-        gather_distributed: Take negatives from all processes.
+        temperature: Divisor of the similarities, above 0.
+        gather_distributed: Whether negatives are also taken from all other processes.
 
     Raises:
         ValueError: If the temperature is not positive.

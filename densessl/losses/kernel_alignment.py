@@ -22,24 +22,24 @@ def kernel_alignment_loss(
 ) -> Tensor:
     """One minus the centred kernel alignment of an image's cells (PaKA, arXiv:2509.05606).
 
-    With the kernels ``K = Z Z^T`` of the tokens Z and the centring matrix H, the alignment is
-    ``<H Kq H, H Kk H> / (|H Kq H| |H Kk H|)``. Of tokens less their mean it equals
-    ``|Zq^T Zk|^2 / (|Zq^T Zq| |Zk^T Zk|)``, so that C x C products do and no N x N kernel is made. The tokens are not
-    normalised: the alignment itself does not depend on their common length. Differentiable once.
+    With the kernels ``K = Z Z^T`` of the tokens Z and the centring matrix H, the alignment is ``<H Kq H, H Kk H> / (|H
+    Kq H| |H Kk H|)``. For tokens less their mean this equals ``|Zq^T Zk|^2 / (|Zq^T Zq| |Zk^T Zk|)``, so C x C products
+    are enough and no N x N kernel is made. The tokens are not normalised: a common factor of all tokens does not change
+    the alignment. The loss can be differentiated once.
 
     Args:
-        query: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, features of the online branch.
-        key: Tensor ``(B, C', h, w)`` or ``(B, N, C')`` of the same places, for instance from ``densessl.align``. It
-            takes a gradient if it asks for one; the published method detaches it.
-        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
-            not read.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: What an image with fewer than two valid cells does in the mean: ``"skip"``, it does not count (as in
-            lightly), or ``"zero"``.
+        query: Features of the online branch, ``(B, C, h, w)`` or ``(B, N, C)``.
+        key: Features of the same places, ``(B, C', h, w)`` or ``(B, N, C')``, for instance from ``densessl.align``. The
+            key takes a gradient if it asks for one; the published method detaches it.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, True for the cells that count. What other cells
+            hold, even NaN, is not read.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
+        no_match: How an image with fewer than two valid cells counts in the mean: not at all (``"skip"``, as in
+            lightly) or as 0 (``"zero"``).
 
     Returns:
-        Scalar of float32 in [0, 1] (float64 for float64 features), or ``(B,)`` with 0 for images with fewer than two
-        valid cells.
+        A float32 scalar in [0, 1] (float64 for float64 features), or ``(B,)`` without reduction, with 0 for images with
+        fewer than two valid cells.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
@@ -66,8 +66,8 @@ class KernelAlignmentLoss(nn.Module):
     """Patch kernel alignment; see ``kernel_alignment_loss``.
 
     Args:
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"skip"`` or ``"zero"``.
+        reduction: ``"mean"`` over images, or ``"none"``.
+        no_match: How an image with fewer than two valid cells counts in the mean: ``"skip"`` or ``"zero"``.
 
     Raises:
         ValueError: If a option is not as described.

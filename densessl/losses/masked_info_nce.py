@@ -1,4 +1,4 @@
-"""InfoNCE with any number of positives, where two masks say what counts as what."""
+"""InfoNCE with any number of positives, where two masks say which pairs are positive and which negative."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ def masked_info_nce_loss(
     reduction: Reduction = "mean",
     no_match: NoMatch = "zero",
 ) -> Tensor:
-    """Each query against the keys of the whole batch that its row of two masks names.
+    """Each query is compared with keys of the whole batch; two masks name its positives and its negatives.
 
-    The mean over a query's positives of ``-log(exp(q.k / t) / sum over positives and negatives of exp(q.n / t))``,
-    averaged over queries: SupCon's ``L_out`` (Khosla et al. 2020, Eq. 2) where all that is not positive is negative;
-    DetCon (Henaff et al. 2021, as their code has it) where a region's own region in its own view is neither.
-    PixContrast has the mean inside the logarithm: ``densessl.pixcontrast_loss``.
+    The loss of a query is the mean over its positives of ``-log(exp(q.k / t) / sum over positives and negatives of
+    exp(q.n / t))``, averaged over queries. If all keys that are not positive are negative, this is SupCon's ``L_out``
+    (Khosla et al. 2020, Eq. 2). If a region's own region in its own view is neither, this is DetCon (Henaff et al.
+    2021, as in their code). PixContrast takes the mean inside the logarithm: see ``densessl.pixcontrast_loss``.
 
-    Query and key are L2-normalised here. Gradients flow to whatever asks for them. Takes a few times ``N * M`` floats.
+    Query and key are L2-normalised here. Gradients flow to every input that asks for them. The loss takes memory for a
+    few times ``N * M`` floats.
 
     Args:
-        query: Tensor ``(N, C)``, vectors of all images together; N may be 0.
-        key: Tensor ``(M, C)``.
-        positive: Boolean tensor ``(N, M)``.
-        negative: Boolean tensor ``(N, M)``. A pair that is in neither mask counts for nothing, one in both is a
-            positive.
-        temperature: T, 0.1 as in SupCon and DetCon.
-        reduction: ``"mean"`` over queries, or ``"none"``.
-        no_match: Queries without a positive count as 0 in the mean (``"zero"``) or are left out of it (``"skip"``).
+        query: Query vectors of all images together, ``(N, C)``; N may be 0.
+        key: Key vectors of all images together, ``(M, C)``.
+        positive: Boolean tensor ``(N, M)``, True for positive pairs.
+        negative: Boolean tensor ``(N, M)``, True for negative pairs. A pair in neither mask does not count; a pair in
+            both is positive.
+        temperature: Divisor t of the similarities, above 0; 0.1 as in SupCon and DetCon.
+        reduction: ``"mean"`` over queries, or ``"none"`` for one value per query.
+        no_match: How a query without a positive counts in the mean: as 0 (``"zero"``) or not at all (``"skip"``).
 
     Returns:
-        Scalar of float32, or ``(N,)`` with 0 for queries without a positive. Without queries the scalar is a 0 that has
-        gradients, 0 as well.
+        A float32 scalar, or ``(N,)`` without reduction, with 0 for queries without a positive. Without any query, the
+        scalar is a 0 whose gradients are 0.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
@@ -86,15 +87,15 @@ def _check(query: Tensor, key: Tensor, positive: Tensor, negative: Tensor) -> No
 
 
 class MaskedInfoNCELoss(nn.Module):
-    """See ``masked_info_nce_loss``.
+    """InfoNCE with two masks, as a module; see ``masked_info_nce_loss``.
 
     Args:
-        temperature: Of the softmax.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"zero"`` or ``"skip"``.
+        temperature: Divisor t of the similarities, above 0; 0.1 as in SupCon and DetCon.
+        reduction: ``"mean"`` over queries, or ``"none"``.
+        no_match: How a query without a positive counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: On another option, or if the temperature is not positive.
+        ValueError: If an option is unknown, or the temperature is not positive.
     """
 
     def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

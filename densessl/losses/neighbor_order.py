@@ -13,7 +13,7 @@ from densessl._normalize import normalized
 from densessl.losses._reduce import Reduction, check_options
 
 Similarity = Literal["cosine", "euclidean"]
-_ENTRIES = 1 << 19  # of the permutation matrices of one block; the network keeps some hundred times as many floats
+_ENTRIES = 1 << 19  # in the permutation matrices of one block; the network keeps some hundred times as many floats
 
 
 def neighbor_order_loss(
@@ -29,28 +29,28 @@ def neighbor_order_loss(
     """Cross entropy between the orders in which query and key cells rank the same references (NeCo).
 
     The similarities of each cell to the references are sorted by a differentiable bitonic network (the package
-    ``diffsort``), which gives permutation matrices P of the query and Q of the key. The loss is minus the sum of
-    ``Q log P`` over the rows, averaged over columns and cells, then over images. The network runs in blocks of cells
-    that the backward pass computes once more.
+    ``diffsort``), which gives permutation matrices P of the query and Q of the key. The loss is minus the sum of ``Q
+    log P`` over the rows, averaged over columns and cells, then over images. The network runs in blocks of cells, which
+    are computed once more in the backward pass.
 
     Args:
-        query: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, features of the online branch on the shared region of two
-            views.
-        key: The same of the other branch, cell by cell, for instance from ``densessl.align``; it takes no gradient.
-        references: Tensor ``(B, C, h', w')`` or ``(B, R, C)``, cells of other images, R at least 2.
-        similarity: ``"cosine"`` (the released configuration), or ``"euclidean"`` distances.
-        steepness: How sharply the network compares; 100 as published.
-        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
-            not read.
-        reduction: ``"mean"`` or ``"none"``.
+        query: Features of the online branch on the region that two views share, ``(B, C, h, w)`` or ``(B, N, C)``.
+        key: Features of the other branch in the same shape, cell by cell, for instance from ``densessl.align``. No
+            gradient flows to them.
+        references: Features of cells of other images, ``(B, C, h', w')`` or ``(B, R, C)``, with R at least 2.
+        similarity: What cells are compared by: ``"cosine"`` (the released configuration), or ``"euclidean"`` distance.
+        steepness: How sharply the sorting network compares, above 0; 100 as published.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, True for the cells that count. What other cells
+            hold, even NaN, is not read.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
 
     Returns:
-        Scalar of float32, at least 0 (float64 for float64 features), or ``(B,)``; an image without valid cells counts
-        as 0.
+        A float32 scalar of at least 0 (float64 for float64 features), or ``(B,)`` without reduction. An image without
+        valid cells counts as 0.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
-        ImportError: Without the package ``diffsort`` (extra ``neighbors``).
+        ImportError: If the package ``diffsort`` (extra ``neighbors``) is not installed.
     """
     _check_options(similarity, steepness, reduction)
     q, k, r = as_tokens(query, "query"), as_tokens(key, "key"), as_tokens(references, "references")
@@ -88,7 +88,7 @@ def neighbor_order_loss(
 
 
 def _values(tokens: Tensor, references: Tensor, similarity: Similarity) -> Tensor:
-    """What is sorted, (B, N, R)."""
+    """The values to sort, (B, N, R)."""
     if similarity == "cosine":
         return normalized(tokens) @ normalized(references).mT
     return torch.cdist(tokens, references)
@@ -121,9 +121,9 @@ class NeighborOrderLoss(nn.Module):
     """Patch neighbour consistency; see ``neighbor_order_loss``.
 
     Args:
-        similarity: ``"cosine"`` or ``"euclidean"``.
-        steepness: 100 as published.
-        reduction: ``"mean"`` or ``"none"``.
+        similarity: What cells are compared by: ``"cosine"`` or ``"euclidean"``.
+        steepness: How sharply the sorting network compares, above 0; 100 as published.
+        reduction: ``"mean"`` over images, or ``"none"``.
 
     Raises:
         ValueError: If a option is not as described.

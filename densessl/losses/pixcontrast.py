@@ -31,18 +31,18 @@ def pixcontrast_loss(
     itself, memory grows with the number of cells.
 
     Args:
-        query: Tensor ``(B, C, h, w)`` or ``(B, Nq, C)``, features of the online branch.
-        key: Tensor ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
-        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO.
-        valid_k: Optional boolean tensor ``(B, Nk)`` or ``(B, h', w')``, as from ``densessl.cell_validity``: the key
-            cells that the denominator is over; the others are no positives either, and what they hold, even NaN, is not
-            read. Query cells need no such argument: one without a positive does not count.
-        temperature: T.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: As in ``densessl.pixpro_loss``.
+        query: Features of the online branch, ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: Features of the momentum branch, ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        mask: Positive pairs ``(B, Nq, Nk)``, boolean, strided or sparse COO.
+        valid_k: Optional boolean tensor ``(B, Nk)`` or ``(B, h', w')``, for instance from ``densessl.cell_validity``:
+            the key cells that the denominator sums over. Other key cells are not positives either, and what they hold,
+            even NaN, is not read. Query cells need no such argument: a cell without a positive does not count.
+        temperature: Divisor of the similarities, above 0; 0.3 as secondary sources report for the paper.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
+        no_match: How an image without positives counts in the mean: as 0 (``"zero"``) or not at all (``"skip"``).
 
     Returns:
-        Scalar of float32, at least 0, or ``(B,)`` with 0 for images without positives.
+        A float32 scalar of at least 0, or ``(B,)`` without reduction, with 0 for images without positives.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
@@ -117,9 +117,9 @@ class PixContrastLoss(nn.Module):
     """One direction of PixContrast's loss; see ``pixcontrast_loss``.
 
     Args:
-        temperature: 0.3 as in the paper's secondary sources.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"zero"`` or ``"skip"``.
+        temperature: Divisor of the similarities, above 0; 0.3 as secondary sources report for the paper.
+        reduction: ``"mean"`` over images, or ``"none"``.
+        no_match: How an image without positives counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
         ValueError: If a option is not as described.

@@ -15,17 +15,17 @@ def pixpro_loss(
     """Minus the mean cosine over all positive pairs of an image, then over images (PixPro, Eq. 5, one direction).
 
     Args:
-        query: Tensor ``(B, C, h, w)`` or ``(B, Nq, C)``, propagated features of the online branch.
-        key: Tensor ``(B, C, h', w')`` or ``(B, Nk, C)``, features of the momentum branch.
-        mask: Boolean tensor ``(B, Nq, Nk)``, strided or sparse COO, from a matcher.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"zero"``: an image without positives counts as 0 in the mean (published code); ``"skip"``: it does
-            not count (paper).
+        query: Propagated features of the online branch, ``(B, C, h, w)`` or ``(B, Nq, C)``.
+        key: Features of the momentum branch, ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        mask: Positive pairs ``(B, Nq, Nk)`` from a matcher, boolean, strided or sparse COO.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
+        no_match: How an image without positives counts in the mean: as 0 (``"zero"``, as in the published code) or not
+            at all (``"skip"``, as in the paper).
 
     Cells without a positive, in either map, are not read: a NaN there reaches neither the loss nor a gradient.
 
     Returns:
-        Scalar of float32 in [-1, 1], or ``(B,)`` with 0 for images without positives.
+        A float32 scalar in [-1, 1], or ``(B,)`` without reduction, with 0 for images without positives.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
@@ -56,8 +56,8 @@ class PixProLoss(nn.Module):
     ``2 * (loss(y1, t2, mask) + loss(y2, t1, mask.mT))``.
 
     Args:
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"zero"`` or ``"skip"``.
+        reduction: ``"mean"`` over images, or ``"none"``.
+        no_match: How an image without positives counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
         ValueError: If a option is not as described.

@@ -34,17 +34,20 @@ def prototype_loss(
 
     Args:
         query: Scores ``(B, K, h, w)`` or ``(B, N, K)`` of the online branch.
-        key: Scores of the same cells by the other branch; it takes no gradient.
-        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``: the cells that count. What others hold, even NaN, is
-            not read.
-        center: Optional, K numbers in any shape such as ``(1, K)``, taken from the key's scores.
-        query_temperature: Of the query's softmax.
-        key_temperature: Of the key's softmax; iBOT has 0.04, which rises to 0.07 in long runs.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: Images without a cell that counts are 0 in the mean (``"zero"``, as in iBOT) or left out (``"skip"``).
+        key: Scores of the same cells by the other branch, in the same shape; no gradient flows to them.
+        valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, True for the cells that count. What other cells
+            hold, even NaN, is not read.
+        center: Optional centre that is subtracted from the key's scores: K numbers in any shape such as ``(1, K)``.
+        query_temperature: Divisor of the query's scores before the softmax, above 0.
+        key_temperature: Divisor of the key's scores before the softmax, above 0; iBOT has 0.04, which rises to 0.07 in
+            long runs.
+        reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
+        no_match: How an image without a cell that counts enters the mean: as 0 (``"zero"``, as in iBOT) or not at all
+            (``"skip"``).
 
     Returns:
-        Scalar of float32 (float64 for float64 scores), or ``(B,)`` with 0 for images without a cell that counts.
+        A float32 scalar (float64 for float64 scores), or ``(B,)`` without reduction, with 0 for images without a cell
+        that counts.
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
@@ -85,13 +88,13 @@ class PrototypeLoss(nn.Module):
     """Cross entropy of two assignments to prototypes; see ``prototype_loss``.
 
     Args:
-        query_temperature: Of the query's softmax.
-        key_temperature: Of the key's softmax.
-        reduction: ``"mean"`` or ``"none"``.
-        no_match: ``"zero"`` or ``"skip"``.
+        query_temperature: Divisor of the query's scores before the softmax, above 0.
+        key_temperature: Divisor of the key's scores before the softmax, above 0; 0.04 as in iBOT.
+        reduction: ``"mean"`` over images, or ``"none"``.
+        no_match: How an image without a cell that counts enters the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: On another option, or if a temperature is not positive.
+        ValueError: If an option is unknown, or a temperature is not positive.
     """
 
     def __init__(

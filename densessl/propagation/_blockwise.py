@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of a tile, and of how many weights are held at once in tiles of several images. On a CPU they stay in the cache; on
-# a GPU there must be work for all of it.
+# Number of weights in a tile, and in the tiles of several images that are held together. On a CPU they stay in the
+# cache; on a GPU there must be work for all of it.
 _SIDE = {"cpu": 512, "cuda": 2048}
 _HELD = {"cpu": 1 << 18, "cuda": 1 << 26}
 
@@ -23,11 +23,11 @@ def power(cosine: Tensor, gamma: float) -> Tensor:
     """``max(cos, 0) ** gamma``; below an exponent of 1 the published code adds 1e-6, and so does this.
 
     Args:
-        cosine: Any shape.
-        gamma: Exponent.
+        cosine: Cosines in any shape.
+        gamma: Exponent, above 0.
 
     Returns:
-        The same shape.
+        Powers in the same shape.
     """
     positive = cosine.clamp(min=0)
     if gamma == 2.0:
@@ -76,13 +76,13 @@ def propagate(unit: Tensor, values: Tensor, gamma: float, triton: bool = False) 
     """``sum_j max(<u_i, u_j>, 0) ** gamma v_j`` in memory that grows with the number of cells; differentiable once.
 
     Args:
-        unit: Tensor ``(B, N, C)``, unit length.
-        values: Tensor ``(B, N, D)``, of the same dtype.
-        gamma: Exponent.
-        triton: By the kernels, on a CUDA device and not in float64; else tile by tile.
+        unit: Tokens of unit length, ``(B, N, C)``.
+        values: Values to sum, ``(B, N, D)``, in the same dtype.
+        gamma: Exponent, above 0.
+        triton: Whether to use the Triton kernels, on a CUDA device and not in float64; otherwise tiles are used.
 
     Returns:
-        Tensor ``(B, N, D)``, of the same dtype.
+        Sums ``(B, N, D)`` in the same dtype.
     """
     if triton:
         from densessl.propagation._triton import propagated  # imports triton, which some platforms lack

@@ -29,8 +29,8 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# Of the sum and of unit's gradient. By Triton's compiler they keep to the shared memory named, and with 256 channels
-# spill no register (Triton 3.9, compute capability 8.0, 9.0, 12.0). None is tuned: they have not met a GPU.
+# Blocks of the sum and of unit's gradient. With Triton's compiler they keep to the shared memory named, and with 256
+# channels spill no register (Triton 3.9, compute capability 8.0, 9.0, 12.0). None is tuned: they have not met a GPU.
 _HALF_160K = Blocks(128, 64, 256, 8, 2), Blocks(64, 32, 256, 8, 2)
 _HALF_99K = Blocks(64, 32, 256, 4, 2), Blocks(64, 64, 64, 8, 3)
 _HALF_WIDE = Blocks(64, 32, 64, 4, 2), Blocks(64, 32, 64, 4, 2)  # Triton 3.2 fails on others here
@@ -41,7 +41,7 @@ _MOST_OUT = 256  # channels of the result that a program makes; beyond, others m
 
 @triton.jit
 def _tile(start, cell, channel, count, width):
-    """Of a contiguous ``(count, width)``; 0 outside it."""
+    """Loads a block of a contiguous ``(count, width)`` array; 0 outside it."""
     inside = (cell < count)[:, None] & (channel < width)[None, :]
     return tl.load(start + cell[:, None] * width + channel[None, :], mask=inside, other=0.0)
 
@@ -159,13 +159,13 @@ def propagated(unit: Tensor, values: Tensor, gamma: float) -> Tensor:
     """``sum_j max(<u_i, u_j>, 0) ** gamma v_j``.
 
     Args:
-        unit: Tensor ``(B, N, C)`` float32, bfloat16 or float16; unit length. float32 products run in TF32 where torch's
-            do.
-        values: Tensor ``(B, N, D)``, of the same dtype.
-        gamma: Exponent.
+        unit: Tokens of unit length, ``(B, N, C)``, float32, bfloat16 or float16. float32 products run in TF32 if
+            torch's do.
+        values: Values to sum, ``(B, N, D)``, in the same dtype.
+        gamma: Exponent, above 0.
 
     Returns:
-        Tensor ``(B, N, D)``, of the same dtype.
+        Sums ``(B, N, D)`` in the same dtype.
     """
     unit, values = unit.contiguous(), values.contiguous()
     batch, count, width, depth = *unit.shape, values.shape[-1]
@@ -180,16 +180,16 @@ def propagated(unit: Tensor, values: Tensor, gamma: float) -> Tensor:
 
 
 def gradients(grad: Tensor, unit: Tensor, values: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Of unit and values, from that of ``propagated``'s result.
+    """Gradients of unit and values, from the gradient of the result of ``propagated``.
 
     Args:
-        grad: Tensor ``(B, N, D)``, of the others' dtype.
-        unit: Tensor ``(B, N, C)``.
-        values: Tensor ``(B, N, D)``.
-        gamma: Exponent.
+        grad: Gradient of the result, ``(B, N, D)``, in the dtype of the others.
+        unit: Tokens of unit length, ``(B, N, C)``.
+        values: Values that were summed, ``(B, N, D)``.
+        gamma: Exponent, above 0.
 
     Returns:
-        Tensor ``(B, N, C)`` and ``(B, N, D)``.
+        Gradients ``(B, N, C)`` of unit and ``(B, N, D)`` of values.
     """
     grad, unit, values = grad.contiguous(), unit.contiguous(), values.contiguous()
     batch, count, width, depth = *unit.shape, values.shape[-1]
@@ -207,9 +207,9 @@ def sizes(blocks: Blocks, inner: int, out: int) -> dict[str, Any]:
     """What a kernel is compiled for.
 
     Args:
-        blocks: How it cuts its work.
-        inner: Channels that the sum's cosines or the gradient's other products run over.
-        out: Channels of the result.
+        blocks: How the kernel cuts its work.
+        inner: Number of channels that the cosines, or the other products of the gradient, run over.
+        out: Number of channels of the result.
 
     Returns:
         Its compile-time arguments but GAMMA and PRECISION.
@@ -236,7 +236,7 @@ def _grid(blocks: Blocks, batch: int, count: int, out: int) -> tuple[int, int]:
 
 
 def blocks_of(dtype: torch.dtype, channels: int, precision: str, shared: int) -> tuple[Blocks, Blocks]:
-    """Of the sum and of unit's gradient, on a device that gives a block so many bytes of shared memory."""
+    """Blocks of the sum and of unit's gradient, on a device that gives a block so many bytes of shared memory."""
     if dtype == torch.float32:
         return _TF32 if precision == "tf32" else _IEEE
     if channels > 256:
@@ -245,7 +245,7 @@ def blocks_of(dtype: torch.dtype, channels: int, precision: str, shared: int) ->
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Of float32 products, by torch's own setting; half precision has but one."""
+    """Precision of float32 products, by torch's own setting; half precision has only one."""
     matmul = torch.backends.cuda.matmul
     # Since torch 2.9 the older flag may refuse to be read.
     tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32

@@ -19,11 +19,12 @@ def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
     """``s(x_i, x_j) = max(cos(x_i, x_j), 0) ** gamma`` (PixPro, Eq. 4).
 
     Args:
-        tokens: Tensor ``(B, N, C)``.
-        gamma: Exponent. Below 1 the published code adds 1e-6 before the power (its gradient is infinite at 0); so here.
+        tokens: Tokens ``(B, N, C)``.
+        gamma: Exponent, above 0. Below 1 its gradient is infinite at 0, so 1e-6 is added before the power, as in the
+            published code.
 
     Returns:
-        Tensor ``(B, N, N)``.
+        Weights ``(B, N, N)``.
     """
     unit = normalized(tokens)
     return power(unit @ unit.mT, gamma)
@@ -32,23 +33,25 @@ def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
 class PPM(nn.Module):
     """Pixel propagation module (PixPro, Eqs. 3 and 4): each cell becomes a sum over all cells similar to it.
 
-    ``y_i = sum_j s(x_i, x_j) g(x_j)``, not normalised by the sum of s. Not PSPNet's pyramid pooling module.
+    The sum is ``y_i = sum_j s(x_i, x_j) g(x_j)``, not normalised by the sum of s. PPM does not mean PSPNet's pyramid
+    pooling module here.
 
-    Published: ``PPM(nn.Conv2d(256, 256, 1))``. ``PPM()`` has no parameters (the paper's l = 0). Two layers:
-    ``PPM(nn.Sequential(nn.Conv2d(256, 256, 1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 1)))``.
+    The published form is ``PPM(nn.Conv2d(256, 256, 1))``. ``PPM()`` has no parameters (the paper's l = 0). Two layers
+        are ``PPM(nn.Sequential(nn.Conv2d(256, 256, 1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 1)))``.
 
     Args:
-        transform: G, a module from map ``(B, C, h, w)`` to map; None: identity.
-        gamma: Exponent of the similarity.
-        normalize_values: L2-normalise g(x) per cell. The published code does; Eq. 3 does not (False).
-        algorithm: "dense": the weights of all pairs of cells at once, ``(B, N, N)``. "blockwise": tile by tile, and
-            once more in the backward pass, so that memory grows with N; then differentiable once only. "triton": the
-            same by kernels for a CUDA device, in float32, bfloat16 or float16. None: "dense" below 1,024 cells,
-            "blockwise" from there on; "triton" never by itself before it has been measured to win. The values are
-            the same to rounding.
+        transform: The function g, a module from map ``(B, C, h, w)`` to map; None means the identity.
+        gamma: Exponent of the similarity, above 0; 2 as in the paper.
+        normalize_values: Whether g(x) is L2-normalised per cell. The published code does so; Eq. 3 does not (False).
+        algorithm: How the sum is taken; the values are the same up to rounding. ``"dense"`` holds the weights of all
+            pairs of cells at once, ``(B, N, N)``. ``"blockwise"`` computes them tile by tile, and again in the backward
+            pass, so that memory grows with N; the sum can then be differentiated only once. ``"triton"`` does the same
+            by kernels for a CUDA device, in float32, bfloat16 or float16. None takes ``"dense"`` below 1,024 cells and
+            ``"blockwise"`` from there on; it never takes ``"triton"`` as long as that has not been measured to be
+            faster.
 
     Raises:
-        ValueError: If gamma is not positive; on an unknown algorithm.
+        ValueError: If gamma is not positive, or the algorithm is unknown.
     """
 
     def __init__(
@@ -73,21 +76,22 @@ class PPM(nn.Module):
         return f"gamma={self.gamma}, normalize_values={self.normalize_values}, algorithm={self.algorithm!r}"
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Propagates.
+        """Sums over all similar cells.
 
         Args:
-            x: Tensor ``(B, C, h, w)`` or ``(B, N, C)``, floating point.
-            valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, as from ``densessl.cell_validity``: the cells
-                that the sum is over. The others get a sum too, which a mask of valid cells leaves unused; those of them
-                that are not finite enter as 0.
+            x: Feature map ``(B, C, h, w)`` or tokens ``(B, N, C)``, floating point.
+            valid: Optional boolean tensor ``(B, N)`` or ``(B, h, w)``, for instance from ``densessl.cell_validity``:
+                the cells that are summed over. Other cells get a sum too, which a mask of valid cells leaves unused;
+                those of them that are not finite count as 0.
 
         Returns:
-            The same form and size; channels as ``transform`` gives them. The losses normalise it (the published code
-            does so at its end).
+            The sums in the same form and size, with the channels that ``transform`` gives. They are not normalised
+            here: the losses do that (the published code does so at its end).
 
         Raises:
-            ValueError: If a shape or dtype is not as described; with ``algorithm="dense"``, on weights that cannot fit
-                into memory; with ``algorithm="triton"``, where Triton or a CUDA device is missing, and on float64.
+            ValueError: If a shape or dtype is not as described; with ``algorithm="dense"``, if the weights cannot fit
+                into memory; with ``algorithm="triton"``, if Triton or a CUDA device is missing, or the dtype is
+                float64.
         """
         tokens = as_tokens(x, "x")
         if valid is not None:
@@ -124,7 +128,7 @@ _BYTES_A_PAIR = 12  # of cosines and weights, forward
 
 
 def _product_dtype(unit: Tensor) -> torch.dtype:
-    """In which dtype a matrix product of unit would run here: autocast reaches no operator of our own."""
+    """The dtype in which a matrix product of ``unit`` would run here: autocast does not reach operators of our own."""
     device = unit.device.type
     wide = unit.dtype == torch.float64 or not torch.is_autocast_enabled(device)
     return unit.dtype if wide else torch.get_autocast_dtype(device)
