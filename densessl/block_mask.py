@@ -24,6 +24,11 @@ class BlockMask(nn.Module):
 
     Raises:
         ValueError: If a number is out of its range.
+
+    Examples:
+        >>> mask = BlockMask()(batch=8, size=(14, 14))
+        >>> mask.shape, mask.flatten(1).any(1).sum().item()
+        (torch.Size([8, 14, 14]), 4)
     """
 
     def __init__(self, cells: tuple[float, float] = (0.1, 0.5), images: float = 0.5, least: int = 4) -> None:

@@ -46,6 +46,10 @@ class Weights(NamedTuple):
         parts: Weights of FPN and FCOS towers, named as in torchvision's ``fcos_resnet50_fpn`` (``backbone.fpn.*``,
             ``head.classification_head.conv.*``, ``head.regression_head.conv.*``); empty if there are none.
         dropped: Name of every other entry in the file's state dict, with the reason why it was left out.
+
+    Examples:
+        >>> sorted(read_backbone("checkpoint.pth").dropped)
+        ['fc.bias', 'fc.weight']
     """
 
     weights: dict[str, Tensor]
@@ -83,6 +87,10 @@ def read_backbone(path: str | Path, root: str | None = None) -> Weights:
         ValueError: If the file is missing or damaged; if it is refused because it holds objects other than tensors and
             plain values; or if it holds no backbone, or several, which the message names.
         ImportError: If the file is ``*.safetensors`` and that package is not installed.
+
+    Examples:
+        >>> "layer4.1.conv2.weight" in read_backbone("checkpoint.pth").weights
+        True
     """
     file = _read(path, root)
     roots = find_roots(file.state)
@@ -108,6 +116,12 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
     Raises:
         ValueError: If ``read_backbone`` raises it, or the file is of another architecture.
         ImportError: If ``read_backbone`` raises it.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> loaded = load_backbone(resnet18(), "checkpoint.pth")
+        >>> sorted(loaded.dropped)
+        ['fc.bias', 'fc.weight']
     """
     own = model.state_dict()
 
@@ -186,6 +200,11 @@ def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> W
     Raises:
         ValueError: If ``read_backbone`` raises it, or an entry has another shape than in the model.
         ImportError: If ``read_backbone`` raises it.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> load_parts(resnet18(), "checkpoint.pth").parts
+        {}
     """
     read, own = read_backbone(path, root), model.state_dict()
     fitting = {name: value for name, value in read.parts.items() if name in own}

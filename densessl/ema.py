@@ -44,6 +44,13 @@ class EMA(nn.Module):
 
     Raises:
         ValueError: If a constant momentum is not in 0..1, or the module is already sharded by ``fully_shard``.
+
+    Examples:
+        >>> online = nn.Linear(4, 2)
+        >>> target = EMA(online, momentum=0.99)
+        >>> target.update(online)
+        >>> target.step
+        1
     """
 
     def __init__(self, online: nn.Module, momentum: float | Callable[[int], float] = 0.99) -> None:

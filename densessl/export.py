@@ -67,6 +67,11 @@ def convert(read: Weights, to: str) -> Weights:
 
     Raises:
         ValueError: If the framework is unknown, or needs a ResNet of torchvision's and the weights are none.
+
+    Examples:
+        >>> read = read_backbone("checkpoint.pth")
+        >>> "backbone.conv1.weight" in convert(read, "mmdetection").weights
+        True
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
@@ -112,6 +117,9 @@ def export(
         ValueError: If ``read_backbone`` or ``convert`` raises it, if the suffix or the model is unknown, or if ``out``
             is the checkpoint itself.
         ImportError: If ``read_backbone`` raises it, or if a model is named and timm is missing.
+
+    Examples:
+        >>> written = export("checkpoint.pth", to="timm", out="backbone.pth")
     """
     out = Path(out)
     if to not in FORMATS:
@@ -178,6 +186,11 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     Raises:
         ValueError: If the weights belong to none of them; the message names the first entry that differs from the
             closest.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> architecture({name: value for name, value in resnet18().state_dict().items() if not name.startswith("fc.")})
+        'resnet18'
     """
     problems = []
     for name in _RESNETS:

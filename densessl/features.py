@@ -19,6 +19,10 @@ def map_to_tokens(features: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape is not as described.
+
+    Examples:
+        >>> map_to_tokens(torch.rand(2, 8, 4, 6)).shape
+        torch.Size([2, 24, 8])
     """
     check_tensor(features, "features", "a map (B, C, h, w)")
     if features.ndim != 4:
@@ -38,6 +42,10 @@ def tokens_to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: If the tokens have another shape, or the size is not that of N cells.
+
+    Examples:
+        >>> tokens_to_map(torch.rand(2, 24, 8), (4, 6)).shape
+        torch.Size([2, 8, 4, 6])
     """
     h, w = size
     check_tensor(tokens, "tokens", f"(B, h * w = {h} * {w}, C)")

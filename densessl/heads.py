@@ -16,6 +16,10 @@ class ConvMLP(nn.Module):
         in_dim: Number of input channels.
         hidden_dim: Number of channels between the convolutions; 4096 is the published code's (the paper says 2048).
         out_dim: Number of output channels.
+
+    Examples:
+        >>> ConvMLP(512, 64, 32)(torch.rand(2, 512, 4, 6)).shape
+        torch.Size([2, 32, 4, 6])
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -47,6 +51,10 @@ class MLP(nn.Module):
         in_dim: Length of the input vectors.
         hidden_dim: Length between the layers.
         out_dim: Length of the output vectors.
+
+    Examples:
+        >>> MLP(512, 64, 32)(torch.rand(2, 512)).shape
+        torch.Size([2, 32])
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -82,6 +90,10 @@ class PrototypeHead(nn.Module):
         hidden_dim: Number of channels of the two hidden layers.
         dim: Number of channels of the space in which the prototypes lie.
         prototypes: Number of prototypes, K.
+
+    Examples:
+        >>> PrototypeHead(512, 64, dim=32, prototypes=100)(torch.rand(2, 512, 4, 6)).shape
+        torch.Size([2, 100, 4, 6])
     """
 
     def __init__(self, in_dim: int, hidden_dim: int = 2048, dim: int = 256, prototypes: int = 8192) -> None:

@@ -38,6 +38,11 @@ def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
 
     Raises:
         ValueError: If a shape, size or share is not as described.
+
+    Examples:
+        >>> mask = torch.tensor([[[1, 1, 0, 0], [1, 1, 0, 1]]])
+        >>> cell_validity(mask, (1, 2))
+        tensor([[ True, False]])
     """
     check_tensor(mask, "mask", "(B, H, W) or (B, 1, H, W)")
     if mask.ndim not in (3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
@@ -69,6 +74,11 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: If a shape, dtype or size is not as described; on a CPU also if a label is ``2**32`` or more.
+
+    Examples:
+        >>> labels = torch.tensor([[[3, 3, 5, 5], [3, 4, 5, 0]]])
+        >>> cell_labels(labels, (1, 2))
+        tensor([[[3, 5]]])
     """
     h, w = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
     check_tensor(labels, "labels", "integer (B, H, W) or (B, 1, H, W)")
@@ -112,6 +122,11 @@ def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described; on a CPU also if a draw is out of range.
+
+    Examples:
+        >>> labels = torch.tensor([[[3, 3, 5, 5]]])
+        >>> sample_labels(labels, torch.tensor([[0.1, 0.9]]))
+        tensor([[3, 5]])
     """
     _check_labels(labels)
     check_tensor(draws, "draws", f"floating point (B, R) with B = {len(labels)} as labels")
@@ -177,6 +192,12 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> features, labels = torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[1, 1, 2]]])
+        >>> means, exist = pool_regions(features, labels, ids=torch.tensor([[1, 2, 9]]))
+        >>> means.flatten().tolist(), exist.tolist()
+        ([2.0, 8.0, 0.0], [[True, True, False]])
     """
     _check_labels(labels)
     batch, h, w = labels.shape

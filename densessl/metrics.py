@@ -40,6 +40,10 @@ def positives_per_cell(mask: Tensor, valid_q: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> positives_per_cell(torch.eye(4, dtype=torch.bool)[None])
+        tensor(1.)
     """
     positives = _positives(mask).sum()
     if valid_q is None:
@@ -64,6 +68,10 @@ def unmatched_share(mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> unmatched_share(torch.tensor([[[True]], [[False]]]))
+        tensor(0.5000)
     """
     return (_positives(mask) == 0).float().mean()
 
@@ -89,6 +97,10 @@ def feature_std(features: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> round(feature_std(torch.ones(2, 32, 7, 7)).item(), 4)
+        0.0
     """
     unit, counts = _counted(normalized(as_tokens(features, "features")), valid, features)
     cells = counts.sum().clamp(min=1)
@@ -112,6 +124,9 @@ def effective_rank(features: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> rank = effective_rank(torch.rand(2, 32, 7, 7))
     """
     unit = _counted(normalized(as_tokens(features, "features")), valid, features)[0].flatten(0, 1)
     with torch.autocast(unit.device.type, enabled=False):
@@ -145,6 +160,10 @@ def pair_similarity(
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> mask = torch.eye(49, dtype=torch.bool).expand(2, 49, 49)
+        >>> positive, negative = pair_similarity(torch.rand(2, 32, 7, 7), torch.rand(2, 32, 7, 7), mask)
     """
     q, k = unit_tokens(query, key, mask)
     (q, counts_q), (k, counts_k) = _counted(q, valid_q, query, "valid_q"), _counted(k, valid_k, key, "valid_k")
@@ -171,6 +190,9 @@ def propagation_entropy(features: Tensor, gamma: float = 2.0) -> Tensor:
 
     Raises:
         ValueError: If the shape or dtype is not as described, or there is a single cell.
+
+    Examples:
+        >>> entropy = propagation_entropy(torch.rand(2, 32, 7, 7))
     """
     tokens = as_tokens(features, "features")
     if tokens.shape[1] < 2:

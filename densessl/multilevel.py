@@ -25,6 +25,11 @@ class PerLevel(nn.Module):
 
     Raises:
         ValueError: If there is no module.
+
+    Examples:
+        >>> heads = PerLevel([nn.Conv2d(64, 8, 1), nn.Conv2d(128, 8, 1)])
+        >>> [out.shape[-1] for out in heads([torch.rand(2, 64, 14, 14), torch.rand(2, 128, 7, 7)])]
+        [14, 7]
     """
 
     def __init__(self, part: nn.Module | list[nn.Module] | Mapping[str, nn.Module]) -> None:
@@ -87,6 +92,10 @@ def level_sizes(maps: list[Tensor] | Mapping[Any, Tensor]) -> Any:
 
     Raises:
         ValueError: If a shape is not as described, or a level has a single cell, which leaves nothing to tell apart.
+
+    Examples:
+        >>> level_sizes([torch.rand(2, 64, 14, 14), torch.rand(2, 128, 7, 7)])
+        [(14, 14), (7, 7)]
     """
     levels: Any = maps
     sizes = {}
@@ -118,6 +127,10 @@ def level_mean(
 
     Raises:
         ValueError: If the shapes differ, if weights and values have other levels, or if weights are negative or all 0.
+
+    Examples:
+        >>> level_mean([torch.tensor(1.0), torch.tensor(4.0)], weights=[2.0, 1.0])
+        tensor(2.)
     """
     names = _names(values, "values")
     tensors = list(values) if isinstance(values, list) else list(values.values())

@@ -33,6 +33,12 @@ class LARS(Optimizer):
 
     Raises:
         ValueError: If a number is negative.
+
+    Examples:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LARS(param_groups(model, weight_decay=1e-5), lr=1.0)
+        >>> model(torch.rand(3, 4)).sum().backward()
+        >>> optimizer.step()
     """
 
     def __init__(
@@ -174,6 +180,10 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
     Returns:
         Two groups; a group without parameters is left out.
+
+    Examples:
+        >>> [len(group["params"]) for group in param_groups(nn.Linear(4, 2), weight_decay=1e-5)]
+        [1, 1]
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [

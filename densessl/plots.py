@@ -49,6 +49,11 @@ def plot_correspondence(
     Raises:
         ValueError: If a shape, dtype or indices is not as described.
         ImportError: If matplotlib is not installed.
+
+    Examples:
+        >>> mask = torch.eye(49, dtype=torch.bool)
+        >>> figure = plot_correspondence(torch.rand(3, 64, 64), torch.rand(3, 64, 64), mask, size_q=(7, 7))
+        >>> figure.savefig("matches.png")
     """
     from_q, from_k = _pixels(image_q, "image_q"), _pixels(image_k, "image_k")
     size_k = size_q if size_k is None else size_k
@@ -119,6 +124,9 @@ def plot_similarity(
     Raises:
         ValueError: If a shape, dtype or indices is not as described.
         ImportError: If matplotlib is not installed.
+
+    Examples:
+        >>> figure = plot_similarity(torch.rand(32, 7, 7), torch.rand(3, 64, 64), cell=24)
     """
     if (features_k is None) != (image_k is None):
         given, missing = ("image_k", "features_k") if features_k is None else ("features_k", "image_k")
@@ -164,6 +172,9 @@ def plot_pca(features: Tensor, image: Tensor) -> Figure:
     Raises:
         ValueError: If a shape or dtype is not as described.
         ImportError: If matplotlib is not installed.
+
+    Examples:
+        >>> figure = plot_pca(torch.rand(32, 7, 7), torch.rand(3, 64, 64))
     """
     pixels = _pixels(image, "image")
     unit = _unit_map(features, "features")

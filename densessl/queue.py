@@ -26,6 +26,12 @@ class KeyQueue(nn.Module):
 
     Raises:
         ValueError: If length or dim is below 1.
+
+    Examples:
+        >>> queue = KeyQueue(length=1024, dim=32)
+        >>> queue.push(torch.rand(8, 32))
+        >>> queue.keys.shape
+        torch.Size([1024, 32])
     """
 
     keys: Tensor

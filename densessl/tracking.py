@@ -44,6 +44,11 @@ class TrackingReport(NamedTuple):
         draws: Number of views that were looked at.
         pixels: Number of pixels that were compared.
         share: Compared pixels as a share of the pixels that show the source, rims included.
+
+    Examples:
+        >>> report = check_tracking(byol_views(64), draws=2)
+        >>> report.draws, report.max_error < 1
+        (4, True)
     """
 
     max_error: float
@@ -99,6 +104,11 @@ def check_tracking(
             source); if colours or labels changed and cannot be compared; if less than 5 % of what the views show of
             their sources, or less than a quarter of one view without its rims, could be compared; if MultiView refuses
             the coords; or if coords are given for a BatchAugment.
+
+    Examples:
+        >>> report = check_tracking(byol_views(64), draws=2)
+        >>> report.max_error < 1
+        True
     """
     if isinstance(transform, MultiView):
         pipelines, dense = transform.transforms, transform.dense

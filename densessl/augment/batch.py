@@ -32,6 +32,13 @@ class BatchAugment(nn.Module):
         ValueError: If the augmentation has no such matrix (elastic, thin-plate, fisheye, jigsaw, mixes, RandAugment),
             is another kind of container (kornia's ImageSequential reports no matrix), is told to skip the matrix, or
             pads with mirrored pixels, which coords cannot describe.
+
+    Examples:
+        >>> import kornia.augmentation as K
+        >>> augment = BatchAugment(K.RandomHorizontalFlip(p=1.0))
+        >>> view = View(torch.rand(2, 3, 64, 64), torch.eye(3).expand(2, 3, 3), torch.tensor([[64, 64], [64, 64]]))
+        >>> augment(view).coords[0, 0].tolist()
+        [-1.0, 0.0, 1.0]
     """
 
     def __init__(self, augmentation: nn.Module) -> None:

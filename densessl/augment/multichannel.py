@@ -64,6 +64,12 @@ def multichannel_views(
 
     Raises:
         ValueError: If mean and std differ in length, or are empty.
+
+    Examples:
+        >>> views = multichannel_views(size=64, mean=[0.5] * 5, std=[0.2] * 5)
+        >>> view1, view2 = views(torch.rand(5, 80, 100))
+        >>> view1.image.shape
+        torch.Size([5, 64, 64])
     """
     _check_statistics(mean, std)
 
@@ -90,6 +96,10 @@ class ChannelJitter(v2.Transform):
 
     Args:
         strength: Half the width of the range: two factors per channel are drawn from 1 - strength to 1 + strength.
+
+    Examples:
+        >>> ChannelJitter(0.4)(tv_tensors.Image(torch.rand(5, 64, 64))).shape
+        torch.Size([5, 64, 64])
     """
 
     def __init__(self, strength: float = STRENGTH) -> None:
@@ -113,7 +123,13 @@ class ChannelJitter(v2.Transform):
 
 
 class ChannelDropout(v2.Transform):
-    """Sets one channel of an image, drawn at random, to 0."""
+    """Sets one channel of an image, drawn at random, to 0.
+
+    Examples:
+        >>> image = ChannelDropout()(tv_tensors.Image(torch.ones(5, 64, 64)))
+        >>> (image == 0).flatten(1).all(1).sum()
+        tensor(1)
+    """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the channel, from torch's generator."""
@@ -147,6 +163,9 @@ def multichannel_photometric(mean: Sequence[float], std: Sequence[float]) -> tup
 
     Raises:
         ValueError: If mean and std differ in length, or are empty.
+
+    Examples:
+        >>> first, second = multichannel_photometric(mean=[0.5] * 5, std=[0.2] * 5)
     """
     import kornia.augmentation as K
 

@@ -53,6 +53,11 @@ def byol_views(
 
     Returns:
         A MultiView of two views.
+
+    Examples:
+        >>> view1, view2 = byol_views(size=64)(torch.rand(3, 80, 100))
+        >>> view1.image.shape
+        torch.Size([3, 64, 64])
     """
     first = pil_steps((0.4, 0.4, 0.2, 0.1), blur_p=1.0, solarize_p=0.0, mean=mean, std=std) if photometric else []
     second = pil_steps((0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2, mean=mean, std=std) if photometric else []
@@ -72,6 +77,9 @@ def mocov2_views(
     """MoCo v2's two views, both alike: jitter (0.4, 0.4, 0.4, 0.1; p 0.8), grey (p 0.2), blur (p 0.5).
 
     Arguments and return value as in ``byol_views``; the device half is ``mocov2_photometric``.
+
+    Examples:
+        >>> view1, view2 = mocov2_views(size=64)(torch.rand(3, 80, 100))
     """
     part = pil_steps((0.4, 0.4, 0.4, 0.1), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
     return two_views(size, scale, ratio, part, part, extra)
@@ -90,6 +98,9 @@ def simclr_views(
     """SimCLR's two views, both alike: jitter (0.8, 0.8, 0.8, 0.2; p 0.8), grey (p 0.2), blur (p 0.5).
 
     Arguments and return value as in ``byol_views``; the device half is ``simclr_photometric``.
+
+    Examples:
+        >>> view1, view2 = simclr_views(size=64)(torch.rand(3, 80, 100))
     """
     part = pil_steps((0.8, 0.8, 0.8, 0.2), blur_p=0.5, solarize_p=0.0, mean=mean, std=std) if photometric else []
     return two_views(size, scale, ratio, part, part, extra)
@@ -225,6 +236,10 @@ class PILGaussianBlur(v2.Transform):
 
     Args:
         sigma: Smallest and largest radius in pixels; one radius is drawn per image.
+
+    Examples:
+        >>> PILGaussianBlur((0.1, 2.0))(tv_tensors.Image(torch.rand(3, 64, 64))).shape
+        torch.Size([3, 64, 64])
     """
 
     def __init__(self, sigma: Range = (0.1, 2.0)) -> None:
@@ -255,6 +270,11 @@ def byol_photometric(
 
     Returns:
         One BatchAugment for the first view, one for the second.
+
+    Examples:
+        >>> views = byol_views(size=64, photometric=False)(torch.rand(3, 80, 100))
+        >>> batches = [torch.utils.data.default_collate([view]) for view in views]
+        >>> view1, view2 = (augment(batch) for augment, batch in zip(byol_photometric(), batches))
     """
     jitter = (0.4, 0.4, 0.2, 0.1)
     return kornia_steps(jitter, 1.0, 0.0, mean, std), kornia_steps(jitter, 0.1, 0.2, mean, std)
@@ -263,7 +283,11 @@ def byol_photometric(
 def mocov2_photometric(
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> tuple[BatchAugment, BatchAugment]:
-    """The photometric half of ``mocov2_views``; arguments and return value as in ``byol_photometric``."""
+    """The photometric half of ``mocov2_views``; arguments and return value as in ``byol_photometric``.
+
+    Examples:
+        >>> first, second = mocov2_photometric()
+    """
     jitter = (0.4, 0.4, 0.4, 0.1)
     return kornia_steps(jitter, 0.5, 0.0, mean, std), kornia_steps(jitter, 0.5, 0.0, mean, std)
 
@@ -271,7 +295,11 @@ def mocov2_photometric(
 def simclr_photometric(
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> tuple[BatchAugment, BatchAugment]:
-    """The photometric half of ``simclr_views``; arguments and return value as in ``byol_photometric``."""
+    """The photometric half of ``simclr_views``; arguments and return value as in ``byol_photometric``.
+
+    Examples:
+        >>> first, second = simclr_photometric()
+    """
     jitter = (0.8, 0.8, 0.8, 0.2)
     return kornia_steps(jitter, 0.5, 0.0, mean, std), kornia_steps(jitter, 0.5, 0.0, mean, std)
 

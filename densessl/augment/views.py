@@ -35,6 +35,12 @@ class View(NamedTuple):
         image: Image ``(C, H, W)``, in a batch ``(B, C, H, W)``.
         coords: Homography ``(3, 3)``, ``image_from_view``, or dense coords ``(2, H, W)``; in a batch with a leading B.
         source_size: Height and width of the source image in pixels, int64 ``(2,)``; in a batch ``(B, 2)``.
+
+    Examples:
+        >>> view = View(torch.rand(3, 64, 96), torch.eye(3), torch.tensor([64, 96]))
+        >>> batch = torch.utils.data.default_collate([view, view])
+        >>> batch.coords.shape
+        torch.Size([2, 3, 3])
     """
 
     image: Tensor
@@ -54,6 +60,11 @@ class MaskedView(NamedTuple):
         coords: Homography ``(3, 3)`` or dense coords ``(2, H, W)``.
         source_size: Height and width of the source image in pixels, int64 ``(2,)``.
         mask: Segments, labels or validity, ``(H, W)`` or ``(1, H, W)``, in the dtype that came in.
+
+    Examples:
+        >>> views = byol_views(64)(torch.rand(3, 80, 100), mask=torch.ones(80, 100, dtype=torch.uint8))
+        >>> views[0].mask.shape
+        torch.Size([64, 64])
     """
 
     image: Tensor
@@ -82,6 +93,12 @@ class MultiView(nn.Module):
 
     Raises:
         ValueError: If there is no transform, or one of them cannot be tracked.
+
+    Examples:
+        >>> crop = v2.RandomResizedCrop(64, antialias=True)
+        >>> view1, view2 = MultiView(crop, crop)(torch.rand(3, 80, 100), seeds=[0, 1])
+        >>> view1.image.shape, view1.coords.shape
+        (torch.Size([3, 64, 64]), torch.Size([3, 3]))
     """
 
     def __init__(self, *transforms: Callable[..., Any], dense: bool = False) -> None:

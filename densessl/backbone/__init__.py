@@ -60,6 +60,12 @@ class FeatureMap(nn.Module):
 
     Raises:
         ValueError: If the model has no such layer, or its output cannot be reached.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> encoder = FeatureMap(resnet18(), layer="layer4")
+        >>> encoder(torch.rand(2, 3, 64, 96)).shape
+        torch.Size([2, 512, 2, 3])
     """
 
     _programs: tuple[nn.Module, nn.Module]

@@ -26,6 +26,13 @@ class MaskToken(nn.Module):
 
     Raises:
         ValueError: If the backbone has no patch embedding of a known name.
+
+    Examples:
+        >>> from torchvision.models import VisionTransformer
+        >>> vit = VisionTransformer(64, 16, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64)
+        >>> backbone = densessl.FeatureMap(vit, layer="encoder.ln")
+        >>> MaskToken(backbone)(backbone, torch.rand(2, 3, 64, 64), torch.rand(2, 4, 4) < 0.5).shape
+        torch.Size([2, 32, 4, 4])
     """
 
     def __init__(self, backbone: nn.Module) -> None:

@@ -54,6 +54,11 @@ class ViewCoords(tv_tensors.TVTensor):
 
     Raises:
         ValueError: If ``data`` is not ``(3, 3)`` or is in half precision, or ``canvas_size`` is not (height, width).
+
+    Examples:
+        >>> coords = ViewCoords(canvas_size=(80, 100))
+        >>> v2.functional.horizontal_flip(coords)[0].tolist()
+        [-1.0, 0.0, 1.0]
     """
 
     canvas_size: CanvasSize
@@ -96,6 +101,11 @@ class DenseCoords(tv_tensors.TVTensor):
 
     Raises:
         ValueError: If ``data`` is not ``(2, H, W)``, or neither it nor ``canvas_size`` is given.
+
+    Examples:
+        >>> coords = DenseCoords(canvas_size=(80, 100))
+        >>> v2.functional.crop(coords, 10, 20, 40, 50).shape
+        torch.Size([2, 40, 50])
     """
 
     def __new__(cls, data: Any = None, *, canvas_size: Sequence[int] | None = None) -> DenseCoords:

@@ -37,6 +37,11 @@ def coords_from_flow(flow: Tensor, visible: Tensor | None = None, source_size: S
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> flow = torch.zeros(2, 60, 80)
+        >>> coords_from_flow(flow).shape
+        torch.Size([1, 2, 60, 80])
     """
     flow = _batched(flow, "flow", "(B, 2, H, W) or (2, H, W)", 4, channels=2)
     x, y = _pixel_centers(flow)
@@ -62,6 +67,10 @@ def coords_from_disparity(disparity: Tensor, visible: Tensor | None = None) -> T
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> coords_from_disparity(torch.full((60, 80), 4.0)).shape
+        torch.Size([1, 2, 60, 80])
     """
     disparity = _one_channel(disparity, "disparity")
     x, y = _pixel_centers(disparity)
@@ -101,6 +110,11 @@ def coords_from_depth(
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> camera = torch.tensor([[50.0, 0.0, 40.0], [0.0, 50.0, 30.0], [0.0, 0.0, 1.0]])
+        >>> coords_from_depth(torch.ones(60, 80), camera, pose=torch.eye(4)).shape
+        torch.Size([1, 2, 60, 80])
     """
     depth = _one_channel(depth, "depth")
     depth = depth if depth.device.type == "mps" else depth.double()  # which that device does not have
@@ -147,6 +161,11 @@ def coords_from_points(
 
     Raises:
         ValueError: If a shape, dtype or device is not as described, or the radius is not positive.
+
+    Examples:
+        >>> tracks = torch.tensor([[10.5, 20.5], [40.5, 30.5]])
+        >>> coords_from_points(tracks, tracks + 3.0, size=(60, 80)).shape
+        torch.Size([1, 2, 60, 80])
     """
     for values, name in ((points, "points"), (source_points, "source_points")):
         _refuse_half(values, name, "(B, N, 2) or (N, 2)")

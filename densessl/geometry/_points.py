@@ -18,6 +18,10 @@ def is_dense(coords: Tensor) -> bool:
 
     Raises:
         ValueError: If the shape or the dtype is of neither kind.
+
+    Examples:
+        >>> is_dense(torch.eye(3)[None]), is_dense(torch.rand(1, 2, 60, 80))
+        (False, True)
     """
     return checked(coords, "coords").ndim == 4
 
@@ -126,6 +130,11 @@ def sample_dense(dense: Tensor, points: Tensor) -> Tensor:
 
     Returns:
         Points ``(B, N, 2)``, x and y in the source's unit square.
+
+    Examples:
+        >>> dense = DenseCoords(canvas_size=(60, 80)).as_subclass(torch.Tensor)[None]
+        >>> sample_dense(dense, torch.tensor([[[0.25, 0.5]]]))
+        tensor([[[0.2500, 0.5000]]])
     """
     h, w = dense.shape[-2:]
     x, y = points.unbind(-1)

@@ -35,6 +35,13 @@ def align(map: Tensor, coords_from: Tensor, coords_to: Tensor, size: Size) -> tu
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> a = coords_from_boxes(torch.tensor([[0.0, 0.0, 0.6, 1.0]]))
+        >>> b = coords_from_boxes(torch.tensor([[0.4, 0.0, 1.0, 1.0]]))
+        >>> features, valid = align(torch.rand(1, 8, 6, 6), a, b, size=(4, 4))
+        >>> features.shape, valid.shape
+        (torch.Size([1, 8, 4, 4]), torch.Size([1, 4, 4]))
     """
     check_tensor(map, "map", "a floating point map (B, C, H, W)")
     if map.ndim != 4 or not map.is_floating_point():

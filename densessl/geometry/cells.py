@@ -22,6 +22,11 @@ def cell_centers(coords: Tensor, size: Size) -> Tensor:
 
     Raises:
         ValueError: If ``coords`` has another shape or dtype, or a side of ``size`` is below 1.
+
+    Examples:
+        >>> cell_centers(torch.eye(3)[None], (1, 2))
+        tensor([[[0.2500, 0.5000],
+                 [0.7500, 0.5000]]])
     """
     coords = checked(coords, "coords")
     return locate(coords, *unit_grid(checked_size(size, "size"), coords))
@@ -45,6 +50,10 @@ def cell_diagonal(coords: Tensor, size: Size, source_size: Tensor | None = None)
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> cell_diagonal(torch.eye(3)[None], (1, 2))
+        tensor([[1.1180, 1.1180]])
     """
     return measured_cells(coords, size, source_size)[1]
 
@@ -102,6 +111,10 @@ def pixel_scale(source_size: Tensor, coords: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape or device is not as described.
+
+    Examples:
+        >>> pixel_scale(torch.tensor([[60, 80]]), torch.eye(3)[None])
+        tensor([[[80., 60.]]])
     """
     check_tensor(source_size, "source_size", "(B, 2), height and width of each source image")
     if source_size.shape != (coords.shape[0], 2):
@@ -126,6 +139,11 @@ def inside(coords: Tensor, size: Size) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> left = coords_from_boxes(torch.tensor([[-0.5, 0.0, 0.5, 1.0]]))
+        >>> inside(left, (1, 2))
+        tensor([[False,  True]])
     """
     return in_source(cell_centers(coords, size))
 

@@ -43,6 +43,12 @@ def cell_distance(
 
     Raises:
         ValueError: If a shape, dtype, device or a unit is not as described.
+
+    Examples:
+        >>> whole = torch.eye(3)[None]
+        >>> cell_distance(whole, whole, (1, 2))
+        tensor([[[0.0000, 0.4472],
+                 [0.4472, 0.0000]]])
     """
     size_q = checked_size(size_q, "size_q")
     size_k = size_q if size_k is None else checked_size(size_k, "size_k")
@@ -74,6 +80,12 @@ def pair_distance(
 
     Raises:
         ValueError: If the unit is unknown.
+
+    Examples:
+        >>> centers, diagonal = torch.tensor([[[0.25, 0.5], [0.75, 0.5]]]), torch.ones(1, 2)
+        >>> pair_distance(centers, diagonal, centers, diagonal)
+        tensor([[[0.0000, 0.5000],
+                 [0.5000, 0.0000]]])
     """
     (xq, yq), (xk, yk) = (centers.unbind(-1) for centers in (centers_q, centers_k))
     # By subtraction, not by torch.cdist: its matrix product loses digits and is not symmetric in its arguments.

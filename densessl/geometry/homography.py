@@ -21,6 +21,11 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a matrix is in half precision, or the dtypes differ.
+
+    Examples:
+        >>> left = coords_from_boxes(torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
+        >>> compose(left, left)[0, 0].tolist()
+        [0.25, 0.0, 0.0]
     """
     check_precision(outer, "outer")
     check_tensor(inner, "inner", f"{outer.dtype} as outer")
@@ -48,6 +53,11 @@ def inverse_homography(matrix: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the matrix is in half precision.
+
+    Examples:
+        >>> left = coords_from_boxes(torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
+        >>> inverse_homography(left)[0, 0].tolist()
+        [2.0, 0.0, 0.0]
     """
     check_precision(matrix, "matrix")
     a, b, c = matrix.unbind(-2)
@@ -69,6 +79,12 @@ def coords_from_boxes(boxes: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> coords_from_boxes(torch.tensor([[0.25, 0.0, 0.75, 1.0]]))[0]
+        tensor([[0.5000, 0.0000, 0.2500],
+                [0.0000, 1.0000, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
     """
     check_tensor(boxes, "boxes", "floating point (B, 4) x0 y0 x1 y1")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
@@ -94,6 +110,10 @@ def coords_from_kornia(matrix: Tensor, image_size: Size, view_size: Size) -> Ten
 
     Raises:
         ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> coords_from_kornia(torch.eye(3)[None], image_size=(60, 80), view_size=(60, 80)).shape
+        torch.Size([1, 3, 3])
     """
     check_tensor(matrix, "matrix", "floating point (B, 3, 3)")
     if matrix.ndim != 3 or tuple(matrix.shape[-2:]) != (3, 3) or not matrix.is_floating_point():

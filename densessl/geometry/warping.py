@@ -30,6 +30,11 @@ def relative_coords(dst: Tensor, src: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> a = coords_from_boxes(torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
+        >>> relative_coords(a, torch.eye(3)[None]).allclose(a)
+        True
     """
     check_pair(dst, src, ("dst", "src"))
     dst, src = checked(dst, "dst"), checked(src, "src")
@@ -63,6 +68,13 @@ def overlap_coords(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> a = coords_from_boxes(torch.tensor([[0.0, 0.0, 0.75, 1.0]]))
+        >>> b = coords_from_boxes(torch.tensor([[0.25, 0.0, 1.0, 1.0]]))
+        >>> coords, shared = overlap_coords(a, b)
+        >>> coords[0, 0].tolist(), shared.tolist()
+        ([0.5, 0.0, 0.25], [True])
     """
     check_pair(a, b, ("a", "b"))
     bounds = [_bounds(checked(coords, name)) for name, coords in (("a", a), ("b", b))]
@@ -109,6 +121,11 @@ def warp(
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> left = coords_from_boxes(torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
+        >>> warp(torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]), left, (1, 2))
+        tensor([[[[1., 2.]]]])
     """
     check_tensor(x, "x", "a floating point map (B, C, H, W)")
     if x.ndim != 4 or not x.is_floating_point():

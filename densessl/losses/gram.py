@@ -57,6 +57,11 @@ def gram_loss(
     Raises:
         ValueError: If a shape, dtype, device or option is not as described, or ``across="batch"`` is used with
             ``reduction="none"``.
+
+    Examples:
+        >>> features = torch.rand(2, 32, 7, 7)
+        >>> gram_loss(features, features)
+        tensor(0.)
     """
     _check_options(negatives, across, reduction)
     x, g = as_tokens(query, "query"), as_tokens(key, "key")
@@ -151,6 +156,9 @@ class GramLoss(nn.Module):
 
     Raises:
         ValueError: If a option is not as described.
+
+    Examples:
+        >>> loss = GramLoss()(torch.rand(2, 32, 7, 7), torch.rand(2, 32, 7, 7))
     """
 
     def __init__(self, negatives: Negatives = "keep", across: Across = "image", reduction: Reduction = "mean") -> None:

@@ -41,6 +41,10 @@ def info_nce_loss(
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
+
+    Examples:
+        >>> query, key, negatives = torch.rand(2, 5, 32), torch.rand(2, 5, 32), torch.rand(100, 32)
+        >>> loss = info_nce_loss(query, key, negatives)
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
@@ -102,6 +106,10 @@ class InfoNCELoss(nn.Module):
 
     Raises:
         ValueError: If a option is not as described.
+
+    Examples:
+        >>> query, key, negatives = torch.rand(2, 5, 32), torch.rand(2, 5, 32), torch.rand(100, 32)
+        >>> loss = InfoNCELoss(temperature=0.2)(query, key, negatives)
     """
 
     def __init__(self, temperature: float = 0.2, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

@@ -41,6 +41,10 @@ def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape, dtype or device is not as described.
+
+    Examples:
+        >>> instance_consistency_loss(torch.ones(2, 4), torch.ones(2, 4))
+        tensor(-2.)
     """
     _check(query, key)
     with torch.autocast(query.device.type, enabled=False):
@@ -66,6 +70,9 @@ def instance_contrast_loss(
     Raises:
         ValueError: If a shape, dtype, device or the temperature is not as described, or the batch is a single image,
             which has no negatives.
+
+    Examples:
+        >>> loss = instance_contrast_loss(torch.rand(4, 32), torch.rand(4, 32))
     """
     from lightly.loss import NTXentLoss
 
@@ -79,7 +86,12 @@ def instance_contrast_loss(
 
 
 class InstanceConsistencyLoss(nn.Module):
-    """Instance consistency as a module; see ``instance_consistency_loss``."""
+    """Instance consistency as a module; see ``instance_consistency_loss``.
+
+    Examples:
+        >>> InstanceConsistencyLoss()(torch.ones(2, 4), torch.ones(2, 4))
+        tensor(-2.)
+    """
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """See ``instance_consistency_loss``."""
@@ -95,6 +107,9 @@ class InstanceContrastLoss(nn.Module):
 
     Raises:
         ValueError: If the temperature is not positive.
+
+    Examples:
+        >>> loss = InstanceContrastLoss(temperature=0.2)(torch.rand(4, 32), torch.rand(4, 32))
     """
 
     def __init__(self, temperature: float = 0.2, gather_distributed: bool = False) -> None:

@@ -43,6 +43,11 @@ def kernel_alignment_loss(
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
+
+    Examples:
+        >>> features = torch.rand(2, 32, 7, 7)
+        >>> abs(kernel_alignment_loss(features, 3 * features).item()) < 1e-4
+        True
     """
     check_options(reduction, no_match)
     x, g = as_tokens(query, "query"), as_tokens(key, "key")
@@ -71,6 +76,9 @@ class KernelAlignmentLoss(nn.Module):
 
     Raises:
         ValueError: If a option is not as described.
+
+    Examples:
+        >>> loss = KernelAlignmentLoss()(torch.rand(2, 32, 7, 7), torch.rand(2, 16, 7, 7))
     """
 
     def __init__(self, reduction: Reduction = "mean", no_match: NoMatch = "skip") -> None:

@@ -46,6 +46,10 @@ def masked_info_nce_loss(
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
+
+    Examples:
+        >>> same = torch.eye(6, dtype=torch.bool)
+        >>> loss = masked_info_nce_loss(torch.rand(6, 32), torch.rand(6, 32), positive=same, negative=~same)
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
@@ -96,6 +100,10 @@ class MaskedInfoNCELoss(nn.Module):
 
     Raises:
         ValueError: If an option is unknown, or the temperature is not positive.
+
+    Examples:
+        >>> same = torch.eye(6, dtype=torch.bool)
+        >>> loss = MaskedInfoNCELoss()(torch.rand(6, 32), torch.rand(6, 32), same, ~same)
     """
 
     def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

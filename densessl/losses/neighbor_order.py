@@ -51,6 +51,10 @@ def neighbor_order_loss(
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
         ImportError: If the package ``diffsort`` (extra ``neighbors``) is not installed.
+
+    Examples:
+        >>> query, key, references = torch.rand(1, 32, 3, 3), torch.rand(1, 32, 3, 3), torch.rand(1, 4, 32)
+        >>> loss = neighbor_order_loss(query, key, references)
     """
     _check_options(similarity, steepness, reduction)
     q, k, r = as_tokens(query, "query"), as_tokens(key, "key"), as_tokens(references, "references")
@@ -127,6 +131,9 @@ class NeighborOrderLoss(nn.Module):
 
     Raises:
         ValueError: If a option is not as described.
+
+    Examples:
+        >>> loss = NeighborOrderLoss()(torch.rand(1, 32, 3, 3), torch.rand(1, 32, 3, 3), torch.rand(1, 4, 32))
     """
 
     def __init__(

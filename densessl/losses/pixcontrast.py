@@ -46,6 +46,10 @@ def pixcontrast_loss(
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
+
+    Examples:
+        >>> mask = torch.eye(49, dtype=torch.bool).expand(2, 49, 49)
+        >>> loss = pixcontrast_loss(torch.rand(2, 32, 7, 7), torch.rand(2, 32, 7, 7), mask)
     """
     check_options(reduction, no_match)
     check_temperature(temperature)
@@ -123,6 +127,10 @@ class PixContrastLoss(nn.Module):
 
     Raises:
         ValueError: If a option is not as described.
+
+    Examples:
+        >>> mask = torch.eye(49, dtype=torch.bool).expand(2, 49, 49)
+        >>> loss = PixContrastLoss(temperature=0.3)(torch.rand(2, 32, 7, 7), torch.rand(2, 32, 7, 7), mask)
     """
 
     def __init__(self, temperature: float = 0.3, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

@@ -29,6 +29,11 @@ def pixpro_loss(
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
+
+    Examples:
+        >>> features, mask = torch.ones(2, 32, 7, 7), torch.eye(49, dtype=torch.bool).expand(2, 49, 49)
+        >>> round(pixpro_loss(features, features, mask).item(), 4)
+        -1.0
     """
     check_options(reduction, no_match)
     loss = _uncompiled if getattr(mask, "layout", None) == torch.sparse_coo else _loss
@@ -61,6 +66,10 @@ class PixProLoss(nn.Module):
 
     Raises:
         ValueError: If a option is not as described.
+
+    Examples:
+        >>> mask = torch.eye(49, dtype=torch.bool).expand(2, 49, 49)
+        >>> loss = PixProLoss()(torch.rand(2, 32, 7, 7), torch.rand(2, 32, 7, 7), mask)
     """
 
     def __init__(self, reduction: Reduction = "mean", no_match: NoMatch = "zero") -> None:

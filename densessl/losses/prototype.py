@@ -51,6 +51,9 @@ def prototype_loss(
 
     Raises:
         ValueError: If a shape, dtype, device or option is not as described.
+
+    Examples:
+        >>> loss = prototype_loss(torch.rand(2, 100, 7, 7), torch.rand(2, 100, 7, 7), valid=torch.rand(2, 7, 7) < 0.5)
     """
     _check_options(query_temperature, key_temperature, reduction, no_match)
     s, t = as_tokens(query, "query"), as_tokens(key, "key").detach()
@@ -95,6 +98,9 @@ class PrototypeLoss(nn.Module):
 
     Raises:
         ValueError: If an option is unknown, or a temperature is not positive.
+
+    Examples:
+        >>> loss = PrototypeLoss()(torch.rand(2, 100, 7, 7), torch.rand(2, 100, 7, 7))
     """
 
     def __init__(

@@ -45,6 +45,12 @@ class DistanceMatcher(nn.Module):
 
     Raises:
         ValueError: If the threshold is not positive, or the unit is unknown.
+
+    Examples:
+        >>> whole = torch.eye(3)[None]
+        >>> DistanceMatcher(threshold=0.3)(whole, whole, (1, 2))
+        tensor([[[ True, False],
+                 [False,  True]]])
     """
 
     def __init__(self, threshold: float = 0.7, *, unit: Unit = "max", sparse: bool = False) -> None:

@@ -18,6 +18,11 @@ class NearestMatcher(nn.Module):
 
     Raises:
         ValueError: If ``keep`` is below 1.
+
+    Examples:
+        >>> cost = torch.tensor([[[0.1, 0.9], [0.8, 0.2]]])
+        >>> NearestMatcher()(cost).key
+        tensor([[0, 1]])
     """
 
     def __init__(self, keep: int | None = None, *, mutual: bool = False) -> None:

@@ -17,6 +17,11 @@ class Pairs(NamedTuple):
         query: Row-major index of each query cell, int64 ``(B, K)``.
         key: Row-major index of its key cell, int64 ``(B, K)``.
         valid: Boolean tensor ``(B, K)``. Unused slots are False and have index 0.
+
+    Examples:
+        >>> pairs = Pairs(torch.tensor([[0, 1]]), torch.tensor([[2, 0]]), torch.tensor([[True, False]]))
+        >>> pairs.key[pairs.valid]
+        tensor([2])
     """
 
     query: Tensor
@@ -36,6 +41,11 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape, dtype or device is not as described; on a CPU also if an index is out of range.
+
+    Examples:
+        >>> tokens = torch.tensor([[[1.0], [2.0], [3.0]]])
+        >>> gather_tokens(tokens, torch.tensor([[2, 0]]))[..., 0]
+        tensor([[3., 1.]])
     """
     check_tensor(tokens, "tokens", "(B, N, C)")
     check_tensor(index, "index", f"int64 (B, K) with B = {tokens.shape[0]}")
@@ -67,6 +77,12 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: If a shape or dtype is not as described; on a CPU also if a valid pair has an index out of range.
+
+    Examples:
+        >>> pairs = Pairs(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]), torch.tensor([[True, False]]))
+        >>> pairs_to_mask(pairs, (2, 2))
+        tensor([[[False,  True],
+                 [False, False]]])
     """
     query, key, valid = pairs
     for part, name in ((query, "query"), (key, "key"), (valid, "valid")):

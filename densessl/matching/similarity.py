@@ -28,6 +28,11 @@ def feature_distance(query: Tensor, key: Tensor, *, metric: Metric = "cosine") -
 
     Raises:
         ValueError: If a shape, dtype, device or a metric is not as described.
+
+    Examples:
+        >>> cost = feature_distance(torch.rand(2, 8, 7, 7), torch.rand(2, 8, 5, 5))
+        >>> cost.shape
+        torch.Size([2, 49, 25])
     """
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric: expected 'cosine' or 'euclidean', got {metric!r}")

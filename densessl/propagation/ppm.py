@@ -25,6 +25,11 @@ def propagation_weights(tokens: Tensor, gamma: float = 2.0) -> Tensor:
 
     Returns:
         Weights ``(B, N, N)``.
+
+    Examples:
+        >>> propagation_weights(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
+        tensor([[[1., 0.],
+                 [0., 1.]]])
     """
     unit = normalized(tokens)
     return power(unit @ unit.mT, gamma)
@@ -52,6 +57,11 @@ class PPM(nn.Module):
 
     Raises:
         ValueError: If gamma is not positive, or the algorithm is unknown.
+
+    Examples:
+        >>> ppm = PPM(nn.Conv2d(32, 32, 1))
+        >>> ppm(torch.rand(2, 32, 7, 7)).shape
+        torch.Size([2, 32, 7, 7])
     """
 
     def __init__(
