@@ -1,4 +1,4 @@
-"""Refuses what cannot fit into memory, where the system would kill the process without a word."""
+"""Refuses what cannot fit into memory, because the system would kill the process without a message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_fits(size: int, device: torch.device, name: str, what: str, instead: s
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of a device's memory, the container's share where there is one; None: unknown."""
+    """Bytes of a device's memory, or of the container's share if there is one; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type != "cpu" or not hasattr(os, "sysconf"):

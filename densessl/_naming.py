@@ -8,7 +8,7 @@ _SEQUENTIAL = {"0": "conv1", "1": "bn1", **{str(stage + 3): f"layer{stage}" for 
 
 
 def to_detectron2(name: str) -> str:
-    """``layer1.0.bn1.weight`` to ``res2.0.conv1.norm.weight``."""
+    """Turns ``layer1.0.bn1.weight`` into ``res2.0.conv1.norm.weight``."""
     if not name.startswith("layer"):
         return "stem." + name.replace("bn1.", "conv1.norm.")
     stage, rest = int(name[5]) + 1, name[7:]
@@ -17,7 +17,7 @@ def to_detectron2(name: str) -> str:
 
 
 def from_detectron2(name: str) -> str:
-    """The reverse of ``to_detectron2``; a name that is no such ResNet's stays."""
+    """The reverse of ``to_detectron2``; a name that does not belong to such a ResNet stays."""
     if name.startswith("stem.conv1."):
         return re.sub(r"^conv1\.norm\.", "bn1.", name.removeprefix("stem."))
     if not re.match(r"res[2-5]\.\d+\.", name):
@@ -27,7 +27,7 @@ def from_detectron2(name: str) -> str:
 
 
 def to_huggingface(name: str) -> str:
-    """``layer1.0.bn1.weight`` to ``encoder.stages.0.layers.0.layer.0.normalization.weight``."""
+    """Turns ``layer1.0.bn1.weight`` into ``encoder.stages.0.layers.0.layer.0.normalization.weight``."""
     if not name.startswith("layer"):
         return "embedder.embedder." + name.replace("conv1.", "convolution.").replace("bn1.", "normalization.")
     stage, block, rest = name[5:].split(".", 2)
@@ -38,7 +38,7 @@ def to_huggingface(name: str) -> str:
 
 
 def from_huggingface(name: str) -> str:
-    """The reverse of ``to_huggingface``; a name that is no such ResNet's stays."""
+    """The reverse of ``to_huggingface``; a name that does not belong to such a ResNet stays."""
     if name.startswith("embedder.embedder."):
         rest = name.removeprefix("embedder.embedder.")
         return rest.replace("convolution.", "conv1.").replace("normalization.", "bn1.")
@@ -54,6 +54,6 @@ def from_huggingface(name: str) -> str:
 
 
 def from_sequential(name: str) -> str:
-    """The names in ``nn.Sequential(*list(resnet.children())[:-1])``, counted, to torchvision's."""
+    """Turns the counted names in ``nn.Sequential(*list(resnet.children())[:-1])`` into torchvision's."""
     first, _, rest = name.partition(".")
     return f"{_SEQUENTIAL[first]}.{rest}" if first in _SEQUENTIAL else name

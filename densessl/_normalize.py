@@ -31,7 +31,7 @@ def _divisor(tokens: Tensor) -> Tensor:
 
 
 class _Normalized(torch.autograd.Function):
-    """Tokens over their lengths; the gradient in three passes over the tokens, where autograd's own takes eight.
+    """Tokens divided by their lengths; the gradient takes three passes over the tokens, where autograd takes eight.
 
     On small maps these passes are most of a loss.
     """

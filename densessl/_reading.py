@@ -26,7 +26,7 @@ class _Inert:
 
 
 def _numpy_globals() -> dict[str, Any]:
-    """What NumPy's arrays and scalars are pickled as, by all names that its versions write."""
+    """The classes that NumPy's arrays and scalars are pickled as, under all names that its versions write."""
     found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for package in ("numpy.core", "numpy._core"):
         found[f"{package}.multiarray._reconstruct"] = np.zeros(1).__reduce__()[0]
@@ -40,7 +40,7 @@ _NUMPY = _numpy_globals()
 
 
 def clean(name: str) -> str:
-    """A name without what ``torch.compile``, FSDP and checkpointing wrap around modules, wherever they stand."""
+    """A name without the wrappers that ``torch.compile``, FSDP and checkpointing put around modules, at any place."""
     return _WRAPPERS.sub("", name)
 
 
@@ -86,7 +86,7 @@ def _spread(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]
 
 
 def _holds_tensors(content: Mapping[Any, Any]) -> bool:
-    """Whether a dict is one of named tensors, as against an optimiser's state, which counts its parameters."""
+    """Whether a dict holds named tensors, and is not an optimiser's state, which numbers its parameters."""
     if not all(isinstance(key, str) for key in content):
         return False
     return any(

@@ -1,4 +1,4 @@
-"""Where in a file the backbones lie: found by how their own names begin, whatever stands before."""
+"""Finds the backbones in a file by how their own names begin, whatever stands before these names."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find_roots(state: Mapping[str, Tensor]) -> list[Root]:
     Args:
         state: Tensors by their cleaned names.
     """
-    prefixes: dict[str, bool] = {}  # to whether its modules are counted
+    prefixes: dict[str, bool] = {}  # each prefix, and whether its modules are counted
     for name, value in state.items():
         parts = name.split(".")
         if name.endswith("4.0.conv1.weight") and (len(name) == 16 or name[-17] == "."):
@@ -91,7 +91,7 @@ def roots_of_model(state: Mapping[str, Tensor], own: Sequence[str]) -> list[Root
 
 
 def choose(roots: Sequence[Root], wanted: str | None, path: object) -> list[Root]:
-    """The roots that are meant: those at or below ``wanted``, or without it the trained ones.
+    """The roots that are meant: those at or below ``wanted``, or if that is None, the trained ones.
 
     Raises:
         ValueError: If there is no backbone at or below ``wanted``.

@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 
 
 def largest_excess(seen: Seen, tolerance: float, what: str, where: Where) -> float:
-    """The largest error beyond the allowance; ValueError where it is beyond the tolerance too."""
+    """The largest error beyond the allowance; ValueError if it is also beyond the tolerance."""
     if seen.errors.numel() == 0:
         return 0.0
     excess = float((seen.errors - seen.allowance).max())
@@ -69,7 +69,7 @@ def compared_image(
 def compared_carried(
     first: Tensor, second: Tensor, carried: Tensor, start: Tensor, other: tuple[int, int], allowance: float
 ) -> Seen:
-    """Positions in the other image: those that a view's coords were carried to, against where its pixels lie there.
+    """Compares positions in the other image: those that a view's coords were carried to, and those of its pixels.
 
     Args:
         first: The tracer of the first pass; its colours say where in its image a pixel comes from.
@@ -95,7 +95,7 @@ def compared_carried(
     margin = torch.tensor([0.5 / w, 0.5 / h], dtype=start.dtype)
     within = ((place >= margin) & (place <= 1 - margin)).all(-1)[0]
 
-    # Not by the sampling that carries coords: it is what is tried here.
+    # Does not use the sampling that carries coords, because that is what is tested here.
     def read(maps: Tensor) -> Tensor:
         sampled = nn.functional.grid_sample(maps, 2 * place - 1, align_corners=False, padding_mode="border")
         return sampled[0].movedim(0, -1)
@@ -127,8 +127,8 @@ def _errors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Distances in source pixels; which pixels they are of; which show padding that repeats the source.
 
-    Where a pixel of the source is shown at a place that the coords put beyond the source, it is padding if it is the
-    pixel that mirroring or repeating would put there, and an error if not.
+    If a pixel of the source is shown where the coords lie beyond the source, it is padding if mirroring or repeating
+    would put this pixel there, and an error otherwise.
     """
     scale = torch.tensor([size[1], size[0]])
     inside = ((claimed >= 0) & (claimed <= 1)).all(-1)

@@ -35,7 +35,7 @@ def check_mask(mask: Tensor) -> None:
 def positive_pairs(mask: Tensor) -> Tensor:
     """Image, query cell and key cell of each positive pair of a sparse mask.
 
-    Entries may be stored with the value False, as in the product of a sparse mask and a strided one. To count them
+    Entries may be stored with the value False, as in the product of a sparse mask and a strided one. Counting them
     would wait for the device, so they are not cut off but moved to the end, as pairs of an image that does not exist.
 
     Args:
@@ -104,13 +104,14 @@ def sum_keys(mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of each query's keys, (B, Nq, C), and positives per image, (B,); k is (B, Nk, C)."""
     if mask.layout != torch.sparse_coo:
         weights = mask.to(k.dtype)
-        # In the layout of k, which the query has as well: a product of two layouts takes several times as long.
+        # In the layout of k, which the query has as well: a product of two different layouts takes several times as
+        # long.
         summed = weights @ k if k.stride(-1) == 1 else (k.mT @ weights.mT).mT
         return summed, mask.sum((1, 2))
     batch, n_query, n_key = mask.shape
     image, row, column = positive_pairs(mask)
     bag = image * n_query + row  # sorted, as the pairs are
-    # One bag more takes the entries with the value False, and is cut off.
+    # One more bag takes the entries with the value False, and is cut off.
     offsets = torch.searchsorted(bag, torch.arange(batch * n_query + 2, device=bag.device))
     cell = (image * n_key + column).clamp_(max=batch * n_key - 1)
     del image, row, column, bag  # together half as large as the keys of a map of few channels

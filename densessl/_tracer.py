@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as F
 from densessl.coords._functionals import STATIONARY
 from densessl.geometry import cell_centers
 
-# Two passes of one draw differ in the tracer's third channel alone. What does not depend on the mark is fill; what
-# depends on it and is not the mark has changed its value.
+# Two passes of one draw differ only in the tracer's third channel. A value that does not depend on the mark is fill; a
+# value that depends on the mark but is not the mark has been changed.
 MARKS = (0.7381, 0.3119)
 RIMS = (-1.0, -2.0)  # in place of the marks: shows the source, but cannot be compared
 _EXACT = 1e-3
@@ -74,8 +74,8 @@ def reach_of(width: float, size: torch.Size) -> int:
 def colours_changed(pixels: Pixels, reach: int) -> float:
     """Share of the view in solid patches of changed values.
 
-    Beside fill, and where a thin line of fill was scaled away, interpolation mixes pixels with fill: such seams are
-    narrow. A change of colours fills patches.
+    Interpolation mixes pixels with fill beside fill, and where a thin line of fill was scaled away. Such seams are
+    narrow, whereas a change of colours fills patches.
     """
     return float(_eroded(pixels.changed, reach).float().mean())
 

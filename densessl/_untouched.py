@@ -1,4 +1,4 @@
-"""kornia's colour changes switched off for an audit, whose tracer's colours are positions."""
+"""Switches kornia's colour changes off for a check of tracking, because the tracer's colours are positions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CALLED = ("apply_transform", "apply_non_transform", "apply_func", "transform_te
 
 @contextmanager
 def colours_untouched(augment: nn.Module) -> Iterator[None]:
-    """kornia's own intensity augmentations draw as ever and return their input.
+    """Makes kornia's own intensity augmentations draw as always but return their input.
 
-    Classes derived from them with a way of their own to change an image run as they are: they may move pixels.
+    Derived classes that change images in their own way run as they are: they may move pixels.
     """
     import kornia.augmentation as K
 

@@ -1,4 +1,4 @@
-"""Whether weights without a model to compare them with are those of a whole network."""
+"""Judges whether weights are those of a whole network when there is no model to compare them with."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PLAIN = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\
 def is_whole(weights: Mapping[str, Tensor]) -> bool:
     """Whether a backbone can be whole.
 
-    Networks with other names than a ResNet's are taken as they are: nothing but their own library can judge them. Of a
-    plain ResNet, also one that torchvision does not have such as timm's ``resnet26``, all stages and blocks must be
-    there, blocks built alike, and norms as wide as the convolutions before them.
+    Networks with other names than a ResNet's are accepted as they are: only their own library can judge them. In a
+    plain ResNet, including ones that torchvision does not have such as timm's ``resnet26``, all stages and blocks must
+    be there, all blocks must be built alike, and norms must be as wide as the convolutions before them.
 
     Args:
         weights: Weights under the names of the backbone's own library.

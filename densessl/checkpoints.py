@@ -1,7 +1,8 @@
 """Reads the backbone out of the files that pretraining leaves behind.
 
-The published checkpoints of PixPro, MoCo, VICReg, SwAV, DINO and BYOL, this library's, files of torchvision, timm,
-transformers, detectron2 and OpenMMLab, and detectors named as torchvision's. Nothing that a file holds is ever run.
+It reads the published checkpoints of PixPro, MoCo, VICReg, SwAV, DINO and BYOL, this library's own, files of
+torchvision, timm, transformers, detectron2 and OpenMMLab, and detectors named as torchvision's. Nothing that a file
+holds is ever run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from densessl._reading import clean, read_entries
 from densessl._roots import Root, choose, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
 
 CLASSIFIER = re.compile(r"(fc|head|heads|classifier|head_dist|aux_head|classif|last_linear)\.")
-# In timm, kept with num_classes=0.
+# In timm, these are kept with num_classes=0.
 _BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|pre_classifier|last_conv|fc1|classifier\.[01])\.")
 _PRETRAINING = re.compile(r"(project|proto|predict|proj_|dino_|ibot_|mlp_head|queue)\w*(\.|$)")
 _BODY = "backbone.body."
@@ -74,7 +75,7 @@ class _File(NamedTuple):
 def read_backbone(path: str | Path, root: str | None = None) -> Weights:
     """Reads the trained encoder's backbone, on the CPU, by ``weights_only`` loading.
 
-    The backbone is found by its own names, whatever stands before them. Where a file holds the trained network and its
+    The backbone is found by its own names, whatever stands before them. If a file holds the trained network and its
     moving average (``target``, ``momentum_encoder``, ``encoder_k``), the trained one is read.
 
     Args:
@@ -102,8 +103,9 @@ def read_backbone(path: str | Path, root: str | None = None) -> Weights:
 def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -> Weights:
     """Loads a checkpoint's backbone into a torchvision or timm model, or into a ``FeatureMap`` of one.
 
-    A classifier of the model stays as it is. Whole top modules that the model lacks are left out, such as ``layer4``
-    where it was cut after ``layer3``. Of several backbones in the file, those of another architecture do not count.
+    A classifier of the model stays as it is. Top modules that the model lacks as a whole are left out, such as
+    ``layer4`` if the model was cut after ``layer3``. If the file holds several backbones, those of another architecture
+    are ignored.
 
     Args:
         model: Model to load into; it is changed in place.
@@ -219,7 +221,7 @@ def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> W
 def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """The first entry that is too much, has another shape or is missing, in words; None if all fit.
 
-    Counters of batches may be missing, or too many: older files and frozen norms have none, and nothing reads them.
+    Counters of batches may be missing or superfluous: older files and frozen norms have none, and nothing reads them.
     """
     for name, value in weights.items():
         if name not in expected and not name.endswith("num_batches_tracked"):

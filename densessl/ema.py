@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 class EMA(nn.Module):
     """A moving average of a module: PixPro's momentum (target) encoder.
 
-    Only parameters are averaged; buffers are the target's own: in train mode its batch norms keep statistics of what
-    they see, as in the published code. Gradients never flow into it.
+    Only parameters are averaged. Buffers are the target's own: in train mode its batch norms keep statistics of what
+    they see, as in the published code. Gradients never flow into the target.
 
     In bfloat16 or float16, one step at a usual momentum is rounded away. For such parameters the averages themselves
     are kept in float32 from the first update on, and ``module`` holds them rounded to its own dtype. They are saved
@@ -67,7 +67,7 @@ class EMA(nn.Module):
         self.step = 0
         # By the parameter's index; a plain dict because a buffer would be rounded by ``to(torch.bfloat16)``.
         self._averages: dict[int, Tensor] = {}
-        # Which tensor each average was last written to, and its version then.
+        # For each average, the tensor that it was last written to, and the version of that tensor then.
         self._written: dict[int, tuple[int, int]] = {}
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class EMA(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """The step, so that a resumed run continues its schedule (the published code restarts it).
 
-        With half-precision parameters also their float32 ``averages``, by the parameter's index.
+        With half-precision parameters, the state also holds their float32 ``averages``, by the parameter's index.
         """
         return {"step": self.step, **({"averages": dict(self._averages)} if self._averages else {})}
 

@@ -50,11 +50,11 @@ _RESNETS = (
 def convert(read: Weights, to: str) -> Weights:
     """Gives the weights of a backbone the names of another framework.
 
-    - ``"torchvision"``: a ResNet; with parts a detector such as ``fcos_resnet50_fpn`` without prediction layers.
+    - ``"torchvision"``: a ResNet, or with parts a detector such as ``fcos_resnet50_fpn`` without prediction layers.
     - ``"timm"``: a ResNet, whose names are the same, or another backbone under its own names.
-    - ``"detectron2"``: a ResNet by names as its ``matching_heuristics`` expects them, without what comes before
-      ``stem`` and ``res2``: so one file fits C4 and FPN detectors.
-    - ``"mmdetection"``, ``"mmsegmentation"``: a ResNet, ``backbone.*``.
+    - ``"detectron2"``: a ResNet under the names that its ``matching_heuristics`` expects, without what comes before
+      ``stem`` and ``res2``, so that one file fits C4 and FPN detectors.
+    - ``"mmdetection"``, ``"mmsegmentation"``: a ResNet under names that begin with ``backbone.``.
     - ``"huggingface"``: a ResNet of 18 to 152 layers, as in transformers' ``ResNetModel``.
 
     Args:
@@ -164,7 +164,8 @@ def _export_timm(checkpoint: str | Path, to: str, out: Path, root: str | None, m
 
 
 def _write(weights: Mapping[str, Tensor], to: str, out: Path) -> None:
-    # Copies: torch.save would write the whole storage behind a view, safetensors refuses what is not contiguous.
+    # These are copies: torch.save would write the whole storage behind a view, and safetensors refuses tensors that are
+    # not contiguous.
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     part = out.with_name(out.name + ".part")  # never half a file under the final name
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Health of a dense method, cheap enough for every step; results stay on the device.
+"""Measures of a dense method's health, cheap enough for every step; results stay on the device.
 
-What to expect is on the docs page "Concepts"; in short, a collapsed encoder shows as ``feature_std`` far below
-``1 / sqrt(C)``, ``effective_rank`` near 1, and negatives as similar as positives.
+The docs page "Concepts" says which values to expect. In short, a collapsed encoder shows as ``feature_std`` far below
+``1 / sqrt(C)``, ``effective_rank`` near 1, and negatives that are as similar as positives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from densessl.propagation import propagation_weights
 
 
 def _positives(mask: Tensor) -> Tensor:
-    """Positives of each image, (B,)."""
+    """Number of positives of each image, (B,)."""
     check_mask(mask)
     if mask.layout == torch.sparse_coo:
         image = positive_pairs(mask)[0]  # sorted
@@ -134,7 +134,8 @@ def effective_rank(features: Tensor, valid: Tensor | None = None) -> Tensor:
         known = product.isfinite().all()
         # The solver fails on NaN, in the very run that this meter should diagnose.
         spectrum = torch.linalg.eigvalsh(torch.where(known, product, 0.0)).clamp(min=0)
-    # Squares of singular values come with rounding noise of 1e-7 of the largest; its roots would count.
+    # The squares of the singular values carry rounding noise of 1e-7 of the largest; the roots of that noise would
+    # count.
     spectrum = torch.where(spectrum > 1e-6 * spectrum.max(), spectrum, 0.0)
     share = spectrum.sqrt() / spectrum.sqrt().sum().clamp(min=1e-12)
     return torch.where(known, torch.special.entr(share).sum().exp(), torch.nan)
@@ -146,7 +147,7 @@ def pair_similarity(
 ) -> tuple[Tensor, Tensor]:
     """Mean cosine of the positive pairs and of all other pairs of the batch.
 
-    A method that works pulls them apart; in a collapse both are 1.
+    A method that works makes the first larger than the second; in a collapse both are 1.
 
     Args:
         query: Query features ``(B, C, h, w)`` or ``(B, Nq, C)``.
@@ -179,7 +180,7 @@ def pair_similarity(
 
 @torch.no_grad()
 def propagation_entropy(features: Tensor, gamma: float = 2.0) -> Tensor:
-    """How widely the pixel propagation module spreads: entropy of its weights, normalised to sum 1, over log N.
+    """How widely the pixel propagation module spreads: entropy of its weights (normalised to sum 1) divided by log N.
 
     Args:
         features: Features that go into the module, ``(B, C, h, w)`` or ``(B, N, C)``, with N at least 2.

@@ -1,4 +1,4 @@
-"""Several feature levels, of a feature pyramid (FPN) or the decoder of a U-Net: the parts at each of them."""
+"""Several feature levels, of a feature pyramid (FPN) or the decoder of a U-Net: runs the parts at each of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class PerLevel(nn.Module):
     """Applies a part level by level: one part shared by all levels, or a part for each.
 
-    Serves matchers, propagation, heads, losses and meters alike, whatever they take: arguments in a list or dict hold a
-    value per level, all others (a tensor of coords, None) go to every level as they are. So distances and thresholds
-    are in cells of each level.
+    It serves matchers, propagation, heads, losses and metrics alike. Arguments that are a list or dict hold one value
+    per level; all others (a tensor of coords, None) go to every level as they are. Distances and thresholds are
+    therefore in cells of each level.
 
-    A shared part with batch norm normalises each level by its own statistics while it trains; the running statistics
-    are of all levels in turn.
+    In training, a shared part with batch norm normalises each level by that level's own statistics; the running
+    statistics are updated by all levels in turn.
 
     Args:
         part: A module that serves all levels, or a list or dict (ModuleList and ModuleDict too) with one module per

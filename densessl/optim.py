@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled, tensor by tensor, to the size of the weights.
 
-    ``d = g + weight_decay * p``, scaled by ``trust_coefficient * |p| / (|d| + eps)``, then momentum. The scale is 1
-    where ``|p|`` or ``|d|`` is 0, so a weight that starts at zero moves. Tensors of one dimension or none (biases,
-    norms) are never scaled; give them no weight decay with ``param_groups``. No value is read back to the host.
-    Parameters that FSDP2's ``fully_shard`` has cut are scaled by the norms of the whole tensors; shard first, then make
-    the optimiser.
+    The update is ``d = g + weight_decay * p``, scaled by ``trust_coefficient * |p| / (|d| + eps)``; then momentum is
+    applied. The scale is 1 where ``|p|`` or ``|d|`` is 0, so a weight that starts at zero moves. Tensors of one
+    dimension or none (biases, norms) are never scaled; give them no weight decay with ``param_groups``. No value is
+    read back to the host. Parameters that FSDP2's ``fully_shard`` has cut are scaled by the norms of the whole tensors:
+    shard first, then make the optimiser.
 
-    lightly's LARS is not used: another ratio, ``|p| / (|g| + weight_decay |p|)``, and nothing at weight_decay = 0.
+    lightly's LARS is not used: its ratio is another, ``|p| / (|g| + weight_decay |p|)``, and it does nothing at
+    weight_decay = 0.
 
     Args:
         params: Parameters, or groups of them as from ``param_groups``.
@@ -83,7 +84,7 @@ class LARS(Optimizer):
         self._refuse_sparse()
         self._refuse_replaced()
         for group in self.param_groups:
-            # Each kind together, so that one multi-tensor launch does all of them.
+            # Tensors of each kind are taken together, so that one multi-tensor launch handles all of them.
             kinds: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
@@ -141,7 +142,7 @@ def _norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     wide = torch.promote_types(dtype, torch.float32)
     if wide == dtype:
         return torch._foreach_norm(tensors, 2)
-    if any(isinstance(t, DTensor) for t in tensors):  # they know no norm in another dtype
+    if any(isinstance(t, DTensor) for t in tensors):  # they cannot take a norm in another dtype
         return torch._foreach_norm([t.to(wide) for t in tensors], 2)
     return torch._foreach_norm(tensors, 2, wide)
 
@@ -149,8 +150,8 @@ def _norms(tensors: list[Tensor]) -> Sequence[Tensor]:
 def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
     """All at once; on a CPU some at a time.
 
-    There are no launches to save there, and temporaries as large as the network cost more than what is computed with
-    them: the system takes their pages back after each step.
+    A CPU has no launches to save, and temporaries as large as the network cost more than the computation itself,
+    because the system takes their pages back after each step.
     """
     if params[0].device.type != "cpu":
         yield params
@@ -166,13 +167,14 @@ def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
     yield part
 
 
-_HELD_ON_CPU = 1 << 19  # elements
+_HELD_ON_CPU = 1 << 19  # number of elements
 
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters in two groups, as published: tensors of one dimension or none get no weight decay.
 
-    (LARS does not adapt those either.) Parameters without gradient are left out; works for any optimiser.
+    LARS does not adapt those tensors either. Parameters without gradient are left out. The groups work for any
+    optimiser.
 
     Args:
         module: Module that owns the parameters.

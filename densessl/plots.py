@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Size = tuple[int, int]
-_MATCH = "#ffd400"  # with its black rim readable on dark and on bright photos
+_MATCH = "#ffd400"  # with its black rim it is readable on dark and on bright photos
 
 
 def plot_correspondence(
@@ -32,7 +32,7 @@ def plot_correspondence(
     cell: int | None = None,
     max_lines: int = 40,
 ) -> Figure:
-    """Two views side by side, matched cells joined, one cell and all its matches large.
+    """Draws two views side by side, joins matched cells by lines, and shows one cell with all its matches large.
 
     Args:
         image_q: Query view ``(3, H, W)``, uint8 or float in 0..1 (clipped).
@@ -188,7 +188,7 @@ def plot_pca(features: Tensor, image: Tensor) -> Figure:
     colours = u[:, :3] * s[:3] if held else torch.zeros(h * w, 3, dtype=torch.float64)
     # A component's sign is arbitrary: fixed here, so that the same map always gives the same picture.
     colours = colours * torch.where(colours.gather(0, colours.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    # By quantiles, not extremes: one odd cell would leave the others grey.
+    # Quantiles, not extremes, set the range: one odd cell would leave all others grey.
     low, high = (colours.quantile(q, 0) for q in (0.02, 0.98))
     shown = ((colours - low) / (high - low).clamp(min=1e-9)).clamp(0, 1) if held else colours + 0.5
 
@@ -294,7 +294,7 @@ def _join(
     patch = ConnectionPatch(
         start, end, "data", "data", axesA=left, axesB=right, color=colour, linewidth=width, alpha=alpha
     )
-    patch.set_in_layout(False)  # or it pushes the titles off the figure
+    patch.set_in_layout(False)  # otherwise it pushes the titles off the figure
     figure.add_artist(patch)
     if dots:
         for axes, point in ((left, start), (right, end)):

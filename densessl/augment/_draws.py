@@ -1,6 +1,6 @@
-"""Draws that are a function of a seed alone and leave the generators as they were.
+"""Draws that depend on a seed alone and leave the generators as they were.
 
-Steps of one's own may draw from NumPy's global generator, so that it is NumPy's old interface that must be seeded.
+Steps of the user's own may draw from NumPy's global generator, so NumPy's old interface must be seeded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What MultiView takes: images, masks and seeds in their forms, and everything else refused by name."""
+"""Checks what MultiView takes: images, masks and seeds in their forms; everything else is refused by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from densessl.augment._steps import is_pil
 from densessl.coords import MovingMask
 
-_SLACK = 1e-3  # what rounding may put beyond 0..1
+_SLACK = 1e-3  # how far rounding may put values beyond 0..1
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "F")
 
 
@@ -25,7 +25,8 @@ def as_image(image: Any) -> Any:
         ValueError: If the image is anything else, a tensor ``(H, W, C)`` for instance.
     """
     if is_pil(image):
-        # Palettes would be interpolated as if they were colours, and black and white without anything between.
+        # Palettes would be interpolated as if they were colours, and black-and-white images would have nothing in
+        # between.
         if image.mode == "1":
             return image.convert("L")
         return image.convert("RGB") if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV") else image
@@ -43,9 +44,9 @@ def as_image(image: Any) -> Any:
 
 
 def refuse_depth(image: Any) -> None:
-    """Raises ValueError on images whose type does not say what white is, where a step divides by it.
+    """Raises ValueError for images whose type does not say what white is, if a step divides by it.
 
-    Of 0 to 255 in 32 bits, ``ToDtype(scale=True)`` would leave a black image.
+    ``ToDtype(scale=True)`` would turn values of 0 to 255 in 32 bits into a black image.
     """
     if is_pil(image):
         if image.mode in ("I", "F"):

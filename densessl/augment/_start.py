@@ -12,7 +12,7 @@ from densessl._tensors import check_tensor
 from densessl.coords import DenseCoords, ViewCoords
 from densessl.geometry import cell_centers, check_precision, sample_dense
 
-_SLACK = 1e-4  # of the unit square: what rounding may put beyond an image's edge
+_SLACK = 1e-4  # of the unit square: how far rounding may put a point beyond an image's edge
 
 
 def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
@@ -44,7 +44,7 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
     places = start.flatten(2) if start.ndim == 4 else cell_centers(start, (8, 8)).mT
     places = places[places.isfinite()]
     beyond = (places < -1) | (places > 2)
-    # Of a homography, part may reach far outside; of dense coords, what is not in the other image is NaN.
+    # Part of a homography may reach far outside; in dense coords, whatever is not in the other image is NaN.
     if len(places) and (beyond.any() if start.ndim == 4 else beyond.all()):
         raise ValueError(
             "coords: expected positions in the other image's unit square, 0..1, NaN where there is none, got values "

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from densessl.coords import DenseCoords, MovingMask, ViewCoords
 
-# Transforms that move pixels without any functional's kernel being called for the coords, or return no single view.
+# Transforms that move pixels without calling any functional's kernel for the coords, or that do not return one view.
 _NO_KERNEL = "it moves pixels without telling the coords"
 _UNTRACKABLE: dict[type, str] = {
     v2.AutoAugment: _NO_KERNEL,
@@ -29,7 +29,7 @@ _UNTRACKABLE: dict[type, str] = {
     v2.TenCrop: "it returns several views; give MultiView several transforms",
 }
 _STRIPS = "it strips the coords of their type, and what follows would not be tracked"
-# torchvision's old transforms move pixels, except for these: held by a step of one's own, they may change colours.
+# torchvision's old transforms move pixels, except for these: a step of the user's own may hold them to change colours.
 _OLD_COLOURS = (
     "ColorJitter",
     "Compose",
@@ -109,8 +109,7 @@ def _held(transform: Any) -> Iterator[Any]:
 def steps(transform: Any) -> Iterator[Callable[..., Any]]:
     """The steps that a pipeline always takes one after the other: what ``Compose`` and ``nn.Sequential`` hold.
 
-    A container with a forward, a call or hooks of its own is one step: what it does with its children is its own
-    affair.
+    A container with its own forward, call or hooks is one step: what it does with its children is its own affair.
 
     Args:
         transform: A torchvision transform, an ``nn.Sequential`` of them, or any callable.
@@ -143,7 +142,7 @@ def is_foreign(step: Any) -> bool:
 def scales_values(transform: Any) -> bool:
     """Whether a pipeline divides whole numbers by the largest one of their type, as ``ToDtype(scale=True)`` does.
 
-    A first step of one's own may give the image another type before.
+    Before that, a first step of the user's own may give the image another type.
     """
     if is_foreign(next(steps(transform), None)):
         return False
@@ -154,7 +153,7 @@ def scales_values(transform: Any) -> bool:
 
 
 def writes_in_place(transform: Any) -> bool:
-    """Whether a pipeline may write into the image that it is given, as steps of one's own and ``inplace=True`` may."""
+    """Whether a pipeline may write into its input image, as the user's own steps and ``inplace=True`` may."""
     return is_foreign(transform) or any(
         getattr(part, "inplace", False) and not type(part).__module__.startswith("densessl.")
         for part in nested(transform)
@@ -200,7 +199,7 @@ def _containers_in_order(transform: Any) -> Iterator[Any]:
 
 
 def _handed_all_parts(transform: Any) -> Iterator[Any]:
-    """The transforms that get image and coords, and not an image alone as a step of one's own may hand on."""
+    """The transforms that get image and coords, and not only an image, as the user's own steps may hand on."""
     yield transform
     for child in children(transform):
         yield from _handed_all_parts(child)

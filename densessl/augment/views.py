@@ -81,9 +81,10 @@ class MultiView(nn.Module):
     """Several views of one image, each with its coords.
 
     One pipeline of torchvision v2 transforms makes one view. Geometric transforms move the coords through torchvision's
-    own dispatch, so any nesting of Compose, RandomApply, RandomChoice and RandomOrder works, and so do transforms of
-    one's own that call torchvision's functionals. What cannot be followed raises ValueError, here or at the latest when
-    it runs; prove a pipeline with transforms of your own with ``densessl.check_tracking``.
+    own dispatch. Any nesting of Compose, RandomApply, RandomChoice and RandomOrder therefore works, and so do
+    transforms of your own that call torchvision's functionals. A transform that cannot be followed raises ValueError,
+    here or at the latest when it runs. Check a pipeline that holds transforms of your own with
+    ``densessl.check_tracking``.
 
     Args:
         *transforms: One transform per view. Each takes and returns ``(image, coords)``, or with a mask ``(image,
@@ -111,12 +112,13 @@ class MultiView(nn.Module):
             refuse_untrackable(transform, dense)
         self.transforms = transforms
         self.dense = dense
-        # PIL and tensors round the enlarged canvas of a rotation differently, by a pixel now and then; the coords
-        # follow the tensors' way.
+        # PIL and tensors sometimes round the enlarged canvas of a rotation differently, by one pixel; the coords round
+        # as tensors do.
         self._expands = [any(getattr(part, "expand", False) for part in nested(t)) for t in transforms]
-        # Such a pipeline gets a copy: it must change neither the caller's image nor what the other views start from.
+        # A pipeline that writes in place gets a copy: it must not change the caller's image, nor what the other views
+        # start from.
         self._writes = [writes_in_place(t) for t in transforms]
-        # A first step of one's own may bring values into 0..1; every other pipeline needs them there.
+        # A first step of the user's own may bring values into 0..1; every other pipeline needs them there already.
         self._needs_unit_values = any(not is_foreign(next(steps(t), None)) for t in transforms)
         self._scales = any(scales_values(t) for t in transforms)
 

@@ -77,7 +77,7 @@ class FeatureMap(nn.Module):
         if isinstance(layers, str) or not names:
             raise ValueError(f"layers: expected a list of names of layers, got {layers!r}")
         part, self._programs, self._run = _prepare(model, names)
-        # Having the registries, not nesting the part, keeps the model's names.
+        # To hold the model's registries, instead of nesting it as a part, keeps the model's names.
         for registry in REGISTRIES:
             self.__dict__[registry] = part.__dict__[registry]
         self._non_persistent_buffers_set = set(part._non_persistent_buffers_set) & set(self._buffers)
@@ -121,7 +121,7 @@ class FeatureMap(nn.Module):
             switch(enable)
 
     def forward(self, image: Tensor) -> Any:
-        """Encodes.
+        """Encodes a batch of images.
 
         Args:
             image: Batch of images ``(B, C, H, W)``, floating point, with as many channels as the model takes.

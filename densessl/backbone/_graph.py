@@ -1,4 +1,4 @@
-"""Layers of any model that torch.fx can trace: the model's graph is cut behind them."""
+"""Layers of any model that torch.fx can trace: the model's graph is cut after them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GraphRun:
         self.layers = layers
 
     def __call__(self, program: nn.Module, image: Tensor) -> list[Any]:
-        """What the layers give, each as it is."""
+        """The outputs of the layers, each as it is."""
         return list(program(image))
 
 
@@ -43,7 +43,7 @@ class _Outline(Tracer):
 
 
 def cut(model: nn.Module, layers: list[str]) -> tuple[nn.Module, tuple[GraphModule, GraphModule]]:
-    """Cuts the model's graph behind the last of its layers.
+    """Cuts the model's graph after the last of its layers.
 
     Returns:
         The part of the model that is used, and the programs of evaluation and of training, which run on it.

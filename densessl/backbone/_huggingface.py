@@ -1,4 +1,4 @@
-"""Layers of Hugging Face's models of images, and of its backbones, by what they return."""
+"""Layers of Hugging Face's vision models, and of its backbones, by what they return."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _keep(states: dict[str, Any], name: str, module: nn.Module, args: Any, out: 
 
 
 class BackboneRun:
-    """Runs a backbone such as ``Dinov2Backbone``, of which the layers are stages.
+    """Runs a backbone such as ``Dinov2Backbone``, whose layers are stages.
 
     Args:
         layers: Names of the stages, in the order of the maps.

@@ -1,4 +1,4 @@
-"""What a layer gives, as a map."""
+"""Turns what a layer returns into a map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from densessl.features import tokens_to_map
 
 
 class Layout:
-    """Turns what a layer gives into ``(B, C, h, w)``: maps with channels first or last, and tokens of a ViT.
+    """Turns what a layer returns into ``(B, C, h, w)``: maps with channels first or last, and tokens of a ViT.
 
     Args:
         model: The layer's model, which is asked for its patches, its prefix tokens and its layout.
@@ -25,8 +25,8 @@ class Layout:
         self.whole = _needs_whole_patches(model)
         self.prefix = prefix_tokens(model)
         self.channels_last = _is_channels_last(model, layer)
-        # Found once: a layer keeps its layout, and comparing sizes anew would stand in the way of a compiler that
-        # takes them for symbols.
+        # Found only once: a layer keeps its layout, and comparing sizes again would disturb a compiler that treats them
+        # as symbols.
         self._last_axis: bool | None = None
 
     def __call__(self, out: Any, size: tuple[int, int]) -> Tensor:
@@ -138,7 +138,7 @@ def _is_grid(cells: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def _is_channels_last(model: nn.Module, layer: str) -> bool | None:
-    """What the model says of its layout; None where a timm model says nothing of this layer."""
+    """What the model says about its layout; None if a timm model says nothing about this layer."""
     module = type(model).__module__
     if module == "torchvision.models.swin_transformer":
         return layer.split(".")[0] in ("features", "norm")

@@ -60,7 +60,7 @@ def prepare(model: nn.Module, layers: list[str]) -> tuple[nn.Module, TimmRun] | 
 
 
 def _is_final_norm(model: nn.Module) -> bool:
-    """Whether ``norm`` is one module, and of as many channels as the last level."""
+    """Whether ``norm`` is one module with as many channels as the last level."""
     norm: Any = getattr(model, "norm", None)
     weight = getattr(norm, "weight", None)
     if not isinstance(norm, nn.Module) or isinstance(norm, nn.ModuleList):
@@ -70,8 +70,8 @@ def _is_final_norm(model: nn.Module) -> bool:
 
 
 def _part(model: nn.Module, index: int, norm: bool) -> nn.Module:
-    """The model as ``prune_intermediate_layers`` leaves it, of the model's own modules."""
-    # timm prunes in place, heads' insides too: it does so on a copy that has no weights.
+    """The model as ``prune_intermediate_layers`` leaves it, but made of the model's own modules."""
+    # timm prunes in place, even inside heads, so it is given a copy without weights.
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(value): value.detach().to("meta") for value in tensors}
     memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
@@ -82,7 +82,7 @@ def _part(model: nn.Module, index: int, norm: bool) -> nn.Module:
 
 
 def _alike(module: nn.Module, outline: nn.Module) -> nn.Module:
-    """The module where nothing is missing in its outline, else a copy of it without what is missing."""
+    """The module itself if nothing is missing in its outline, otherwise a copy of it without the missing parts."""
     if type(module) is not type(outline):
         return outline  # an identity, or a head without weights
     children: dict[str, nn.Module | None] = {}

@@ -10,7 +10,7 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def shallow(module: nn.Module) -> nn.Module:
-    """A copy of the module whose registries are its own, while the children and tensors in them are shared."""
+    """A copy of the module with its own registries, which shares the children and tensors in them."""
     copy = module.__class__.__new__(module.__class__)
     copy.__dict__.update(module.__dict__)
     for registry in REGISTRIES:
@@ -25,7 +25,7 @@ def ancestors(layers: Iterable[str]) -> set[str]:
 
 
 def pruned(module: nn.Module, keep: set[str], prefix: str = "") -> nn.Module:
-    """The module with those children, parameters and buffers alone that ``keep`` names.
+    """The module with only those children, parameters and buffers that ``keep`` names.
 
     Args:
         module: Any module; it stays as it is.
@@ -48,7 +48,7 @@ def pruned(module: nn.Module, keep: set[str], prefix: str = "") -> nn.Module:
 
 
 def cut_after(model: nn.Module, last: str, unused: Iterable[str]) -> nn.Module:
-    """The model without what stands behind an item of a list of blocks.
+    """The model without what comes after one item of a list of blocks.
 
     Args:
         model: Any model; it stays as it is.

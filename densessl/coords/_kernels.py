@@ -42,8 +42,9 @@ def _single(data: Any) -> Tensor:
 class ViewCoords(tv_tensors.TVTensor):
     """The homography from the view's unit square to the source image's unit square.
 
-    Identity at birth, when the view still is the source image; afterwards every geometric transform of torchvision v2
-    moves it along with the image. What is no homography (elastic, five-crop, mirrored padding of a crop) raises.
+    It is the identity at first, when the view still is the source image; afterwards every geometric transform of
+    torchvision v2 moves it along with the image. A transform that is no homography (elastic, five-crop, a crop with
+    mirrored padding) raises ValueError.
 
     Args:
         data: Homography ``(3, 3)``; None means the identity.
@@ -89,8 +90,8 @@ class ViewCoords(tv_tensors.TVTensor):
 class DenseCoords(tv_tensors.TVTensor):
     """Where the centre of every view pixel lies in the source's unit square, ``(2, H, W)``; NaN where there is none.
 
-    The dense twin of ``ViewCoords``, for pipelines with elastic transforms. It also knows which pixels are
-    padding, wherever in the pipeline they came in.
+    These are the dense counterpart of ``ViewCoords``, for pipelines with elastic transforms. They also know which
+    pixels are padding, wherever in the pipeline it came in.
 
     Args:
         data: Dense coords ``(2, H, W)``, x and y; None means the identity.
@@ -128,7 +129,7 @@ class DenseCoords(tv_tensors.TVTensor):
 
 
 def _between_units(matrix: Matrix, source: CanvasSize, view: CanvasSize) -> Tensor:
-    """A move between pixels, (view) -> (source), as one between unit squares; float64."""
+    """Turns a move between pixels, (view) -> (source), into one between unit squares, in float64."""
     per_source, per_view = (source[1], source[0], 1), (view[1], view[0], 1)
     rows = [[matrix[i][j] * per_view[j] / per_source[i] for j in range(3)] for i in range(3)]
     return torch.tensor(rows, dtype=torch.float64)
@@ -216,7 +217,7 @@ def _register() -> None:
             F.register_kernel(name, cls)(_stay)
         for name in ("five_crop", "ten_crop"):
             F.register_kernel(getattr(F, name), cls)(_refuse(name, "it returns several views; give MultiView several."))
-    # Whatever a newer torchvision brings may move pixels: better an error than coords that lie.
+    # A newer torchvision may bring functionals that move pixels: an error is better than wrong coords.
     for name in sorted(set(dispatched_functionals()) - done - {"five_crop", "ten_crop"}):
         for cls in (ViewCoords, DenseCoords):
             F.register_kernel(name, cls)(_refuse(name, "this version of densessl does not know the functional."))

@@ -1,8 +1,8 @@
 """Masks that move as the coords do: each pixel takes the label at its centre, whatever the label's size.
 
-torchvision moves masks too, but takes the corner of a pixel for its centre where it resizes, and resamples in float32,
-which rounds labels above 2**24. Here a mask goes through the same maps as the coords, in float64, and its labels are
-picked, never computed with.
+torchvision moves masks too, but when it resizes it takes the corner of a pixel for its centre, and it resamples in
+float32, which rounds labels above 2**24. Here a mask goes through the same maps as the coords, in float64, and its
+labels are only picked, never computed with.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from densessl.coords._functionals import FOLLOWED, CanvasSize, Matrix, Move
 class MovingMask(tv_tensors.Mask):
     """A mask ``(H, W)`` or ``(1, H, W)`` that follows geometric transforms exactly; 0 where a view shows nothing.
 
-    It keeps its type through arithmetic of one's own (``mask > 3``) as long as it keeps its size, so that the steps
-    that come later still move it.
+    It keeps its type through the user's own arithmetic (``mask > 3``) as long as it keeps its size, so that later steps
+    still move it.
     """
 
     @classmethod
@@ -43,7 +43,7 @@ def _pick(mask: MovingMask, rows: Tensor, columns: Tensor) -> Tensor:
     plain = mask.as_subclass(Tensor)
     height, width = plain.shape[-2:]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # Unsigned types wider than a byte can be copied and not indexed; their bits can.
+    # Unsigned types wider than a byte can be copied but not indexed; their bits can be indexed.
     bits = plain.view(_SIGNED[plain.dtype]) if plain.dtype in _SIGNED else plain
     picked = bits[..., rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
     picked = torch.where(inside, picked, torch.zeros((), dtype=picked.dtype))

@@ -1,4 +1,4 @@
-"""Where in a view a place of the source is seen, by dense coords: their inverse, searched."""
+"""The inverse of dense coords, found by search: where in a view a place of the source is seen."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from densessl.geometry._points import sample_dense, unit_grid
 
-_STEPS = 12  # Newton's method doubles its digits with each of the last ones
-_TOLERANCE = 0.02  # in the view's pixels: how near a place must come to what is looked for
+_STEPS = 12  # in the last steps, each doubles the digits of Newton's method
+_TOLERANCE = 0.02  # in pixels of the view: how near a place must come to the one that is searched for
 _SPREADS = 4  # rounds in which empty cells of the table take a neighbour's guess
 
 
 def inverse_dense(dense: Tensor, points: Tensor) -> Tensor:
-    """Inverts dense coords at some points: by a table of first guesses, and Newton's method from there.
+    """Inverts dense coords at some points, from a table of first guesses on by Newton's method.
 
-    Of several places that show the same point (folds), one is found.
+    If several places show the same point (folds), one of them is found.
 
     Args:
         dense: Dense coords ``(B, 2, H, W)``, from the view to its source.
@@ -70,13 +70,13 @@ def _first_guess(dense: Tensor, points: Tensor) -> Tensor:
 
     number = torch.arange(h * w, device=dense.device).expand(batch, -1)
     table = torch.full_like(number, -1)
-    # The largest number of a cell's pixels: any would do, but always the same one.
+    # Takes the largest number of a cell's pixels: any would do, but it must always be the same one.
     table = table.scatter_reduce(1, cell(flat), torch.where(known, number, -1), "amax")
     for _ in range(_SPREADS):
         around = torch.nn.functional.max_pool2d(table.unflatten(1, (h, w)).double(), 3, stride=1, padding=1)
         table = torch.where(table < 0, around.flatten(1).long(), table)
     guess = table.gather(1, cell(points))
     x, y = unit_grid((h, w), dense)
-    # A guess that is none starts from the middle.
+    # A guess that is not known starts from the middle.
     guess = torch.where(guess < 0, (h // 2) * w + w // 2, guess)
     return torch.stack([x[guess], y[guess]], -1)

@@ -1,4 +1,4 @@
-"""What a point of a view is in the source image, by either kind of coords; and what coords must look like."""
+"""Which point of the source image a point of a view shows, by either kind of coords; and what coords must look like."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ _LOOKED_AT = 16  # places along each side of dense coords whose values are looke
 def refuse_pixels(coords: Tensor, name: str) -> None:
     """Raises ValueError, with the argument's name, on dense coords most of which lie far outside a unit square.
 
-    They are pixels or a flow, and would silently match nothing. A grid of places is looked at, and on the CPU alone: to
-    read a value back would stall another device.
+    Such coords are pixels or a flow, and would silently match nothing. Only a grid of places is checked, and only on
+    the CPU: reading a value back would stall another device.
     """
     if coords.ndim != 4 or coords.device.type != "cpu" or torch.compiler.is_compiling():
         return
@@ -120,9 +120,9 @@ def project(matrix: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tenso
 def sample_dense(dense: Tensor, points: Tensor) -> Tensor:
     """Reads dense coords between their pixels.
 
-    Linear between pixel centres and, in the half pixel between the outermost centres and the edge, continued
-    linearly, so that coords of an affine view stay exact up to the edge. NaN where a neighbour with weight is NaN
-    and beyond the edges.
+    Between pixel centres the coords are interpolated linearly. In the half pixel between the outermost centres and the
+    edge they are continued linearly, so that coords of an affine view stay exact up to the edge. The result is NaN
+    beyond the edges, and where a neighbour with a weight is NaN.
 
     Args:
         dense: Dense coords ``(B, 2, H, W)``.

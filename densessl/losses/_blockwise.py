@@ -1,6 +1,6 @@
 """PixContrast's loss of each query cell without its logits: blocks of rows, computed once more in the backward pass.
 
-Operators of torch's, so that ``torch.compile`` takes each as one node and does not unroll the loop over the blocks.
+These are operators of torch, so that ``torch.compile`` takes each as one node and does not unroll the loop over blocks.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 
 _BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}  # logits held at once: on a CPU they stay in the cache
 
-# Which of a block's logits are positive: a mask of its shape, or row and column of each.
+# Which of a block's logits are positive: a mask of the block's shape, or the row and column of each positive.
 Positive = Tensor | tuple[Tensor, Tensor]
 
 
 def cell_losses(
     q: Tensor, k: Tensor, mask: Tensor | None, indices: Tensor | None, valid: Tensor | None, temperature: float
 ) -> Tensor:
-    """``log sum_j exp(<q_i, k_j> / t)`` over all valid keys less the same over the positive keys.
+    """``log sum_j exp(<q_i, k_j> / t)`` over all valid keys, minus the same over the positive keys.
 
-    Differentiable once, by q and k; memory grows with the number of cells and of positive pairs.
+    It can be differentiated once, by q and k; memory grows with the number of cells and of positive pairs.
 
     Args:
         q: Unit tokens ``(B, Nq, C)``.
@@ -69,7 +69,7 @@ def _blocks(
 
 
 def _logits(q: Tensor, k: Tensor, valid: Tensor | None, image: int, temperature: float) -> Tensor:
-    """Of some queries with all keys of an image; minus infinity for keys that are not valid."""
+    """Logits of some queries with all keys of an image; minus infinity for keys that are not valid."""
     logits = (q @ k[image].mT).div_(temperature)
     return logits if valid is None else logits.masked_fill_(~valid[image], -torch.inf)
 

@@ -1,7 +1,7 @@
-"""The C x C products that losses of relations between tokens stand on, without a table of all pairs of tokens.
+"""The C x C products behind losses of relations between tokens, computed without a table of all pairs of tokens.
 
-Rows are taken in portions, once forward and once more backward. Nothing of the tokens' size is kept between the two
-passes but the inputs themselves. Each portion's products are float32 and their sum is float64.
+Rows are taken in portions, once in the forward pass and once more in the backward pass. Between the passes only the
+inputs are kept, and nothing else of the tokens' size. Each portion's products are float32; their sum is float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ROWS = 1568  # of one portion, half a map of 56x56: with 256 channels its copies take 1.6 MB each
+_ROWS = 1568  # rows in one portion, half a map of 56x56: with 256 channels its copies take 1.6 MB each
 
 
 def difference_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,13 +44,13 @@ def centered_products(x: Tensor, g: Tensor, valid: Tensor | None) -> tuple[Tenso
 
 
 def _divisor(rows: Tensor) -> Tensor:
-    # Of maps, whose channels lie far apart in memory, vector_norm takes ten times as long as this.
+    # For maps, whose channels lie far apart in memory, vector_norm takes ten times as long as this.
     length = rows.square().sum(-1, keepdim=True).sqrt()
     return torch.where(length > 1e-12, length, torch.inf)
 
 
 def _combined(p: Tensor, by_p: Tensor, q: Tensor, by_q: Tensor) -> Tensor:
-    """``p @ by_p + q @ by_q`` for rows p and q, in the layout of p: every pass that mixes two layouts is a slow one."""
+    """``p @ by_p + q @ by_q`` for rows p and q, in the layout of p: a pass that mixes two layouts is slow."""
     if p.stride(-1) == 1:
         return torch.addmm(p @ by_p, q, by_q)
     return torch.addmm(by_p.mT @ p.mT, by_q.mT, q.mT).mT
@@ -70,7 +70,7 @@ def _mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
 def _portion(
     tokens: Tensor, valid: Tensor | None, shift: Tensor | None, divisor: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows less the shift or, without one, at unit length, and what they were divided by; 0 where not valid."""
+    """Rows minus the shift or, without a shift, at unit length; and their divisors. Rows that are not valid are 0."""
     if valid is not None:
         tokens = torch.where(valid[:, None], tokens, 0.0 if shift is None else shift)
     if shift is not None:
@@ -80,7 +80,7 @@ def _portion(
 
 
 def _along(grad: Tensor, unit: Tensor, divisor: Tensor | None) -> Tensor:
-    """Gradient of the rows that ``_portion`` took, from that of its result."""
+    """Gradient of the rows that ``_portion`` took, from the gradient of its result."""
     if divisor is None:
         return grad  # the sum of centred rows is 0, and so is the mean of this gradient
     return torch.addcmul(grad, unit, (grad * unit).sum(-1, keepdim=True), value=-1).div_(divisor)
@@ -119,8 +119,8 @@ class _Products(torch.autograd.Function):
                 (grads[1] + grads[1].mT).to(x.dtype),
                 grads[2].to(x.dtype),
             )
-            # What the rows of either product are multiplied by. Of U = X - G and V = X + G the C x C parts are added
-            # first, so that each gradient takes two products of the tokens' size.
+            # The factors of the rows in either product. For U = X - G and V = X + G the C x C parts are added first, so
+            # that each gradient takes two products of the tokens' size.
             to_x, to_g = (by_p, by_pq.mT), (by_pq, by_q)
             if ctx.difference:
                 to_x, to_g = (by_p + by_pq, by_pq.mT + by_q), (by_pq - by_p, by_q - by_pq.mT)

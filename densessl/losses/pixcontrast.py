@@ -23,12 +23,13 @@ def pixcontrast_loss(
 ) -> Tensor:
     """InfoNCE between the cells of two views, with several positives inside the logarithm (PixPro, Eq. 2).
 
-    ``-log(sum over positives of exp(cos / t) / sum over all key cells of exp(cos / t))``, averaged over the query cells
-    that have a positive, then over images. Negatives are the other cells of the same image's other view, as the paper
-    has it. The paper averages over "pixels in the intersection of the two views"; with T >= 0.5 and the larger cell as
-    unit each of those has a positive, and cells on the rim that have one too count here as well. Not in the authors'
-    code. Between large maps the logits are made in blocks, once forward and once more backward: beside a strided mask
-    itself, memory grows with the number of cells.
+    The loss of a query cell is ``-log(sum over positives of exp(cos / t) / sum over all key cells of exp(cos / t))``.
+    It is averaged over the query cells that have a positive, then over images. Negatives are the other cells of the
+    same image's other view, as in the paper. The paper averages over "pixels in the intersection of the two views":
+    with T >= 0.5 and the larger cell as unit, each of those has a positive; cells on the rim that also have one count
+    here as well. The authors' code does not contain this loss. Between large maps the logits are computed in blocks,
+    once in the forward pass and once more in the backward pass, so that memory grows with the number of cells (a
+    strided mask itself aside).
 
     Args:
         query: Features of the online branch, ``(B, C, h, w)`` or ``(B, Nq, C)``.
@@ -72,7 +73,7 @@ def _loss(
     with torch.autocast(q.device.type, enabled=False):
         if mask.layout == torch.sparse_coo and mask.numel() > _FEW_PAIRS[mask.layout]:
             indices = positive_pairs(mask)
-            indices = indices[:, indices[0] < mask.shape[0]]  # the blocks below read from the device in any case
+            indices = indices[:, indices[0] < mask.shape[0]]  # this waits for the device, but so do the blocks below
             if valid is not None:
                 indices = indices[:, valid[indices[0], indices[2]]]
             per_cell, has_positive = cell_losses(q, k, None, indices, valid, temperature), _rows_of(indices, q)
@@ -90,11 +91,11 @@ def _loss(
         return reduce_images(per_image, cells > 0, reduction, no_match)
 
 
-# torch.compile refuses sparse tensors: one break of the graph here, not one at each step of the way.
+# torch.compile refuses sparse tensors. One break of the graph here replaces one at each step of the way.
 _uncompiled = torch.compiler.disable(_loss)
 
 
-# Up to here all logits at once are faster than blocks of them, which leave rows out where the mask is sparse.
+# Up to so many logits, computing all at once is faster than blocks, which leave rows out if the mask is sparse.
 _FEW_PAIRS = {torch.strided: 1 << 22, torch.sparse_coo: 1 << 17}
 
 

@@ -50,15 +50,15 @@ def _loss(query: Tensor, key: Tensor, mask: Tensor, reduction: Reduction, no_mat
         return reduce_images(per_image, count > 0, reduction, no_match)
 
 
-# torch.compile refuses sparse tensors: one break of the graph here, not one at each step of the way.
+# torch.compile refuses sparse tensors. One break of the graph here replaces one at each step of the way.
 _uncompiled = torch.compiler.disable(_loss)
 
 
 class PixProLoss(nn.Module):
     """One direction of PixPro's loss; see ``pixpro_loss``.
 
-    The published code multiplies each direction by 2 and adds both, in [-4, 4]:
-    ``2 * (loss(y1, t2, mask) + loss(y2, t1, mask.mT))``.
+    The published code multiplies each direction by 2 and adds both, which lies in [-4, 4]: ``2 * (loss(y1, t2, mask) +
+    loss(y2, t1, mask.mT))``.
 
     Args:
         reduction: ``"mean"`` over images, or ``"none"``.

@@ -22,15 +22,15 @@ def prototype_loss(
 ) -> Tensor:
     """Cross entropy of the key's and the query's shares of K prototypes, mean over the cells that count, then images.
 
-    With scores s of the query and t of the key of the same place: ``-sum over k of softmax((t - center) / t_k)_k *
-    log softmax(s / t_q)_k`` (iBOT, Zhou et al. 2022). In iBOT the cells that count are those that the student did not
-    see, and the key is the teacher's cell of the same view; across views it is the teacher's matched cell of the other
-    view, gathered by ``NearestMatcher``'s pairs, and the cells that have no match do not count either.
+    With scores s of the query and t of the key at the same place, the loss is ``-sum over k of softmax((t - center) /
+    t_k)_k * log softmax(s / t_q)_k`` (iBOT, Zhou et al. 2022). In iBOT the cells that count are those that the student
+    did not see, and the key is the teacher's cell of the same view. Across views, the key is the teacher's matched cell
+    of the other view, gathered by ``NearestMatcher``'s pairs; cells without a match do not count.
 
-    Equals lightly's ``IBOTPatchLoss``, which takes the masked cells alone, for a given centre. That one is not used:
-    it moves its centre by these cells, which becomes NaN for good in a step where none counts, and differs between one
-    process and several, because each has another number of them. Move the centre by all cells of the key, as iBOT does:
-    lightly's ``Center((1, K)).update(key)``.
+    For a given centre this equals lightly's ``IBOTPatchLoss``, which takes the masked cells alone. That one is not used
+    because it moves its centre by the masked cells only. Such a centre becomes NaN for good in a step where no cell
+    counts, and differs between one process and several, because each process has another number of them. Move the
+    centre by all cells of the key, as iBOT does: lightly's ``Center((1, K)).update(key)``.
 
     Args:
         query: Scores ``(B, K, h, w)`` or ``(B, N, K)`` of the online branch.

@@ -1,10 +1,10 @@
 """Positive pairs from buckets: cells of any two maps that lie close together, without a homography to invert.
 
 A grid of square buckets is laid over the centres of one map, about one bucket per cell. A cell of the other map looks
-into the buckets that its disc touches. The radius of a disc is the threshold times one cell's own diagonal, so that a
-few very large cells, as they lie astride the edges of objects, widen no search but their own: pairs that are measured
-in the query cell's diagonal are searched from the query's side, those measured in the key cell's from the key's.
-Whether two cells do match, the matcher's distance decides, so that this finds exactly the pairs of the dense mask.
+into the buckets that its disc touches. The radius of the disc is the threshold times the cell's own diagonal. A few
+very large cells, such as those across the edges of objects, therefore widen only their own search. Pairs that are
+measured in the query cell's diagonal are searched from the query's side, those measured in the key cell's from the
+key's side. The matcher's distance decides whether two cells do match, so exactly the pairs of the dense mask are found.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _search(
         place = ((position - low[image, axis]) / side[image]).floor()
         return place.clamp(0, across - 1).long()
 
-    # The targets, sorted by bucket: those of neighbouring buckets of one row lie one after the other.
+    # The targets sorted by bucket, so that those of neighbouring buckets in one row follow each other.
     held = targets.allowed.flatten().nonzero()[:, 0]
     image = held // n_targets
     x, y = targets.centers.flatten(0, 1)[held].double().unbind(1)
@@ -64,7 +64,7 @@ def _search(
     counts = torch.zeros(len(targets.allowed) * across * across + 1, dtype=torch.int64, device=held.device)
     starts = counts.index_add_(0, number + 1, torch.ones_like(number)).cumsum(0)
 
-    # Every seeker with every row of buckets that its disc touches.
+    # Pairs every seeker with every row of buckets that its disc touches.
     cells = seekers.allowed.flatten().nonzero()[:, 0]
     image = cells // n_seekers
     diagonal = seekers.diagonal.flatten()[cells]
@@ -124,6 +124,6 @@ def _layout(targets: Cells) -> tuple[Tensor, Tensor, Tensor, int]:
     high = torch.where(known, centers, -torch.inf).amax(1)
     across = min(_SIDE_LIMIT, max(1, round(targets.allowed.shape[1] ** 0.5)))
     extent = (high - low).amax(1)
-    # An image without a target, or with all of them in one place, needs a side that can be divided by.
+    # An image without a target, or with all targets in one place, still needs a side to divide by.
     usable = extent.isfinite() & (extent > 0)
     return low, high, torch.where(usable, extent / across, 1.0), across

@@ -1,9 +1,9 @@
 """Positive pairs from windows: each query cell is compared with the few key cells that can be near enough.
 
-The cells that can match a query cell have their centres in a disc around its own. The key view's inverse homography
-takes the disc to a conic in the key map, and a conic's bounding box has a closed form: a window of key cells per query
-cell, O(N) in all. Whether the cells of a window do match, the matcher's distance decides, so that this finds exactly
-the pairs that a comparison of all with all finds.
+The cells that can match a query cell have their centres in a disc around its own centre. The inverse homography of the
+key view takes this disc to a conic in the key map, and the bounding box of a conic has a closed form. This gives one
+window of key cells per query cell, O(N) in all. The matcher's distance decides whether the cells of a window do match,
+so exactly the pairs of a comparison of all cells are found.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def find_windows(
         homography).
     """
     h, w = size_k
-    # float64: what is rounded below are the key centres alone, and their error is measured.
+    # In float64, only the key centres below are rounded, and their error is measured.
     lines = _lines_to_cells(coords_k.double(), size_k, None if scale is None else scale.double())
     key_x, key_y, key_weight = _project(lines, key.centers.double())
     number = torch.arange(h * w, device=key_x.device)
-    # A centre in float32 lies a little beside its cell's: the largest such error widens every window of the image.
+    # A centre in float32 lies slightly beside its cell's: the largest such error widens every window of the image.
     error = torch.maximum((key_x - number % w).abs(), (key_y - number // w).abs())
     slack = torch.where(key.allowed, error, 0.0).amax(1, keepdim=True) + 1e-3
 
@@ -93,7 +93,8 @@ def find_windows(
     ahead = weight.square() - radius.square() * horizon.square().sum(1)
     # Squares of smaller lengths would be too small for float32, and distances inexact.
     bounded = (weight > 0) & (ahead > 0) & (radius > 1e-15) & radius.isfinite()
-    # Weights grow from 0 at the horizon: the key view shows nothing of a disc that lies nearer to it, or behind it.
+    # Weights grow from 0 at the horizon: the key view shows nothing of a disc that is closer to the horizon, or behind
+    # it.
     nearest = torch.where(key.allowed, key_weight, torch.inf).amin(1, keepdim=True)
     beyond = weight + radius * horizon.norm(dim=1) < nearest - 1e-9 * nearest.abs()
     alive = query.allowed & key.allowed.any(1, keepdim=True) & ~beyond

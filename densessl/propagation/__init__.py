@@ -1,4 +1,4 @@
-"""The pixel propagation module, and the roads by which it sums."""
+"""The pixel propagation module, and the ways in which it sums."""
 
 from densessl.propagation.ppm import PPM, propagation_weights
 

@@ -1,8 +1,8 @@
-"""The pixel propagation module's sum without its table of weights, which are made once more in the backward pass.
+"""The pixel propagation module's sum without a table of weights, which are computed again in the backward pass.
 
-Tile by tile, on any device: ``s(x_i, x_j)`` is symmetric, so that each tile of weights above the diagonal serves twice.
-Or by the Triton kernels of ``kernels.py``. Operators of torch's, so that ``torch.compile`` takes each as one node and
-does not unroll the loop over the tiles.
+It works tile by tile on any device: ``s(x_i, x_j)`` is symmetric, so each tile of weights above the diagonal serves
+twice. Or it uses the Triton kernels of ``_triton.py``. These are operators of torch, so that ``torch.compile`` takes
+each as one node and does not unroll the loop over the tiles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def power(cosine: Tensor, gamma: float) -> Tensor:
 
 
 def _slope(cosine: Tensor, gamma: float) -> Tensor:
-    """Derivative of ``power``; at 0 that from above, as torch's clamp has it."""
+    """Derivative of ``power``; at 0 it is the one from above, as in torch's clamp."""
     positive = cosine.clamp(min=0)
     if gamma == 2.0:
         return positive.mul_(2)
@@ -56,7 +56,7 @@ def _tiles(unit: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; a total of half-precision products is wider than they are."""
+    """total += a @ b, where the total of half-precision products is wider than they are."""
     if total.dtype == a.dtype:
         total.baddbmm_(a, b)
     else:

@@ -18,8 +18,8 @@ from torch import Tensor
 class Blocks(NamedTuple):
     """How a kernel cuts its work.
 
-    Cells of a block of rows and of columns; channels of them that are read at once, and up to which a block of rows
-    stays on the chip; warps; stages of the pipeline.
+    Cells in a block of rows and in a block of columns; channels that are read at once; channels up to which a block of
+    rows stays on the chip; warps; stages of the pipeline.
     """
 
     rows: int
@@ -36,7 +36,7 @@ _HALF_99K = Blocks(64, 32, 256, 4, 2), Blocks(64, 64, 64, 8, 3)
 _HALF_WIDE = Blocks(64, 32, 64, 4, 2), Blocks(64, 32, 64, 4, 2)  # Triton 3.2 fails on others here
 _TF32 = Blocks(64, 32, 32, 8, 3), Blocks(64, 32, 32, 8, 3)
 _IEEE = Blocks(64, 32, 32, 8, 3), Blocks(32, 16, 16, 8, 2)
-_MOST_OUT = 256  # channels of the result that a program makes; beyond, others make the weights again
+_MOST_OUT = 256  # channels of the result that one program makes; for more, other programs compute the weights again
 
 
 @triton.jit

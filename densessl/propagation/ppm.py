@@ -41,8 +41,8 @@ class PPM(nn.Module):
     The sum is ``y_i = sum_j s(x_i, x_j) g(x_j)``, not normalised by the sum of s. PPM does not mean PSPNet's pyramid
     pooling module here.
 
-    The published form is ``PPM(nn.Conv2d(256, 256, 1))``. ``PPM()`` has no parameters (the paper's l = 0). Two layers
-        are ``PPM(nn.Sequential(nn.Conv2d(256, 256, 1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 1)))``.
+    Published: ``PPM(nn.Conv2d(256, 256, 1))``. ``PPM()`` has no parameters (the paper's l = 0). A transform of two
+    layers: ``PPM(nn.Sequential(nn.Conv2d(256, 256, 1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 1)))``.
 
     Args:
         transform: The function g, a module from map ``(B, C, h, w)`` to map; None means the identity.
@@ -106,7 +106,7 @@ class PPM(nn.Module):
         tokens = as_tokens(x, "x")
         if valid is not None:
             keep = as_valid(valid, x, "valid")
-            # 0 * NaN would reach all cells, by the sum, by a norm within g and by the gradients.
+            # 0 * NaN would reach all cells, through the sum, through a norm within g and through the gradients.
             read = keep | tokens.isfinite().all(2)
             x = x.masked_fill(~(read[..., None] if x.ndim == 3 else read.view(-1, 1, *x.shape[2:])), 0)
             tokens = as_tokens(x, "x")
@@ -133,8 +133,8 @@ class PPM(nn.Module):
         return tokens_to_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
 
 
-_MANY_CELLS = 1024  # from here on tiles are faster
-_BYTES_A_PAIR = 12  # of cosines and weights, forward
+_MANY_CELLS = 1024  # from so many cells on, tiles are faster
+_BYTES_A_PAIR = 12  # taken by cosines and weights in the forward pass
 
 
 def _product_dtype(unit: Tensor) -> torch.dtype:
