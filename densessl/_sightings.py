@@ -75,7 +75,7 @@ def compared_carried(
         first: The tracer of the first pass; its colours say where in its image a pixel comes from.
         second: The tracer of the second pass.
         carried: The view's coords in the other image, ``(3, 3)`` or ``(2, H, W)``.
-        start: Tensor ``(1, 2, h, w)``, where the pixels of the tracer's image lie in the other one.
+        start: Dense coords ``(1, 2, h, w)``: where the pixels of the tracer's image lie in the other image.
         other: Height and width of the other image in pixels.
         allowance: Allowed error in pixels of the tracer's image; it grows here with the image's largest stretch.
 

@@ -42,8 +42,8 @@ def positive_pairs(mask: Tensor) -> Tensor:
         mask: Sparse COO mask ``(B, Nq, Nk)``, boolean.
 
     Returns:
-        Tensor of int64, ``(3, P)``, sorted, no pair twice; the columns at the end that stand for False entries are
-        ``(B, 0, 0)``.
+        Image, query cell and key cell of each pair, int64 ``(3, P)``, sorted, no pair twice. Columns at the end that
+        stand for False entries are ``(B, 0, 0)``.
     """
     mask = mask.coalesce()
     indices, positive = mask.indices(), mask.values()
@@ -72,7 +72,7 @@ def matched_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
 def unit_tokens(
     query: Tensor, key: Tensor, mask: Tensor, used_q: Tensor | None = None, used_k: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 (float64 stays), checked against the mask.
+    """Query and key as unit tokens, (B, Nq, C) and (B, Nk, C), float32 or float64, checked against the mask.
 
     Cells outside ``used_q`` (B, Nq) and ``used_k`` (B, Nk) become 0 whatever they hold, so that a NaN there reaches
     neither values nor gradients.

@@ -100,7 +100,7 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     length = place + 1 - torch.where(starts, place, 0).cummax(1).values
-    # The longest run wins, and of equal ones that of the smaller label.
+    # The longest run wins; of equally long runs, the one with the smaller label.
     label = ordered & (1 << _BITS) - 1
     score = (length << _BITS) + (1 << _BITS) - 1 - label
     best = torch.zeros(batch, h * w, dtype=torch.int64, device=labels.device)
@@ -182,7 +182,7 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
 
     Args:
         features: Feature map ``(B, C, h, w)``, or tokens ``(B, N, C)`` with N = h * w; floating point.
-        labels: Integer tensor ``(B, h, w)``, the label of each cell.
+        labels: Label of each cell, integer, ``(B, h, w)``.
         ids: Labels of the regions to pool, integer, ``(B, R)``; one label may occur more than once.
 
     Returns:

@@ -21,8 +21,8 @@ class LARS(Optimizer):
     read back to the host. Parameters that FSDP2's ``fully_shard`` has cut are scaled by the norms of the whole tensors:
     shard first, then make the optimiser.
 
-    lightly's LARS is not used: its ratio is another, ``|p| / (|g| + weight_decay |p|)``, and it does nothing at
-    weight_decay = 0.
+    lightly's LARS is not used: its ratio is another, ``|p| / (|g| + weight_decay |p|)``, and it does not
+    scale at weight_decay = 0.
 
     Args:
         params: Parameters, or groups of them as from ``param_groups``.

@@ -19,11 +19,11 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
     """The coords of a whole image in another one, checked while their values are at hand.
 
     Args:
-        coords: Tensor ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1.
+        coords: Coords ``(3, 3)`` or dense ``(2, H, W)``, with or without a leading 1.
         size: The image's height and width.
 
     Returns:
-        Tensor ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or float64.
+        Coords ``(1, 3, 3)`` or ``(1, 2, H, W)``, float32 or float64.
 
     Raises:
         ValueError: If the shape or dtype differs (half precision included), if dense coords are not of the image's
@@ -77,7 +77,7 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, coords: Tensor, size: tuple[int, int], source_size: Tensor | Sequence[int] | None) -> Start:
-        """Checked as MultiView checks them; ``source_size`` None: the other image has the image's size."""
+        """Checked as MultiView checks them; without ``source_size``, the other image has the image's size."""
         start = checked_start(coords, size)
         height, width = checked_source_size(size if source_size is None else source_size).tolist()
         dense = start if start.ndim == 4 else cell_centers(start, size).mT.unflatten(2, size)

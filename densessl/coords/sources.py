@@ -97,12 +97,13 @@ def coords_from_depth(
         intrinsics: Matrix of this camera in pixels, ``(B, 3, 3)`` or ``(3, 3)``, with edges at integers: the middle of
             an image of width W is W / 2. If your matrix has its origin at the centre of the first pixel, add 0.5 to
             both entries of the principal point.
-        pose: Tensor ``(B, 4, 4)`` or ``(4, 4)``, from this camera's coordinates (x right, y down, z forward) to those
-            of the source's camera, in the depth's unit of length.
-        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``; False: occluded in the source, or not known.
-        source_intrinsics: Those of the source's camera; None: the same as ``intrinsics``.
-        source_size: Height and width of the source frame, ``(h, w)`` or an integer tensor ``(B, 2)``; None: those of
-            this frame.
+        pose: Matrix ``(B, 4, 4)`` or ``(4, 4)`` from this camera's coordinates (x right, y down, z forward) to the
+            coordinates of the source's camera, in the depth's unit of length.
+        visible: Optional boolean tensor ``(B, H, W)`` or ``(H, W)``, False where the point is occluded in the source or
+            unknown.
+        source_intrinsics: Matrix of the source's camera, in the form of ``intrinsics``; None means the same camera.
+        source_size: Height and width of the source frame in pixels, ``(h, w)`` or an integer tensor ``(B, 2)``; None
+            means those of this frame.
 
     Returns:
         Dense coords ``(B, 2, H, W)``, float32, in the source's unit square; NaN where the point is occluded, unknown,

@@ -108,7 +108,7 @@ def offset_distance(dx: Tensor, dy: Tensor, diagonal_q: Tensor, diagonal_k: Tens
         dx: Offset from cell to cell along x, any shape.
         dy: Offset from cell to cell along y, in the same shape.
         diagonal_q: Diagonal of the query cell, in a shape that broadcasts to that of ``dx``.
-        diagonal_k: Diagonal of the key cell, likewise broadcast.
+        diagonal_k: Diagonal of the key cell, in such a shape as well.
         unit: Which diagonal counts, as in ``cell_distance``.
 
     Returns:

@@ -50,7 +50,7 @@ def info_nce_loss(
     check_temperature(temperature)
     _check(query, key, negatives, valid)
     with torch.autocast(query.device.type, enabled=False):
-        if valid is not None:  # what pairs that do not count hold, even NaN, reaches no gradient
+        if valid is not None:  # pairs that do not count reach no gradient, even if they hold NaN
             query, key = (x.masked_fill(~valid[..., None], 0) for x in (query, key))
         wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
         q, k, n = (normalized(x.to(wide)) for x in (query, key, negatives))

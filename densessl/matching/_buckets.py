@@ -30,7 +30,7 @@ def pairs_in_buckets(query: Cells, key: Cells, threshold: float, unit: Unit, blo
         block: How many pairs are looked at together.
 
     Returns:
-        Tensor of int64, ``(3, P)``: image, query cell, key cell; no pair twice, in no order.
+        Image, query cell and key cell of each pair, int64 ``(3, P)``; no pair twice, in no order.
     """
     found = []
     if unit != "key":

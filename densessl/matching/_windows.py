@@ -151,7 +151,7 @@ def pairs_in_windows(
         block: How many pairs are looked at together.
 
     Returns:
-        Tensor of int64, ``(3, P)``: image, query cell, key cell; sorted.
+        Image, query cell and key cell of each pair, int64 ``(3, P)``; sorted.
     """
     n_query, n_key = query.allowed.shape[1], key.allowed.shape[1]
     counts = (windows.width * windows.height).flatten()
