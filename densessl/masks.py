@@ -150,18 +150,25 @@ def sample_labels(labels: Tensor, draws: Tensor) -> Tensor:
 
 
 def same_region(first: Tensor, second: Tensor) -> Tensor:
-    """Which cells, or regions, of two views have the same label: the positives of losses such as DetCon's.
+    """Tells which cells, or regions, of two views have the same label: the positives of losses such as DetCon's.
 
     Args:
-        first: integer ``(B, N)``, labels of the regions of one view, as ``sample_labels`` draws them; or ``(B, h, w)``,
-            of its cells, as ``cell_labels`` gives them.
-        second: integer ``(B, M)`` or ``(B, h, w)``, of the other view.
+        first: Labels of one view, integer: of its regions ``(B, N)``, as ``sample_labels`` draws them, or of its cells
+            ``(B, h, w)``, as ``cell_labels`` gives them.
+        second: Labels of the other view, integer, ``(B, M)`` or ``(B, h, w)``.
 
     Returns:
-        bool ``(B, N, M)``. Nothing (0, negative, 255) is the same as nothing.
+        Boolean tensor ``(B, N, M)``, True where the labels are the same. Labels that stand for nothing (0, negative,
+        255) match no label, not even themselves.
 
     Raises:
-        ValueError: on other shapes or dtypes.
+        ValueError: If a shape or dtype is not as described.
+
+    Examples:
+        >>> same_region(torch.tensor([[1, 2, 0]]), torch.tensor([[2, 0]]))
+        tensor([[[False, False],
+                 [ True, False],
+                 [False, False]]])
     """
     flat = []
     for name, labels in (("first", first), ("second", second)):
@@ -187,8 +194,8 @@ def pool_regions(features: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor,
 
     Returns:
         The means ``(B, R, C)`` in float32 (float64 stays float64), and a boolean tensor ``(B, R)``: which regions
-        exist. The mean is 0 for regions that do not exist and for label 0. A cell that is not finite makes the means of
-        its own region NaN, and no others.
+        exist. The mean is 0 for regions that do not exist and for labels that stand for nothing (0, negative, 255). A
+        cell that is not finite makes the means of its own region NaN, and no others.
 
     Raises:
         ValueError: If a shape or dtype is not as described.

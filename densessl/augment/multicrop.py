@@ -39,22 +39,28 @@ def multicrop_views(
     a batch.
 
     Args:
-        size: side of the large views in pixels, or (height, width).
-        small_size: likewise of the small ones.
-        small: number of small views, at least 0.
-        photometric: False: crop and flip only; the rest is ``multicrop_photometric``'s.
-        scale: share of the image's area that a large crop covers.
-        small_scale: likewise of a small one.
-        ratio: width to height of a crop.
-        mean: per channel, for images in 0..1; used where ``photometric``.
-        std: likewise.
-        extra: further geometric steps of all views, put after crop and flip.
+        size: Side of the large views in pixels, or (height, width).
+        small_size: Side of the small views in pixels, or (height, width).
+        small: Number of small views, at least 0.
+        photometric: Whether the photometric steps are included. If False, the views are only cropped and flipped;
+            ``multicrop_photometric`` does the rest on the device.
+        scale: Range of the share of the image's area that a large crop covers, in 0..1.
+        small_scale: Range of the share of the image's area that a small crop covers, in 0..1.
+        ratio: Range of a crop's width divided by its height.
+        mean: Mean of each channel, for images in 0..1 (default: ImageNet's); used if ``photometric``.
+        std: Standard deviation of each channel, for images in 0..1 (default: ImageNet's); used if ``photometric``.
+        extra: Further geometric steps of all views, put after crop and flip.
 
     Returns:
         A MultiView of ``2 + small`` views.
 
     Raises:
-        ValueError: if ``small`` is negative, or mean and std do not fit.
+        ValueError: If ``small`` is negative, or mean and std do not fit.
+
+    Examples:
+        >>> views = multicrop_views(size=64, small_size=32, small=2)(torch.rand(3, 80, 100))
+        >>> [view.image.shape[-1] for view in views]
+        [64, 64, 32, 32]
     """
     _check_count(small)
 
@@ -74,15 +80,20 @@ def multicrop_photometric(
     """The photometric half of ``multicrop_views``, for the device.
 
     Args:
-        small: number of small views.
-        mean: per channel, for images in 0..1.
-        std: likewise.
+        small: Number of small views, at least 0.
+        mean: Mean of each channel, for images in 0..1 (default: ImageNet's).
+        std: Standard deviation of each channel, for images in 0..1 (default: ImageNet's).
 
     Returns:
-        One BatchAugment per view; those of the small views are one and the same.
+        One BatchAugment per view; all small views share the same one.
 
     Raises:
-        ValueError: if ``small`` is negative, or mean and std do not fit.
+        ValueError: If ``small`` is negative, or mean and std do not fit.
+
+    Examples:
+        >>> augments = multicrop_photometric(small=2)
+        >>> len(augments)
+        4
     """
     _check_count(small)
     kinds = [kornia_steps(JITTER, BLUR_P[kind], SOLARIZE_P[kind], mean, std) for kind in range(3)]
