@@ -1,6 +1,6 @@
 """Goes on from a pretrained CNN on unlabelled images: PixContrast, held to its start. Measured in docs/adapt.md.
 
-    python examples/pretrain/adapt.py fit --data.folder FOLDER --config examples/pretrain/configs/adapt_r50.yaml
+    python examples/pretrain/adapt.py fit --data.folder FOLDER --config examples/pretrain/configs/own_images.yaml
 
 Without a configuration it has the settings that were measured, for a map of stride 16: views of 128 px, 250 steps of
 32 images. Three things differ from training from random weights. Batch norm keeps the statistics of the start, because

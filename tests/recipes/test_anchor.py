@@ -281,7 +281,7 @@ def test_adapt_goes_on_from_weights_and_lars_warns(tmp_path, caplog):
 
 
 def test_the_configuration_of_adapt_fits_its_recipe(tmp_path):
-    path = Path(adapt.__file__).parent / "configs" / "adapt_r50.yaml"
+    path = Path(adapt.__file__).parent / "configs" / "own_images.yaml"
     options = ["--config", str(path), "--data.folder=x", "--backbone.init=random", "--out", str(tmp_path / "run")]
     made = make_run(adapt.recipe(), [*options, "--trainer.accelerator=cpu", "--trainer.precision=32"])
     assert made.method.anchor == 20
