@@ -56,8 +56,8 @@ def make_backbone(
             target encoder; by default each takes those of its views.
 
     Raises:
-        ValueError: on an unknown model, a file that does not fit, a map of a single cell, or a ViT whose patches do not
-            fill the views.
+        ValueError: If the model is unknown, a file does not fit, the map is a single cell, or the patches of a ViT do
+            not fill the views.
     """
     kind = FrozenStatistics if freeze_statistics else FeatureMap
     backbone = kind(make_model(name, init == "imagenet", size, channels), layer)
@@ -133,7 +133,7 @@ def _size_argument(name: str, size: int) -> dict[str, int]:
     signature of the model's class is asked, and the configuration of its weights.
 
     Raises:
-        ValueError: if the model takes one size alone, and this is another.
+        ValueError: If the model takes one size alone, and this is another.
     """
     import timm
 

@@ -32,13 +32,13 @@ class FCOSTrunk(nn.Module):
     prediction layers, and the convolutions of levels above ``top``.
 
     Args:
-        network: a torchvision ResNet; its classifier is dropped.
-        top: the last level; the first is P3. P6 and P7 are convolutions on P5.
-        towers: whether each level goes on through both towers, which all levels share as in the detector.
+        network: A torchvision ResNet; its classifier is dropped.
+        top: The last level of the pyramid; the first is P3. P6 and P7 are convolutions on P5.
+        towers: Whether each level goes on through both towers, which all levels share as in the detector.
 
     Attributes:
-        levels: names, ``("p3", "p4", "p5", "p6")``.
-        width: channels at each level: those of both towers side by side, or the FPN's.
+        levels: Names of the levels; with ``top`` P6, ``("p3", "p4", "p5", "p6")``.
+        width: Number of channels at each level: those of both towers side by side, or the FPN's.
     """
 
     def __init__(self, network: ResNet, top: Top = "p6", towers: bool = True) -> None:
@@ -85,7 +85,7 @@ def make_trunk(
         channels: Number of channels of the images.
 
     Raises:
-        ValueError: on another model, a file that does not fit, or a level of a single cell.
+        ValueError: If the model is another, a file does not fit, or a level is a single cell.
     """
     network = make_model(name, init == "imagenet", size, channels)
     if not isinstance(network, ResNet):
@@ -106,7 +106,7 @@ def load_trunk(trunk: FCOSTrunk, path: str) -> None:
     """Loads the backbone of a file, and those of FPN and towers that it holds; logs what is left out and what stays.
 
     Raises:
-        ValueError: if the backbone is another, or an entry of FPN and towers has another shape.
+        ValueError: If the backbone is another, or an entry of FPN and towers has another shape.
     """
     try:
         read = load_backbone(trunk.backbone.body, path)

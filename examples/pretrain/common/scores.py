@@ -100,7 +100,7 @@ def recoloured(images: Tensor) -> Tensor:
     """Brightness, contrast and, of colour images, saturation and hue changed, a function of the place in the batch.
 
     Args:
-        images: uint8 ``(B, C, H, W)``.
+        images: A batch of images, uint8 ``(B, C, H, W)``.
 
     Returns:
         The same form.
@@ -126,7 +126,7 @@ def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None =
 
     Args:
         features: Images, uint8 ``(B, C, H, W)``, to maps.
-        photos: uint8 ``(C, H, W)`` each, not trained on; none leaves correspondence out.
+        photos: Photos that were not trained on, uint8 ``(C, H, W)`` each; none leaves correspondence out.
         labels: Labelled images; None leaves the probes with labels out.
 
     Raises:

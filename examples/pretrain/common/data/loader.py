@@ -35,12 +35,12 @@ class ResumableLoader:
     batches of one process are those of several put together.
 
     Args:
-        dataset: addressed by (epoch, index).
-        batch_size: per process.
-        rank: of this process.
-        world_size: number of processes.
-        seed: of the permutations.
-        workers: processes that read.
+        dataset: The data set, addressed by (epoch, index).
+        batch_size: Number of samples in a batch of one process.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        seed: Seed of the permutations.
+        workers: Number of processes that read for this one; with 0 it reads itself.
         batches: Batches after which an epoch ends early, and the next permutation begins; None: all whole ones.
     """
 

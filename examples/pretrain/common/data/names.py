@@ -21,7 +21,7 @@ class Names(Sequence[Path]):
 
     Args:
         root: The folder; paths that are absolute stay so.
-        text: uint8, the paths below it as the file system has them, each with a 0 at its end.
+        text: The paths below the root as the file system has them, uint8, each with a 0 at its end.
     """
 
     def __init__(self, root: str | Path, text: Bytes) -> None:

@@ -18,10 +18,10 @@ class Grid:
     """Rectangles of equal size.
 
     Args:
-        side: number of rectangles along each side, at most 15.
+        side: Number of rectangles along each side, 1 to 15.
 
     Raises:
-        ValueError: on another number.
+        ValueError: If the number is another.
     """
 
     def __init__(self, side: int) -> None:
@@ -39,11 +39,12 @@ class Felzenszwalb:
     """Segments of similar colour (Felzenszwalb and Huttenlocher 2004), as scikit-image finds them.
 
     Args:
-        scale: larger values give larger segments. Also the least number of pixels of a segment.
+        scale: Scale of the segments, at least 1: larger values give larger segments. It is also the least number of
+            pixels of a segment.
 
     Raises:
-        ValueError: if the scale is less than 1.
-        ImportError: if scikit-image is not installed.
+        ValueError: If the scale is less than 1.
+        ImportError: If scikit-image is not installed.
     """
 
     def __init__(self, scale: int = 1000) -> None:
@@ -75,11 +76,11 @@ class NoData:
     """A mask of where an image has data: what segments it has there, 1 without segments, and 0 elsewhere.
 
     Args:
-        value: of all channels of a pixel without data, as decoded: 0 to 255, and 0 to 1 from 16 bits.
-        segments: other mask to restrict.
+        value: Value of all channels of a pixel without data, as decoded: 0 to 255, and 0 to 1 from 16 bits.
+        segments: Makes another mask, which is restricted to the data; None: there is none.
 
     Raises:
-        ValueError: if the value is no finite number.
+        ValueError: If the value is no finite number.
     """
 
     def __init__(self, value: float, segments: MaskOf | None = None) -> None:

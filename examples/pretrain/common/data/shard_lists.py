@@ -23,7 +23,7 @@ def find_shards(pattern: str, images: int | None, processes: int, workers: int) 
     """The shards of a pattern with braces or, on a disk, asterisks.
 
     Raises:
-        ValueError: if a shard is missing, there are too few for all that read, or ``images`` is not given.
+        ValueError: If a shard is missing, there are too few for all that read, or ``images`` is not given.
     """
     webdataset()
     from webdataset.shardlists import expand_urls

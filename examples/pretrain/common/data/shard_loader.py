@@ -32,14 +32,14 @@ class ShardLoader:
     divisible by that of the processes, every image comes once.
 
     Args:
-        shards: paths and URLs.
-        draw: of the views.
-        images: in all shards.
-        channels: of the images.
-        batch_size: per process.
-        rank: of this process.
-        world_size: number of processes.
-        workers: processes that read.
+        shards: Paths and URLs of the shards.
+        draw: Draws the two views of a photo.
+        images: Number of images in all shards together.
+        channels: Number of channels of the images.
+        batch_size: Number of images in a batch of one process.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        workers: Number of processes that read for this one; with 0 it reads itself.
         batches: Batches after which an epoch ends early; None: all whole ones.
     """
 
@@ -147,7 +147,7 @@ class ShardLoader:
         """Continues there; with other numbers of processes or workers, with the shards that are not finished.
 
         Raises:
-            ValueError: if the checkpoint was made with another number of shards, or with a folder.
+            ValueError: If the checkpoint was made with another number of shards, or with a folder.
         """
         finished = state.get("finished", [])
         if len(finished) != len(self.stream.shards):

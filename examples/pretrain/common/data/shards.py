@@ -24,8 +24,10 @@ class Position:
     """Where a process goes on in its shards, which are divided into as many shares as it has workers.
 
     Attributes:
-        passed_over: bool, one per shard: not read, because they were before the shares were made.
-        places: int64 ``(shares, 2)``: shards of each share that are read to their end, and files of the next.
+        passed_over: Which shards are not read, because they were read before the shares were made: bool, one entry per
+            shard.
+        places: How far each share is read, int64 ``(shares, 2)``: the number of its shards that are read to their end,
+            and of the files of the next.
         first: The share that the next rows come from.
         given: Rows of its next batch that were given already.
     """
@@ -45,12 +47,12 @@ class ShardStream(IterableDataset):
     A photo's draws follow from (seed, epoch, number of its shard, its number in the shard, view), whoever reads it.
 
     Args:
-        shards: paths and URLs.
-        draw: of the views.
-        channels: of the images.
-        rank: of this process.
-        world_size: number of processes.
-        workers: processes that read; with 0 this one does.
+        shards: Paths and URLs of the shards.
+        draw: Draws the two views of a photo.
+        channels: Number of channels of the images.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        workers: Number of processes that read for this one; with 0 it reads itself.
     """
 
     def __init__(

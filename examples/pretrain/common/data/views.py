@@ -32,10 +32,10 @@ class Batch(NamedTuple):
     """Two batches of views, and what happened while they were read.
 
     Attributes:
-        view1: of B images; with a mask where the loader makes one.
-        view2: of the same images.
-        unreadable: int64 ``(B,)``, files that could not be read before one could.
-        enlarged: bool ``(B,)``, images smaller than the views.
+        view1: The first views, of B images; with a mask where the loader makes one.
+        view2: The second views, of the same images.
+        unreadable: Number of files that could not be read before each image could, int64 ``(B,)``.
+        enlarged: Which images are smaller than the views, bool ``(B,)``.
     """
 
     view1: View | MaskedView
@@ -48,13 +48,14 @@ class DrawViews:
     """Two views of an image, drawn from the seed and the numbers that stand for the image in its epoch.
 
     Args:
-        views: two pipelines.
-        seed: of all draws.
-        redraws: how often to draw again where the two views share no cell, or none with data; for elongated images,
+        views: Two pipelines, one for each view.
+        seed: Seed of everything that is drawn.
+        redraws: How often to draw again where the two views share no cell, or none with data; for elongated images,
             where that is common.
-        size: side of the views, to know which images are smaller.
-        mask_of: gives each image a mask, and so ``MaskedView``; a function of the image alone.
-        reduced: whether large JPEGs may be decoded at a fraction of their size, see reduced.py.
+        size: Side of the views in pixels, to know which images are smaller.
+        mask_of: Gives each image a mask, so that its views are ``MaskedView``; a function of the image alone. None: no
+            masks.
+        reduced: Whether large JPEGs may be decoded at a fraction of their size, see reduced.py.
     """
 
     def __init__(

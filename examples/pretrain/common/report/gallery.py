@@ -20,7 +20,7 @@ def gallery(photos: Sequence[Tensor], maps: Mapping[str, Tensor]) -> list[Row]:
     """For each photo its pictures with captions: itself, principal components, similarity to its middle.
 
     Args:
-        photos: uint8 ``(C, size, size)`` each.
+        photos: The photos, uint8 ``(C, size, size)`` each.
         maps: For each network, by name, the maps of these photos, ``(P, C, h, w)``.
     """
     colours = {name: enlarged(pca_colours(of), SIDE) for name, of in maps.items()}
