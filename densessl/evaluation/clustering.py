@@ -36,21 +36,23 @@ def cluster_segmentation(
     for 1,000 images of 512 pixels and maps of 64 x 64 cells and 384 channels, 3.1 and 0.5 GB.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        test: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them.
-        classes: labels run 0..classes-1; all others are ignored.
-        clusters: how many, at least ``classes``; None: as many as classes.
-        cells: k-means runs on at most so many, chosen at random.
-        iterations: of k-means.
-        batch_size: images encoded at once.
-        seed: of the choice and of k-means.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        test: Labelled images to cluster: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or
+            batches of them.
+        classes: Number of classes, at least 2: labels run 0..classes-1; all others are ignored.
+        clusters: Number of clusters, at least ``classes``; None: as many as classes.
+        cells: Greatest number of cells that k-means runs on, chosen at random.
+        iterations: Number of iterations of k-means.
+        batch_size: Number of images encoded at once.
+        seed: Seed of the choice of cells and of k-means.
 
     Returns:
         Mean intersection over union, 0..1.
 
     Raises:
-        ValueError: if there are fewer clusters than classes or fewer cells than clusters, or on other shapes.
-        ImportError: without SciPy, ``pip install 'densessl[evaluation]'``.
+        ValueError: If there are fewer clusters than classes or fewer cells than clusters, or an argument has another
+            shape.
+        ImportError: If SciPy is missing: ``pip install 'densessl[evaluation]'``.
     """
     check_probe(classes, batch_size)
     check_at_least(cells, 1, "cells")

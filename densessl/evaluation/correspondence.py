@@ -35,18 +35,18 @@ def correspondence_accuracy(
     each axis in cells of that axis. Perfect features are within 0.71 cells, half a diagonal.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        photos: uint8 ``(3, H, W)`` each; sizes may differ.
-        distances: d, in cells of the feature map. Compare backbones of one stride only.
-        photometric: done to the copies, uint8 ``(B, 3, H, W)``; None: nothing.
-        batch_size: images encoded at once.
-        seed: of the homographies.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        photos: The photos, uint8 ``(3, H, W)`` each; sizes may differ.
+        distances: Distances d, in cells of the feature map. Compare backbones of one stride only.
+        photometric: What is done to the copies, uint8 ``(B, 3, H, W)``; None: nothing.
+        batch_size: Number of images encoded at once.
+        seed: Seed of the homographies.
 
     Returns:
         For each distance the share of cells within it, 0..1.
 
     Raises:
-        ValueError: if there is no photo, or on other shapes and dtypes.
+        ValueError: If there is no photo, or an argument has another shape or dtype.
     """
     check_at_least(batch_size, 1, "batch_size")
     if len(photos) == 0:

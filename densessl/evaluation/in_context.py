@@ -26,13 +26,13 @@ class InContext(NamedTuple):
     """Settings of the in-context segmentation.
 
     Attributes:
-        source: where the settings come from.
-        neighbors: how many cells vote.
-        temperature: of the softmax over them.
-        cells: the memory holds at most so many.
-        ignored: what becomes of ignored pixels in the memory, as of ``class_shares``.
-        matched: whether predicted classes are matched to the classes before they are scored.
-        normalize_query: whether the memory is searched by the cosine.
+        source: Where the settings come from.
+        neighbors: Number of cells that vote, at least 1.
+        temperature: Temperature of the softmax over the cells that vote, greater than 0.
+        cells: Greatest number of cells that the memory holds.
+        ignored: What becomes of ignored pixels in the memory, as of ``class_shares``.
+        matched: Whether predicted classes are matched to the classes before they are scored.
+        normalize_query: Whether the memory is searched by the cosine.
     """
 
     source: str
@@ -67,21 +67,23 @@ def in_context_segmentation(
     ``memory[rank::processes]``. All return the score over all images.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them; or a store
-            of their features (``store_features``), which bounds the memory taken.
-        test: the same to report on. Of a store that several processes share each scores its part.
-        classes: labels run 0..classes-1; -1 and 255 are ignored.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        memory: Labelled images that the memory is made of: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs
+            of any sizes, or batches of them; or a store of their features (``store_features``), which bounds the memory
+            taken.
+        test: Labelled images to report on, in the same form. Of a store that several processes share each scores its
+            part.
+        classes: Number of classes, at least 2: labels run 0..classes-1; -1 and 255 are ignored.
         protocol: HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or settings of your own.
-        batch_size: images encoded at once.
-        seed: of the choice of cells.
+        batch_size: Number of images encoded at once.
+        seed: Seed of the choice of cells.
 
     Returns:
         Mean intersection over union over all classes, 0..1; a class that occurs nowhere counts as 0.
 
     Raises:
-        ValueError: on an unknown protocol, other shapes and dtypes, labels out of range, features that are not finite,
-            a memory smaller than the number of neighbours, or a memory without a label.
+        ValueError: If the protocol is unknown, an argument has another shape or dtype, labels are out of range,
+            features are not finite, the memory is smaller than the number of neighbours, or the memory has no label.
     """
     if not isinstance(protocol, InContext):
         raise ValueError(f"protocol: expected HUMMINGBIRD, HUMMINGBIRD_OPEN, FAST or an InContext, got {protocol!r}")

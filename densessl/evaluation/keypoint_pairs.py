@@ -19,12 +19,13 @@ class KeypointPair(NamedTuple):
     """Two images that show the same kind of object, and points of one in the other.
 
     Attributes:
-        source: uint8 ``(3, H, W)``.
-        target: uint8 ``(3, H', W')``; its size may differ.
-        source_points: floating point ``(P, 2)``, x and y in pixels of the source image, NaN where not annotated.
-        target_points: the same in the target image. A point counts where both are annotated.
-        extent: the length that counts as 1, in pixels of the target image: of SPair-71k the longer side of the target
-            object's box.
+        source: The source image, uint8 ``(3, H, W)``.
+        target: The target image, uint8 ``(3, H', W')``; its size may differ.
+        source_points: Points in the source image, floating point ``(P, 2)``, x and y in pixels, NaN where not
+            annotated.
+        target_points: The same points in the target image. A point counts where both are annotated.
+        extent: Length that counts as 1, in pixels of the target image, greater than 0: of SPair-71k the longer side of
+            the target object's box.
     """
 
     source: Tensor
@@ -38,9 +39,9 @@ class KeypointSettings(NamedTuple):
     """Settings of the search for keypoints.
 
     Attributes:
-        source: where the settings come from.
-        size: height and width that both images are resized to, in pixels; None leaves them as they are.
-        alpha: the greatest distance that is still right, as a share of the extent.
+        source: Where the settings come from.
+        size: Height and width that both images are resized to, in pixels; None leaves them as they are.
+        alpha: Greatest distance that is still right, as a share of the extent.
     """
 
     source: str
@@ -63,7 +64,7 @@ def keypoint_correspondence(
     accuracy over all pairs.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
         pairs: ``KeypointPair``, or tuples in its order.
         protocol: SPAIR or settings of your own.
 
@@ -71,8 +72,8 @@ def keypoint_correspondence(
         The accuracy per image pair and per point; ``images`` holds that of each pair.
 
     Raises:
-        ValueError: on an unknown protocol, other shapes and dtypes, points beyond their image, features that are not
-            finite, or if no pair of points is annotated.
+        ValueError: If the protocol is unknown, an argument has another shape or dtype, points lie beyond their image,
+            features are not finite, or no pair of points is annotated.
     """
     if not isinstance(protocol, KeypointSettings):
         raise ValueError(f"protocol: expected SPAIR or a KeypointSettings, got {protocol!r}")

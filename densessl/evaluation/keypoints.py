@@ -17,8 +17,8 @@ class KeypointAccuracy(NamedTuple):
     """Percentage of correct keypoints (PCK), each as a share 0..1.
 
     Attributes:
-        per_image: mean over the images of each image's own share; images without annotated points do not count.
-        per_point: share over the points of all images together.
+        per_image: Mean over the images of each image's own share; images without annotated points do not count.
+        per_point: Share over the points of all images together.
         images: ``(B,)``, the share of each image, NaN where no point is annotated.
     """
 
@@ -44,20 +44,22 @@ def keypoint_accuracy(
     This is how SPair-71k is scored, where the extent is the longer side of the target object's box.
 
     Args:
-        source_map: floating point ``(B, C, h, w)``.
-        target_map: floating point ``(B, C, h', w')``; its size may differ.
-        source_points: floating point ``(B, P, 2)``, x and y in the unit square of the image, NaN where not annotated.
-        target_points: the same in the target image. A pair counts where both are annotated.
-        extent: the length that counts as 1, in units of the image's sides: a number, ``(B,)``, or ``(B, 2)`` for x and
-            y. Where distances are pixels of an image that is not square, pass ``(B, 2)``: the length in pixels over
-            the image's width and over its height.
-        alpha: the greatest share of the extent that is still right.
+        source_map: Feature maps of the source images, floating point ``(B, C, h, w)``.
+        target_map: Feature maps of the target images, floating point ``(B, C, h', w')``; their size may differ.
+        source_points: Points in the source images, floating point ``(B, P, 2)``, x and y in the unit square of the
+            image, NaN where not annotated.
+        target_points: The same points in the target images. A pair counts where both are annotated.
+        extent: Length that counts as 1, in units of the image's sides, greater than 0: a number, ``(B,)``, or ``(B,
+            2)`` for x and y. Where distances are pixels of an image that is not square, pass ``(B, 2)``: the length in
+            pixels over the image's width and over its height.
+        alpha: Greatest share of the extent that is still right, greater than 0.
 
     Returns:
         The accuracy per image and per point.
 
     Raises:
-        ValueError: on other shapes, points beyond the unit square, or if no pair of points is annotated.
+        ValueError: If an argument has another shape, points lie beyond the unit square, or no pair of points is
+            annotated.
     """
     for value, name in ((source_map, "source_map"), (target_map, "target_map")):
         check_floating(value, ("B", "C", "h", "w"), name)

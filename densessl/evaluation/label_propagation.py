@@ -28,18 +28,18 @@ def propagate_labels(
     Memory is bounded by the window of ``2 * radius + 1`` cells.
 
     Args:
-        features: floating point ``(T, C, h, w)``, of one video in order.
-        first: class shares of the first frame, floating point ``(K, h, w)``.
-        neighbors: cells that vote, over all frames together.
-        radius: only cells at most so many rows and so many columns away are looked at; 0 looks at all.
-        frames: how many of the last frames are context besides the first one.
-        temperature: of the weights.
+        features: Feature maps of one video, in order, floating point ``(T, C, h, w)``.
+        first: Class shares of the first frame, floating point ``(K, h, w)``.
+        neighbors: Number of cells that vote, at least 1, over all frames together.
+        radius: How many rows and how many columns away a cell may at most be to be looked at; 0 looks at all.
+        frames: How many of the last frames are context besides the first one; 0 or more.
+        temperature: Temperature of the weights, greater than 0.
 
     Returns:
         ``(T - 1, K, h, w)``, the class shares of all frames but the first.
 
     Raises:
-        ValueError: on other shapes, if values are not finite, or if a setting is out of range.
+        ValueError: If an argument has another shape, values are not finite, or a setting is out of range.
     """
     check_floating(features, ("T", "C", "h", "w"), "features")
     check_floating(first, ("K", "h", "w"), "first")

@@ -91,25 +91,27 @@ def linear_segmentation(
     ``fit[rank::processes]``. All return the score over all images.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        fit: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes to fit on; a sequence.
-        test: the same to report on; batches of them as well.
-        classes: labels run 0..classes-1. FAST ignores all others; LEOPART and DINOV3 ignore -1 and 255 and refuse
-            others.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        fit: Labelled images to fit on, a sequence: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any
+            sizes.
+        test: Labelled images to report on, in the same form; batches of them as well.
+        classes: Number of classes, at least 2: labels run 0..classes-1. FAST ignores all others; LEOPART and DINOV3
+            ignore -1 and 255 and refuse others.
         protocol: FAST, LEOPART, DINOV3 or settings of your own, such as ``LEOPART._replace(epochs=5)``.
-        steps: of AdamW on the linear layer, cosine learning rate; of FAST alone.
-        batch_size: images a step of FAST; images encoded at once by the others.
-        lr: at the start; of FAST alone.
-        label_stride: every how-many-th pixel is fitted on, for speed, the test uses all; of FAST alone.
-        seed: of the order of images, of crops and of the layer's first weights.
+        steps: Number of steps of AdamW on the linear layer, with a cosine learning rate; for FAST alone.
+        batch_size: Number of images in a step of FAST; number of images encoded at once by the others.
+        lr: Learning rate at the start; for FAST alone.
+        label_stride: Step, in pixels, between the rows and columns of labels that are fitted on, for speed; the test
+            uses all. For FAST alone.
+        seed: Seed of the order of images, of crops and of the layer's first weights.
 
     Returns:
         Mean intersection over union on the test split, 0..1. A class that occurs neither in labels nor in answers
         counts as 0 by LEOPART and does not count by the others.
 
     Raises:
-        ValueError: on an unknown protocol, if a split is empty or ``fit`` has no label, if a feature is not finite, a
-            label or a setting out of range, or on other shapes and dtypes.
+        ValueError: If the protocol is unknown, a split is empty, ``fit`` has no label, a feature is not finite, a label
+            or a setting is out of range, or an argument has another shape or dtype.
     """
     check_probe(classes, batch_size)
     if isinstance(protocol, LinearProbe):

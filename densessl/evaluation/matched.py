@@ -25,22 +25,23 @@ def matched_iou(
     over-clustering evaluation of Leopart (Ziegler and Asano 2022) and NeCo; the published rows use "precision".
 
     Args:
-        predicted: int64, a cluster 0..clusters-1 for each pixel, of any shape.
-        labels: int64 of the same shape, 0..classes-1, or -1 or 255 for ignored pixels, which do not count.
-        classes: how many there are.
-        clusters: how many there are.
+        predicted: Cluster of each pixel, int64, 0..clusters-1, of any shape.
+        labels: Class of each pixel, int64 of the same shape, 0..classes-1, or -1 or 255 for ignored pixels, which do
+            not count.
+        classes: Number of classes, at least 1.
+        clusters: Number of clusters, at least 1.
         rule: "hungarian" gives each class at most one cluster, so that the sum of the intersections over unions is
             greatest. "iou" and "precision" give each cluster the class with which it has the greatest intersection
             over union, or of which it has the most pixels.
-        unmatched: what becomes of clusters that the Hungarian matching left over. "own" leaves them to no class; 0
+        unmatched: What becomes of clusters that the Hungarian matching left over. "own" leaves them to no class; 0
             sends them to class 0, as the published code does.
 
     Returns:
         0..1.
 
     Raises:
-        ValueError: on other shapes and dtypes, if a value is out of range, or if no pixel is labelled.
-        ImportError: without SciPy, ``pip install 'densessl[evaluation]'``.
+        ValueError: If an argument has another shape or dtype, a value is out of range, or no pixel is labelled.
+        ImportError: If SciPy is missing: ``pip install 'densessl[evaluation]'``.
     """
     check_at_least(classes, 1, "classes")
     check_at_least(clusters, 1, "clusters")

@@ -35,22 +35,23 @@ def nearest_neighbor_segmentation(
     bilinearly to the labels.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        memory: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them.
-        test: the same to report on.
-        classes: labels run 0..classes-1; all others are ignored.
-        neighbors: k.
-        temperature: of the softmax.
-        cells: at most so many in the memory, chosen at random.
-        batch_size: images encoded at once.
-        seed: of the choice of cells.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        memory: Labelled images that the memory is made of: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs
+            of any sizes, or batches of them.
+        test: Labelled images to report on, in the same form.
+        classes: Number of classes, at least 2: labels run 0..classes-1; all others are ignored.
+        neighbors: Number of nearest cells that vote, at least 1.
+        temperature: Temperature of the softmax, greater than 0.
+        cells: Greatest number of cells in the memory, chosen at random.
+        batch_size: Number of images encoded at once.
+        seed: Seed of the choice of cells.
 
     Returns:
         Mean intersection over union on the test split, 0..1.
 
     Raises:
-        ValueError: if a split is empty or the memory holds no labelled cell, if a feature is not finite or a setting
-            out of range, or on other shapes and dtypes.
+        ValueError: If a split is empty, the memory holds no labelled cell, a feature is not finite, a setting is out of
+            range, or an argument has another shape or dtype.
     """
     check_probe(classes, batch_size)
     check_at_least(neighbors, 1, "neighbors")

@@ -20,14 +20,14 @@ class OverclusterSettings(NamedTuple):
     """Settings of the over-clustering.
 
     Attributes:
-        source: where the settings come from.
-        size: height and width that the images are resized to, in pixels; None leaves them as they are.
-        grid: features and labels are compared on so many cells a side.
-        components: of the principal component analysis; fewer channels stay as they are.
-        iterations: of k-means, at most.
-        restarts: of k-means; that with the least sum of squared distances counts.
-        sample: k-means runs on at most so many cells a cluster, drawn at random.
-        rule: how clusters get a class where there are more clusters than classes, as of ``matched_iou``.
+        source: Where the settings come from.
+        size: Height and width that the images are resized to, in pixels; None leaves them as they are.
+        grid: Number of cells along each side on which features and labels are compared.
+        components: Number of components of the principal component analysis; fewer channels stay as they are.
+        iterations: Greatest number of iterations of k-means.
+        restarts: Number of times that k-means is run; that with the least sum of squared distances counts.
+        sample: Greatest number of cells for each cluster that k-means runs on, drawn at random.
+        rule: How clusters get a class where there are more clusters than classes, as of ``matched_iou``.
     """
 
     source: str
@@ -47,9 +47,9 @@ class ClusterScore(NamedTuple):
     """Mean intersection over union, 0..1, of one number of clusters.
 
     Attributes:
-        mean: over the seeds.
-        std: over the seeds, of a sample; 0 of a single seed.
-        seeds: the score of each seed.
+        mean: Mean over the seeds.
+        std: Standard deviation over the seeds, of a sample; 0 of a single seed.
+        seeds: The score of each seed.
     """
 
     mean: float
@@ -77,22 +77,23 @@ def overcluster_segmentation(
     each its own share, ``test[rank::processes]``. All return the scores over all images.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        test: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them; labels are
-            0..classes-1, or -1 or 255 where ignored.
-        classes: how many there are.
-        clusters: numbers of clusters, each at least ``classes``; None: ``(classes, 300, 500)``.
-        seeds: of k-means: 0..seeds-1.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        test: Labelled images to cluster: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or
+            batches of them; labels are 0..classes-1, or -1 or 255 where ignored.
+        classes: Number of classes, at least 2.
+        clusters: Numbers of clusters, each at least ``classes``; None: ``(classes, 300, 500)``.
+        seeds: Number of seeds of k-means, at least 1; they are 0..seeds-1.
         protocol: LEOPART_CLUSTERS or settings of your own.
-        batch_size: images encoded at once.
+        batch_size: Number of images encoded at once.
 
     Returns:
         For each number of clusters the mean intersection over union over all classes; an absent class counts as 0.
 
     Raises:
-        ValueError: on an unknown protocol, fewer clusters than classes, fewer cells than clusters, no labelled cell,
-            other shapes and dtypes, labels out of range, or features that are not finite.
-        ImportError: without SciPy, ``pip install 'densessl[evaluation]'``.
+        ValueError: If the protocol is unknown, there are fewer clusters than classes or fewer cells than clusters, no
+            cell is labelled, an argument has another shape or dtype, labels are out of range, or features are not
+            finite.
+        ImportError: If SciPy is missing: ``pip install 'densessl[evaluation]'``.
     """
     if not isinstance(protocol, OverclusterSettings):
         raise ValueError(f"protocol: expected LEOPART_CLUSTERS or an OverclusterSettings, got {protocol!r}")

@@ -32,14 +32,14 @@ class PatchSettings(NamedTuple):
     """Settings of the classification of single cells.
 
     Attributes:
-        source: where the settings come from.
-        size: height and width that the images are resized to (bicubic), in pixels; None leaves them as they are.
-        neighbors: numbers of neighbours that are tried.
-        distances: distances that are tried.
-        c: inverse penalties of the logistic regression that are tried.
-        iterations: of L-BFGS, at most.
-        held_out: share of the images to fit on by which settings are chosen, at least one image.
-        pixels: whether a neighbour votes for each pixel of the cell by its own pixel there; False: by the label that
+        source: Where the settings come from.
+        size: Height and width that the images are resized to (bicubic), in pixels; None leaves them as they are.
+        neighbors: Numbers of neighbours that are tried.
+        distances: Distances that are tried.
+        c: Inverse penalties of the logistic regression that are tried.
+        iterations: Greatest number of iterations of L-BFGS.
+        held_out: Share of the images to fit on by which settings are chosen, at least one image.
+        pixels: Whether a neighbour votes for each pixel of the cell by its own pixel there; False: by the label that
             most of its pixels have. True needs maps of one size.
     """
 
@@ -60,11 +60,11 @@ class PatchScores(NamedTuple):
     """Mean intersections over unions, 0..1, and the settings that were chosen.
 
     Attributes:
-        neighbors: the score of the nearest neighbours.
-        logistic: the score of the logistic regression.
-        chosen_neighbors: how many neighbours voted.
-        chosen_distance: by which they were found.
-        chosen_c: the inverse penalty of the logistic regression.
+        neighbors: The score of the nearest neighbours.
+        logistic: The score of the logistic regression.
+        chosen_neighbors: Number of neighbours that voted.
+        chosen_distance: The distance by which the neighbours were found.
+        chosen_c: The inverse penalty of the logistic regression.
     """
 
     neighbors: float
@@ -108,22 +108,23 @@ def patch_probe(
     each its own share, ``fit[rank::processes]``. All return the scores over all images.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        fit: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or batches of them; labels are
-            0..classes-1, or -1 or 255 where ignored. At least two images.
-        test: the same to report on.
-        classes: how many there are.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        fit: Labelled images to fit on, at least two: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any
+            sizes, or batches of them; labels are 0..classes-1, or -1 or 255 where ignored.
+        test: Labelled images to report on, in the same form.
+        classes: Number of classes, at least 2.
         protocol: CAPI or settings of your own.
-        batch_size: images encoded at once.
-        seed: of the choice of the held-out images.
+        batch_size: Number of images encoded at once.
+        seed: Seed of the choice of the held-out images.
 
     Returns:
         Mean intersections over unions of the pixels, over the classes that occur in labels or predictions.
 
     Raises:
-        ValueError: on an unknown protocol, other shapes and dtypes, labels out of range, features that are not finite,
-            fewer than two images or no label to fit on, or fewer labelled cells than neighbours.
-        ImportError: without SciPy, ``pip install 'densessl[evaluation]'``.
+        ValueError: If the protocol is unknown, an argument has another shape or dtype, labels are out of range,
+            features are not finite, there are fewer than two images or no label to fit on, or fewer labelled cells than
+            neighbours.
+        ImportError: If SciPy is missing: ``pip install 'densessl[evaluation]'``.
     """
     if not isinstance(protocol, PatchSettings):
         raise ValueError(f"protocol: expected CAPI or a PatchSettings, got {protocol!r}")

@@ -31,12 +31,12 @@ def retrieve_shares(
     The defaults are those of Balazevic et al. 2023 ("Towards In-context Scene Understanding").
 
     Args:
-        query: floating point ``(N, C)``.
-        keys: floating point ``(M, C)``, of any length; they are compared by direction.
-        shares: floating point ``(M, K)``, the class shares of the keys.
-        neighbors: how many keys vote, at most M.
-        temperature: of the softmax.
-        block: keys compared at once.
+        query: Features to be answered, floating point ``(N, C)``.
+        keys: Features of the memory, floating point ``(M, C)``, of any length; they are compared by direction.
+        shares: Class shares of the keys, floating point ``(M, K)``.
+        neighbors: Number of keys that vote, 1 to M.
+        temperature: Temperature of the softmax, greater than 0.
+        block: Number of keys compared at once.
         normalize_query: False searches by the inner product with the query as it is, like the open code does; the
             weights are those of the cosine either way.
 
@@ -44,7 +44,7 @@ def retrieve_shares(
         ``(N, K)`` in the dtype of the shares.
 
     Raises:
-        ValueError: on other shapes, if a feature is not finite, or if there are fewer keys than neighbours.
+        ValueError: If an argument has another shape, a feature is not finite, or there are fewer keys than neighbours.
     """
     check_floating(query, ("N", "C"), "query")
     check_floating(keys, ("M", str(query.shape[1])), "keys")
@@ -127,16 +127,17 @@ def rare_first_cells(labels_or_presence: Tensor, count: int, generator: torch.Ge
     open-hummingbird-eval 2.0.0. One call of ``torch.rand`` is made for the batch.
 
     Args:
-        labels_or_presence: presence bool ``(B, N, K)``, or class shares ``(B, N, K)``, present where greater than 0;
-            or one label for each cell, int64 ``(B, N)`` or ``(B, h, w)``, -1 or 255 where ignored.
-        count: cells kept of each image, at most N.
-        generator: of the random numbers, on the CPU; None takes the global one.
+        labels_or_presence: Which classes each cell has: presence, bool ``(B, N, K)``, or class shares ``(B, N, K)``,
+            present where greater than 0; or one label for each cell, int64 ``(B, N)`` or ``(B, h, w)``, -1 or 255 where
+            ignored.
+        count: Number of cells kept of each image, 1 to N.
+        generator: Source of the random numbers, on the CPU; None takes the global one.
 
     Returns:
         int64 ``(B, count)``, indices of cells in increasing order of their scores. Cells without any class come last.
 
     Raises:
-        ValueError: on another shape or dtype, or if there are fewer cells than asked for.
+        ValueError: If the tensor has another shape or dtype, or if there are fewer cells than asked for.
     """
     present = _presence(labels_or_presence)
     check_at_least(count, 1, "count")

@@ -20,8 +20,8 @@ def class_shares(
     ``adaptive_avg_pool2d`` has it.
 
     Args:
-        labels: int64 ``(B, H, W)``, 0..classes-1, or -1 or 255 for ignored pixels.
-        classes: how many there are.
+        labels: Class of each pixel, int64 ``(B, H, W)``, 0..classes-1, or -1 or 255 for ignored pixels.
+        classes: Number of classes, at least 1.
         size: ``(h, w)`` of the cells.
         ignored: "exclude" counts among the labelled pixels only. 0 counts ignored pixels as class 0, as the open code
             of the in-context evaluation (open-hummingbird-eval 2.0.0) does.
@@ -30,7 +30,7 @@ def class_shares(
         float32 ``(B, h * w, classes)``; rows sum to 1, or to 0 where no pixel of the cell is labelled.
 
     Raises:
-        ValueError: on another shape or dtype, or if a label is out of range.
+        ValueError: If the labels have another shape or dtype, or a label is out of range.
     """
     check_at_least(classes, 1, "classes")
     if ignored not in ("exclude", 0):

@@ -37,22 +37,23 @@ def store_features(
     images. In float32 the maps of 10,582 images at 32 x 32 x 384 take 16.6 GB on disk.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        labelled: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
-        folder: where the files are put, into a folder of their own; None takes the system's folder of temporary files.
-            With ``shared`` all processes must see it.
-        batch_size: images encoded at once; also the block in which several processes share the work, so that their
-            results are those of one process to the last bit.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        labelled: Labelled images: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of one size.
+        folder: Folder in which the files are put, into a folder of their own; None takes the system's folder of
+            temporary files. With ``shared`` all processes must see it.
+        batch_size: Number of images encoded at once; also the block in which several processes share the work, so that
+            their results are those of one process to the last bit.
         shared: True where all processes of ``torch.distributed`` make this call together. Each then encodes its part,
             and probes on what comes back must be called by all of them, too.
-        keep: whether the files stay when the store is closed.
-        held_bytes: what a probe makes of the maps is held in memory up to so many bytes, in a file beyond that.
+        keep: Whether the files stay when the store is closed.
+        held_bytes: Greatest number of bytes that what a probe makes of the maps may take in memory; beyond that it is
+            held in a file.
 
     Returns:
         The store, which is also a context manager that removes its files at the end.
 
     Raises:
-        ValueError: if there is no image, on other shapes and dtypes, or if features are not finite.
+        ValueError: If there is no image, an argument has another shape or dtype, or features are not finite.
     """
     check_at_least(batch_size, 1, "batch_size")
     check_at_least(held_bytes, 0, "held_bytes")
@@ -130,8 +131,8 @@ def shared_features(features: Features, *, block: int = 4) -> Features:
     same numbers.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        block: images encoded at once, by one process.
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        block: Number of images encoded at once, by one process.
 
     Returns:
         A function of the same kind.

@@ -16,14 +16,14 @@ def outlier_tokens(features: Tensor, k: float = 10.0) -> Tensor:
     The rule is ``norm > median + k * MAD``, with MAD the median of the absolute deviations from the median.
 
     Args:
-        features: floating point ``(B, C, h, w)`` or ``(B, N, C)``.
-        k: how many deviations are still usual.
+        features: Features of the tokens, floating point ``(B, C, h, w)`` or ``(B, N, C)``.
+        k: How many deviations above the median are still usual, greater than 0.
 
     Returns:
         bool ``(B, h, w)`` of a map, ``(B, N)`` of tokens.
 
     Raises:
-        ValueError: on another shape, or if a value is not finite.
+        ValueError: If the features have another shape, or a value is not finite.
     """
     check_positive(k, "k")
     norms = as_tokens(features, "features").float().norm(dim=2)
@@ -47,15 +47,15 @@ def position_share(features: Tensor, *, ridge: float = 1e-3) -> float:
     others.
 
     Args:
-        features: floating point ``(B, C, h, w)`` of at least two images, ``h`` or ``w`` greater than 1.
-        ridge: the penalty, as a share of the features' mean variance.
+        features: Feature maps of at least two images, floating point ``(B, C, h, w)``, ``h`` or ``w`` greater than 1.
+        ridge: Penalty, as a share of the features' mean variance, greater than 0.
 
     Returns:
         R squared, the mean of that of the rows and that of the columns: 1 if the place is read without error, about 0
         if not at all; it may be negative. A side of one cell does not count.
 
     Raises:
-        ValueError: on another shape, of a single image, or if a value is not finite.
+        ValueError: If the features have another shape, there is a single image, or a value is not finite.
     """
     check_floating(features, ("B", "C", "h", "w"), "features")
     check_at_least(len(features), 2, "features, number of images")
@@ -76,15 +76,15 @@ def remove_position(features: Tensor, rounds: int = 1, *, ridge: float = 1e-3) -
     to its directions. Source: RASA of Franca (Venkataramanan et al. 2025).
 
     Args:
-        features: floating point ``(B, C, h, w)``, ``h`` or ``w`` greater than 1.
-        rounds: how many times; each removes up to two directions, 0 changes nothing.
-        ridge: the penalty, as a share of the features' mean variance.
+        features: Feature maps, floating point ``(B, C, h, w)``, ``h`` or ``w`` greater than 1.
+        rounds: Number of rounds; each removes up to two directions, 0 changes nothing.
+        ridge: Penalty, as a share of the features' mean variance, greater than 0.
 
     Returns:
         ``(B, C, h, w)`` in the dtype of the features.
 
     Raises:
-        ValueError: on another shape, if a value is not finite, or if the rounds would remove all channels.
+        ValueError: If the features have another shape, a value is not finite, or the rounds would remove all channels.
     """
     check_floating(features, ("B", "C", "h", "w"), "features")
     check_at_least(rounds, 0, "rounds")

@@ -23,13 +23,13 @@ class VideoSettings(NamedTuple):
     """Settings of the propagation of labels through videos.
 
     Attributes:
-        source: where the settings come from.
-        side: the shorter side that frames are resized to, in pixels; None leaves frames as they are.
-        multiple: the longer side is rounded down to a multiple of so many pixels.
-        neighbors: how many cells vote, over all frames of the context together.
-        radius: only cells at most so many rows and columns away vote; 0 lets all vote.
-        frames: how many of the last frames are context besides the first one.
-        temperature: of the weights.
+        source: Where the settings come from.
+        side: Shorter side that frames are resized to, in pixels; None leaves frames as they are.
+        multiple: Number of pixels to a multiple of which the longer side is rounded down.
+        neighbors: Number of cells that vote, over all frames of the context together.
+        radius: How many rows and columns away a cell may at most be to vote; 0 lets all vote.
+        frames: How many of the last frames are context besides the first one.
+        temperature: Temperature of the weights.
     """
 
     source: str
@@ -48,13 +48,13 @@ class VideoScores(NamedTuple):
     """Means over all objects of all videos, each 0..1.
 
     Attributes:
-        j_and_f: the mean of J and F.
-        j: region similarity, the intersection over union.
-        j_recall: share of frames in which an object's J is above 0.5.
-        j_decay: mean J of the first quarter of the frames minus that of the last; it may be negative.
-        f: accuracy of the boundaries.
-        f_recall: share of frames in which an object's F is above 0.5.
-        f_decay: the same loss over time of F.
+        j_and_f: The mean of J and F.
+        j: The region similarity J, the intersection over union.
+        j_recall: Share of frames in which an object's J is above 0.5.
+        j_decay: Mean J of the first quarter of the frames minus that of the last; it may be negative.
+        f: The accuracy F of the boundaries.
+        f_recall: Share of frames in which an object's F is above 0.5.
+        f_decay: The same loss over time of F; it may be negative.
         objects: ``(objects, 2)``, J and F of each object, in the order of the videos.
     """
 
@@ -79,19 +79,19 @@ def video_segmentation(
     videos in all, or each its own share. All return the scores of all videos.
 
     Args:
-        features: images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        videos: (frames uint8 ``(T, 3, H, W)``, masks int64 ``(T, H, W)``) of at least 3 frames each; 0 is background,
-            objects are 1, 2, ...
+        features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
+        videos: The videos, of at least 3 frames each: (frames uint8 ``(T, 3, H, W)``, masks int64 ``(T, H, W)``); 0 is
+            background, objects are 1, 2, ...
         protocol: DAVIS or settings of your own.
-        batch_size: frames encoded at once.
+        batch_size: Number of frames encoded at once.
 
     Returns:
         J, F, their recall and their decay.
 
     Raises:
-        ValueError: on an unknown protocol, other shapes and dtypes, features that are not finite, or if no video shows
-            an object in its first frame.
-        ImportError: without SciPy, ``pip install 'densessl[evaluation]'``.
+        ValueError: If the protocol is unknown, an argument has another shape or dtype, features are not finite, or no
+            video shows an object in its first frame.
+        ImportError: If SciPy is missing: ``pip install 'densessl[evaluation]'``.
     """
     if not isinstance(protocol, VideoSettings):
         raise ValueError(f"protocol: expected DAVIS or a VideoSettings, got {protocol!r}")

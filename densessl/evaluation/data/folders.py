@@ -12,11 +12,11 @@ def camvid(folder: str | Path, split: str = "test") -> LabelledImages:
     """CamVid with the 11 classes of SegNet; pixels of number 11 are not labelled and are ignored.
 
     Args:
-        folder: holds ``images/SPLIT/*`` and ``labels/SPLIT/*.png`` of the same stems.
+        folder: Folder that holds ``images/SPLIT/*`` and ``labels/SPLIT/*.png`` of the same stems.
         split: "train", "val" or "test".
 
     Raises:
-        ValueError: if folders or files are missing.
+        ValueError: If folders or files are missing.
     """
     root = Path(folder)
     layout = f"images/{split}/* and labels/{split}/*.png of the same stems in {root}"
@@ -27,13 +27,13 @@ def own_masks(folder: str | Path, split: str = "test") -> LabelledImages:
     """One's own images and masks, in the layout of the segmentation recipe.
 
     Args:
-        folder: holds ``images/SPLIT/*``, ``masks/SPLIT/*.png`` of the same stems with a class number for each pixel
-            (255 where it is ignored), and ``classes.txt``, the name of a class a line, in the order of their numbers
-            from 0.
-        split: name of the folders of a split.
+        folder: Folder that holds ``images/SPLIT/*``, ``masks/SPLIT/*.png`` of the same stems with a class number for
+            each pixel (255 where it is ignored), and ``classes.txt``, the name of a class a line, in the order of their
+            numbers from 0.
+        split: Name of the folders of a split.
 
     Raises:
-        ValueError: if folders or files are missing, if a mask has no image, or if ``classes.txt`` names fewer than 2 or
+        ValueError: If folders or files are missing, if a mask has no image, or if ``classes.txt`` names fewer than 2 or
             more than 255 classes, or one of them twice.
     """
     root = Path(folder)

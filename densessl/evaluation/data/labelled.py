@@ -21,14 +21,14 @@ class LabelledImages(Dataset):
     """Images with a class number for each pixel.
 
     Args:
-        images: paths of the images.
-        labels: paths of their label images, or of files ``*.mat`` of SBD.
-        classes: how many classes there are.
-        class_of: class of each number in the label images, 255 for those that are ignored; other numbers are refused.
-        layout: what the folder holds, in words, for errors.
+        images: Paths of the images.
+        labels: Paths of their label images, or of files ``*.mat`` of SBD.
+        classes: Number of classes.
+        class_of: Class of each number in the label images, 255 for those that are ignored; other numbers are refused.
+        layout: What the folder holds, in words, for errors.
 
     Raises:
-        ValueError: if a file is missing, or there is none.
+        ValueError: If a file is missing, or there is none.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ def resized(labelled: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) ->
     """The same pairs at one size, each resized when it is read; the sides are scaled each by its own factor.
 
     Args:
-        labelled: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs.
+        labelled: Labelled images, (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs.
         size: ``(H, W)`` in pixels. Images are resized bilinearly with antialiasing, labels take the nearest pixel.
 
     Raises:
-        ValueError: if a side is smaller than 1.
+        ValueError: If a side is smaller than 1.
     """
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (H, W) of at least 1, got {tuple(size)}")

@@ -18,11 +18,11 @@ class KeypointPairs(Dataset):
     """Pairs of a list of SPair-71k.
 
     Args:
-        root: the folder of SPair-71k.
-        annotations: paths of the pairs' json files.
+        root: The folder of SPair-71k.
+        annotations: Paths of the pairs' json files.
 
     Raises:
-        ValueError: if a file is missing, or there is none.
+        ValueError: If a file is missing, or there is none.
     """
 
     def __init__(self, root: Path, annotations: Sequence[Path]) -> None:
@@ -64,13 +64,13 @@ def spair(folder: str | Path, split: str = "test", *, layout: str = "large") -> 
     """SPair-71k.
 
     Args:
-        folder: holds ``SPair-71k``, or is that folder: ``JPEGImages/KIND/*.jpg``, ``PairAnnotation/SPLIT/*.json`` and
-            ``Layout/LAYOUT/SPLIT.txt``.
+        folder: Folder that holds ``SPair-71k``, or is that folder: ``JPEGImages/KIND/*.jpg``,
+            ``PairAnnotation/SPLIT/*.json`` and ``Layout/LAYOUT/SPLIT.txt``.
         split: "trn", "val" or "test".
         layout: "large" or "small", the lists of pairs.
 
     Raises:
-        ValueError: if folders or files are missing.
+        ValueError: If folders or files are missing.
     """
     root = Path(folder)
     root = root / "SPair-71k" if (root / "SPair-71k").is_dir() else root

@@ -16,11 +16,11 @@ class Photos(Dataset):
     """Photos, uint8 ``(3, H, W)`` each.
 
     Args:
-        paths: of the files.
+        paths: Paths of the files.
         size: ``(H, W)`` to which each is resized when it is read; None keeps the sizes.
 
     Raises:
-        ValueError: if a file is missing, or there is none.
+        ValueError: If a file is missing, or there is none.
     """
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int] | None = None) -> None:
@@ -41,11 +41,11 @@ def photos(folder: str | Path, size: tuple[int, int] | None = None) -> Photos:
     """All photos below a folder, in the order of their paths.
 
     Args:
-        folder: is searched with all folders in it, linked ones among them, but for hidden ones.
+        folder: Folder of photos, searched with all folders in it, linked ones among them, but for hidden ones.
         size: ``(H, W)`` to which each is resized when it is read; None keeps the sizes.
 
     Raises:
-        ValueError: if the folder is missing, or holds no photo.
+        ValueError: If the folder is missing, or holds no photo.
     """
     root = need_folder(Path(folder), "a folder of photos")
     paths = photos_below(root)

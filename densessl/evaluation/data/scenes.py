@@ -25,11 +25,12 @@ def ade20k(folder: str | Path, split: str = "validation") -> LabelledImages:
     """ADE20K's scene parsing benchmark, 150 classes; what belongs to none (number 0) is ignored.
 
     Args:
-        folder: holds ``ADEChallengeData2016``, or is that folder: ``images/SPLIT/*.jpg``, ``annotations/SPLIT/*.png``.
+        folder: Folder that holds ``ADEChallengeData2016``, or is that folder: ``images/SPLIT/*.jpg``,
+            ``annotations/SPLIT/*.png``.
         split: "training" or "validation".
 
     Raises:
-        ValueError: on an unknown split, or if folders or files are missing.
+        ValueError: If the split is unknown, or folders or files are missing.
     """
     _check_split(split, ("training", "validation"))
     root = Path(folder)
@@ -45,11 +46,12 @@ def cityscapes(folder: str | Path, split: str = "val") -> LabelledImages:
     """Cityscapes with fine labels, the 19 classes that are scored.
 
     Args:
-        folder: holds ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
+        folder: Folder that holds ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and
+            ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
         split: "train" or "val".
 
     Raises:
-        ValueError: on an unknown split, or if folders or files are missing.
+        ValueError: If the split is unknown, or folders or files are missing.
     """
     _check_split(split, ("train", "val"))
     root = Path(folder)
@@ -67,7 +69,7 @@ def coco_stuff(folder: str | Path, split: str = "val2017", *, classes: int = 171
     """COCO-Stuff 164k by its label images ("stuffthingmaps"), numbers 0 to 181 and 255 where a pixel is not labelled.
 
     Args:
-        folder: holds ``images/SPLIT/*.jpg`` (or ``SPLIT/*.jpg``) and ``annotations/SPLIT/*.png`` (or
+        folder: Folder that holds ``images/SPLIT/*.jpg`` (or ``SPLIT/*.jpg``) and ``annotations/SPLIT/*.png`` (or
             ``stuffthingmaps_trainval2017/SPLIT/*.png``).
         split: "train2017" or "val2017".
         classes: 171: all that occur, in the order of their numbers. 27: the groups that unsupervised segmentation is
@@ -75,7 +77,7 @@ def coco_stuff(folder: str | Path, split: str = "val2017", *, classes: int = 171
             of 2,175 of the val2017 images; here all of them are read.
 
     Raises:
-        ValueError: on an unknown split or number of classes, or if folders or files are missing.
+        ValueError: If the split or the number of classes is unknown, or folders or files are missing.
     """
     _check_split(split, ("train2017", "val2017"))
     if classes not in (171, 27):

@@ -18,12 +18,12 @@ class Videos(Dataset):
     In the masks 0 is the background, and each object has a number.
 
     Args:
-        frames: paths of the frames, in order, of each video.
-        masks: paths of the masks of the same stems.
-        names: of the videos.
+        frames: Paths of the frames, in order, of each video.
+        masks: Paths of the masks, of the same stems.
+        names: Names of the videos.
 
     Raises:
-        ValueError: if a file is missing, or there is none.
+        ValueError: If a file is missing, or there is none.
     """
 
     def __init__(self, frames: Sequence[Sequence[Path]], masks: Sequence[Sequence[Path]], names: Sequence[str]) -> None:
@@ -52,12 +52,12 @@ def davis(folder: str | Path, split: str = "val") -> Videos:
     """DAVIS 2017 at 480p.
 
     Args:
-        folder: holds ``DAVIS``, or is that folder: ``JPEGImages/480p/NAME/*.jpg``, ``Annotations/480p/NAME/*.png`` and
-            ``ImageSets/2017/SPLIT.txt``.
+        folder: Folder that holds ``DAVIS``, or is that folder: ``JPEGImages/480p/NAME/*.jpg``,
+            ``Annotations/480p/NAME/*.png`` and ``ImageSets/2017/SPLIT.txt``.
         split: "train" or "val".
 
     Raises:
-        ValueError: if folders or files are missing.
+        ValueError: If folders or files are missing.
     """
     root = Path(folder)
     root = root / "DAVIS" if (root / "DAVIS").is_dir() else root

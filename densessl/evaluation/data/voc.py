@@ -14,15 +14,15 @@ def voc(folder: str | Path, split: str = "val", *, sbd: str | Path | None = None
     """Pascal VOC 2012 for segmentation, 21 classes with the background; the rims of objects are ignored.
 
     Args:
-        folder: holds ``VOCdevkit/VOC2012``, or ``VOC2012``, or is that folder.
+        folder: Folder that holds ``VOCdevkit/VOC2012``, or ``VOC2012``, or is that folder.
         split: "train", "val", "trainval", or "trainaug", the 10,582 images of VOC's train split and of the Semantic
             Boundaries Dataset (SBD) without VOC's val split.
-        sbd: for "trainaug", the folder of SBD, which holds ``img``, ``cls``, ``train.txt`` and ``val.txt``. None: the
+        sbd: Folder of SBD, for "trainaug", which holds ``img``, ``cls``, ``train.txt`` and ``val.txt``. None: the
             folder of VOC holds ``ImageSets/Segmentation/trainaug.txt`` and ``SegmentationClassAug``, the form in which
             the merged labels are passed on.
 
     Raises:
-        ValueError: on an unknown split, or if folders or files are missing.
+        ValueError: If the split is unknown, or folders or files are missing.
     """
     if split not in ("train", "val", "trainval", "trainaug"):
         raise ValueError(f'split: expected "train", "val", "trainval" or "trainaug", got {split!r}')
