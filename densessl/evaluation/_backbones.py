@@ -27,12 +27,12 @@ class Backbone(NamedTuple):
     """A model as a feature map, with what is done to its images.
 
     Attributes:
-        model: images, floating point ``(B, 3, H, W)``, to a map.
-        layer: after which the model was cut.
-        patch: height and width in pixels of which the sides of images must be multiples; 1 where any side is taken.
-        mean: of each channel, subtracted from the images in 0..1.
-        std: of each channel, by which they are divided then.
-        notes: in words, what the weights are.
+        model: Model from images, floating point ``(B, 3, H, W)``, to a map.
+        layer: Name of the layer after which the model was cut.
+        patch: Height and width in pixels of which the sides of images must be multiples; 1 where any side is taken.
+        mean: Mean of each channel, subtracted from the images in 0..1.
+        std: Standard deviation of each channel, by which the images are divided then.
+        notes: What the weights are, in words.
     """
 
     model: nn.Module
@@ -49,11 +49,12 @@ def make_backbone(name: str, weights: str = "default", layer: str | None = None)
     Args:
         name: ``timm/NAME``, ``torchvision/NAME``, ``hf/NAME`` or a folder of that library, or a checkpoint of a ResNet.
         weights: "default", those that the library has under the name; "none", the initial ones; or a file.
-        layer: to cut after; None: the last that gives a map, behind the final norm in vision transformers.
+        layer: Name of the layer to cut after; None: the last that gives a map, behind the final norm in vision
+            transformers.
 
     Raises:
-        ValueError: on an unknown name, or weights or a layer that do not fit.
-        ImportError: if the library is not installed.
+        ValueError: If the name is unknown, or the weights or the layer do not fit.
+        ImportError: If the library is not installed.
     """
     kind, _, rest = name.partition("/")
     makers = {"timm": _from_timm, "torchvision": _from_torchvision, "hf": _from_huggingface}

@@ -53,7 +53,7 @@ def own_share(labelled: Labelled, name: str) -> Labelled:
     """This process's images: all that it passed, or its share of them if all processes passed the same.
 
     Raises:
-        ValueError: if the images can be read through only once.
+        ValueError: If the images can be read through only once.
     """
     if not (hasattr(labelled, "__iter__") or hasattr(labelled, "__getitem__")):
         raise ValueError(f"{name}: expected (image, labels) pairs, got {type(labelled).__name__}")
@@ -91,7 +91,7 @@ def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor,
     """Images uint8 (3, H, W) and labels int64 (H, W), IGNORED where there is none; batches are taken apart.
 
     Raises:
-        ValueError: on other shapes and dtypes, or on a label that is neither a class nor -1 or 255.
+        ValueError: If an image or its labels have another shape or dtype, or a label is neither a class nor -1 or 255.
     """
     for index, (images, labels) in enumerate(iter_of(labelled)):
         check_pair(images, labels, f"{name}[{index}]")
@@ -139,7 +139,7 @@ def encode(features: Features, images: Tensor) -> Tensor:
     """Feature maps (B, C, h, w), float32.
 
     Raises:
-        ValueError: if they are no maps, not one for each image, or not finite.
+        ValueError: If the features are no maps, not one for each image, or not finite.
     """
     maps = features(images)
     if maps.ndim != 4 or not maps.is_floating_point() or len(maps) != len(images):
@@ -164,16 +164,17 @@ def encoded(
     """Feature maps (B, C, h, w) and labels (B, H, W) on their device, as many at once as have one size.
 
     Args:
-        features: images to maps.
-        labelled: pairs of any sizes, or batches of them, each read once; or a store.
-        classes: how many there are; IGNORED stands where a label names none.
-        batch_size: images at once.
-        name: the argument's name, for errors.
-        others: what becomes of labels that are neither a class nor -1 nor 255.
-        own: of a store that several processes share each gets its own batches.
+        features: Function from images to maps.
+        labelled: Labelled images: pairs of any sizes, or batches of them, each read once; or a store.
+        classes: Number of classes; IGNORED stands where a label names none.
+        batch_size: Number of images encoded at once.
+        name: Name of the argument, for errors.
+        others: What becomes of labels that are neither a class nor -1 nor 255.
+        own: Whether each of several processes that share a store gets its own batches.
 
     Raises:
-        ValueError: if there is no image, on other shapes and dtypes, and on labels that are to be refused.
+        ValueError: If there is no image, an image or its labels have another shape or dtype, or there are labels that
+            are to be refused.
     """
     if isinstance(labelled, StoredFeatures):
         for maps, labels in labelled.batches(batch_size, own=own):

@@ -20,10 +20,10 @@ class Rows:
     back. Several processes may write different rows.
 
     Args:
-        path: of the file, which is made where there is none.
-        shape: of one row.
-        dtype: float32 or int16.
-        length: how many rows there are, of a file that is there; a file is as long as what was written to it.
+        path: Path of the file, which is made where there is none.
+        shape: Shape of one row.
+        dtype: Type of the values, float32 or int16.
+        length: Number of rows of a file that is there; a file is as long as what was written to it.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, length: int = 0) -> None:

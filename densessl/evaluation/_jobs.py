@@ -22,11 +22,11 @@ class Jobs:
     """A data set at one size, its features computed when a protocol first asks for them.
 
     Args:
-        source: name, source and folder of the data.
-        size: height and width of the images that the backbone gets.
-        chosen: the options of the command line.
-        features: of the backbone.
-        patch: of the backbone, in pixels along the width.
+        source: Name, source and folder of the data.
+        size: Height and width in pixels of the images that the backbone gets.
+        chosen: The options of the command line.
+        features: The features of the backbone.
+        patch: Width of a patch of the backbone, in pixels.
     """
 
     def __init__(

@@ -23,28 +23,28 @@ class LinearProbe(NamedTuple):
     """Settings of the linear segmentation.
 
     Attributes:
-        source: where the settings come from.
+        source: Where the settings come from.
         optimizer: "sgd" with momentum 0.9, or "adamw" with betas 0.9 and 0.999.
-        lr: its learning rate, after the warm-up.
-        weight_decay: its weight decay.
-        batch_size: crops a step, over all processes.
-        epochs: passes over the images; an incomplete last batch is left out. None: ``steps`` counts.
-        steps: steps of the optimiser, where ``epochs`` is None.
+        lr: Learning rate of the optimiser, after the warm-up.
+        weight_decay: Weight decay of the optimiser.
+        batch_size: Number of crops in a step, over all processes.
+        epochs: Number of passes over the images; an incomplete last batch is left out. None: ``steps`` counts.
+        steps: Number of steps of the optimiser, where ``epochs`` is None.
         schedule: "drop" multiplies the rate by 0.1 every ``drop`` epochs; "cosine" warms up over ``warmup`` steps, then
             falls to 0 along a cosine.
-        drop: epochs at one rate.
-        warmup: steps of linear warm-up.
-        size: side of the training crops, in pixels.
+        drop: Number of epochs at one rate.
+        warmup: Number of steps of linear warm-up.
+        size: Side of the training crops, in pixels.
         crop: "resized" takes a share ``scale`` of the image's area and resizes it to the crop; the test resizes whole
             images to squares. "scaled" scales the image by a factor from ``scale`` and cuts; the test slides a window
             over images whose shorter side is ``size``.
-        scale: the least and the greatest share or factor.
-        colours: whether brightness, contrast, saturation and hue of the training crops change.
-        norm: whether features pass a batch normalisation, over all processes, before the layer.
-        dropout: share of the channels set to 0 in training.
-        grid: logits and labels are compared on so many cells a side; None: at the size of the crop or the image.
-        stride: of the sliding window, in pixels.
-        absent: whether classes that occur in neither labels nor answers count as 0 in the mean, or not at all.
+        scale: The least and the greatest share or factor.
+        colours: Whether brightness, contrast, saturation and hue of the training crops change.
+        norm: Whether features pass a batch normalisation, over all processes, before the layer.
+        dropout: Share of the channels set to 0 in training.
+        grid: Number of cells a side that logits and labels are compared on; None: at the size of the crop or the image.
+        stride: Stride of the sliding window, in pixels.
+        absent: Whether classes that occur in neither labels nor answers count as 0 in the mean, or not at all.
     """
 
     source: str

@@ -18,11 +18,11 @@ def logistic_regression(rows: Tensor, labels: Tensor, classes: int, c: float, it
     The bias is not penalised. A class without a row gets no weight and a bias of minus infinity.
 
     Args:
-        rows: floating point ``(N, C)``, those that this process holds.
-        labels: int64 ``(N,)``.
-        classes: how many there are.
-        c: the inverse of the penalty, as scikit-learn and cuML have it.
-        iterations: of L-BFGS, at most.
+        rows: The features that this process holds, floating point ``(N, C)``.
+        labels: Class of each row, int64 ``(N,)``.
+        classes: Number of classes.
+        c: The inverse of the penalty, as scikit-learn and cuML have it.
+        iterations: Greatest number of iterations of L-BFGS.
     """
     try:
         from scipy.optimize import minimize

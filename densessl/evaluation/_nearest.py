@@ -16,11 +16,11 @@ def nearest_keys(query: Tensor, keys: Tensor, count: int, distance: Distance, bl
     """Indices (N, count) of the nearest keys, nearest first; of equally near ones those with the lower index.
 
     Args:
-        query: floating point ``(N, C)``.
-        keys: floating point ``(M, C)``.
-        count: how many, at most M.
+        query: Features whose nearest keys are sought, floating point ``(N, C)``.
+        keys: Features to choose from, floating point ``(M, C)``.
+        count: Number of keys that are given for each query, at most M.
         distance: "cosine" compares directions, a zero vector is far from all; "L2" is the Euclidean distance.
-        block: keys compared at once.
+        block: Number of keys compared at once.
     """
     rows = max(1, _TABLE // min(block, len(keys)))
     return torch.cat([_of_block(part, keys, count, distance, block) for part in query.split(rows)])

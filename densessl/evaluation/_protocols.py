@@ -26,14 +26,14 @@ class Job(NamedTuple):
     """What a protocol works on.
 
     Attributes:
-        features: of the backbone.
-        fit: what it learns from or remembers; None where it needs nothing of the kind.
-        test: what it is scored on.
-        classes: how many there are; 0 where there are none.
-        size: height and width of the images that the backbone gets.
-        patch: of which the width of images has to be a multiple, in pixels.
-        seed: of everything that it draws.
-        batch_size: images encoded at once.
+        features: The features of the backbone.
+        fit: What the protocol learns from or remembers; None where it needs nothing of the kind.
+        test: What it is scored on.
+        classes: Number of classes; 0 where there are none.
+        size: Height and width in pixels of the images that the backbone gets.
+        patch: Number of pixels of which the width of images has to be a multiple.
+        seed: Seed of everything that the protocol draws.
+        batch_size: Number of images encoded at once.
     """
 
     features: Features
@@ -50,14 +50,15 @@ class Protocol(NamedTuple):
     """A protocol of the command line.
 
     Attributes:
-        kind: of the data: "labelled", "photos" (which the images of labelled data are, too), "videos" or "pairs".
-        side: of the images that the backbone gets, in pixels; rounded down to whole patches of a vision transformer.
-        fits: whether it needs the split that probes learn from.
+        kind: Kind of the data: "labelled", "photos" (which the images of labelled data are, too), "videos" or "pairs".
+        side: Side of the images that the backbone gets, in pixels; rounded down to whole patches of a vision
+            transformer.
+        fits: Whether the protocol needs the split that probes learn from.
         feed: "stored": it gets features that were computed beforehand; "resized": images at one size; "plain": images
             as they are, which it crops and resizes itself.
-        run: makes the scores.
-        source: where the settings come from.
-        settings: those that the scores depend on.
+        run: Makes the scores of a job.
+        source: Where the settings come from.
+        settings: Those settings that the scores depend on.
     """
 
     kind: str

@@ -45,7 +45,7 @@ def known_labels(labels: Tensor, classes: int, name: str) -> Tensor:
     """Which labels name a class; -1 and 255 mark what is ignored.
 
     Raises:
-        ValueError: on another dtype than int64, or if a label is neither a class nor an ignored one.
+        ValueError: If the dtype is not int64, or a label is neither a class nor an ignored one.
     """
     if labels.dtype != torch.int64:
         raise ValueError(f"{name}: expected int64, got {labels.dtype}")

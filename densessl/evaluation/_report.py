@@ -37,11 +37,11 @@ def read_results(path: Path, what: Mapping[str, Any]) -> dict[str, Any]:
     """The results of an earlier run; none where there is no such file.
 
     Args:
-        path: of the file.
-        what: was evaluated, which has to be the same.
+        path: Path of the file.
+        what: What was evaluated, which has to be the same.
 
     Raises:
-        ValueError: if the file is no such report, or is of something else.
+        ValueError: If the file is no such report, or is of something else.
     """
     if not path.exists():
         return {}

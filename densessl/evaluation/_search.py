@@ -16,11 +16,12 @@ def improve(best: Tensor, index: Tensor, query: Tensor, keys: Tensor, start: int
     """Takes a block of keys into the greatest inner products so far and the indices of their keys, in place.
 
     Args:
-        best: float32 ``(N, k)``, from the greatest on, minus infinity where there is none yet.
-        index: int64 ``(N, k)``.
-        query: float32 ``(N, C)``.
-        keys: float32 ``(M, C)``.
-        start: index of the first of these keys.
+        best: The greatest inner products so far, float32 ``(N, k)``, from the greatest on, minus infinity where there
+            is none yet.
+        index: Indices of their keys, int64 ``(N, k)``.
+        query: Features to be answered, float32 ``(N, C)``.
+        keys: Features of this block, float32 ``(M, C)``.
+        start: Index of the first of these keys.
     """
     columns = _COLUMNS if query.device.type == "cpu" else len(keys)
     rows = _ROWS if query.device.type == "cpu" else max(1, _TABLE // columns)

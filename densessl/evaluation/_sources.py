@@ -26,10 +26,10 @@ class Source(NamedTuple):
     """A data set of the command line.
 
     Attributes:
-        kind: of its samples: "labelled", "photos", "videos" or "pairs".
-        fit: the split that probes learn from or remember; empty where there is none.
-        test: the split that is scored.
-        open: from a folder and a split to the data set.
+        kind: Kind of its samples: "labelled", "photos", "videos" or "pairs".
+        fit: Name of the split that probes learn from or remember; empty where there is none.
+        test: Name of the split that is scored.
+        open: Makes the data set from a folder and the name of a split.
     """
 
     kind: str
@@ -56,7 +56,7 @@ def parse_source(word: str) -> tuple[str, Source, str]:
     """Name, source and folder of ``KIND:FOLDER``.
 
     Raises:
-        ValueError: on another form or an unknown kind.
+        ValueError: If the word has another form, or its kind is unknown.
     """
     name, colon, folder = word.partition(":")
     if not colon or not folder or name not in SOURCES:
@@ -68,8 +68,8 @@ class Part(Dataset):
     """Some samples of a data set, in order.
 
     Args:
-        data: all samples.
-        chosen: the numbers of those that stay.
+        data: All samples of the data set.
+        chosen: Numbers of the samples that stay.
     """
 
     def __init__(self, data: Any, chosen: Sequence[int]) -> None:
@@ -93,8 +93,8 @@ class ImagesAlone(Dataset):
     """The images of a labelled set or of photos, all at one size.
 
     Args:
-        data: images, or pairs of an image and its labels.
-        size: height and width.
+        data: Images, or pairs of an image and its labels.
+        size: Height and width of the images, in pixels.
     """
 
     def __init__(self, data: Any, size: tuple[int, int]) -> None:

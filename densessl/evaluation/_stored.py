@@ -20,10 +20,11 @@ class StoredFeatures:
     Made by ``store_features``. As a context manager it removes its files at the end, unless they are to be kept.
 
     Attributes:
-        folder: holds the files.
+        folder: Folder that holds the files.
         size: ``(C, h, w)`` of a map.
-        held_bytes: what a probe makes of the maps is held in memory up to so many bytes, in a file beyond that.
-        shared: whether several processes made the store together and share the work on it.
+        held_bytes: Greatest number of bytes that what a probe makes of the maps may take in memory; beyond that it is
+            held in a file.
+        shared: Whether several processes made the store together and share the work on it.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class StoredFeatures:
         """Refuses: the images are gone.
 
         Raises:
-            ValueError: always, for protocols that crop and encode images themselves.
+            ValueError: In every case, for protocols that crop and encode images themselves.
         """
         raise ValueError("labelled: expected (image, labels) pairs, got a store: this protocol encodes its own crops")
 
@@ -49,8 +50,8 @@ class StoredFeatures:
         """Maps ``(B, C, h, w)`` and labels ``(B, H, W)`` on the device of the features, in order.
 
         Args:
-            batch_size: images at once.
-            own: gives every so manieth batch only where several processes share the work, each its own.
+            batch_size: Number of images in a batch.
+            own: Whether each of several processes that share the work gets its own batches only, every so manieth.
         """
         rank, world = place() if own and self.shared else (0, 1)
         for start in range(rank * batch_size, len(self), world * batch_size):

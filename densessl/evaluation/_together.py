@@ -89,7 +89,7 @@ def order(images: int) -> list[tuple[int, int]]:
     """Process and place of every image of all processes, in the order of all images.
 
     Args:
-        images: how many this process holds.
+        images: Number of images that this process holds.
     """
     counts = torch.zeros(processes(), dtype=torch.int64)
     counts[rank()] = images

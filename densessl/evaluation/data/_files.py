@@ -19,7 +19,7 @@ def need_folder(path: Path, layout: str) -> Path:
     """The folder itself.
 
     Raises:
-        ValueError: if it is missing, with the layout that was expected.
+        ValueError: If the folder is missing; the message tells the layout that was expected.
     """
     if not path.is_dir():
         raise ValueError(f"folder: expected {layout}, got no folder {path}")
@@ -62,7 +62,7 @@ def lines_of(path: Path, layout: str) -> list[str]:
     """First word of each line of a list of a split's names.
 
     Raises:
-        ValueError: if there is no such file, or no line in it.
+        ValueError: If there is no such file, or no line in it.
     """
     if not path.is_file():
         raise ValueError(f"folder: expected {layout}, got no file {path}")
@@ -76,11 +76,11 @@ def read_image(path: Path, turn: bool = True) -> Tensor:
     """An image as uint8 ``(3, H, W)``; grey values, palettes and transparency become colours.
 
     Args:
-        path: of the file.
-        turn: whether to turn the image as its EXIF entry says.
+        path: Path of the file.
+        turn: Whether to turn the image as its EXIF entry says.
 
     Raises:
-        ValueError: if it cannot be read, is deeper than 8 bits, or is a TIFF of several pages.
+        ValueError: If the file cannot be read, is deeper than 8 bits, or is a TIFF of several pages.
     """
     try:
         with Image.open(path) as file:
@@ -98,7 +98,7 @@ def read_ids(path: Path) -> Tensor:
     """The numbers in a label image, int64 ``(H, W)``; also of a file ``*.mat`` of SBD.
 
     Raises:
-        ValueError: if it cannot be read, or holds colours in place of numbers.
+        ValueError: If the file cannot be read, or holds colours in place of numbers.
     """
     try:
         if path.suffix == ".mat":
