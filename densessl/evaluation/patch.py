@@ -122,7 +122,7 @@ def patch_probe(
 
     Raises:
         ValueError: If the protocol is unknown, an argument has another shape or dtype, labels are out of range,
-            features are not finite, ``fit`` has fewer than two images or no label, or fewer labelled cells than neighbours.
+            features are not finite, ``fit`` has under two images or no label, or fewer labelled cells than neighbours.
         ImportError: If SciPy is missing: ``pip install 'densessl[evaluation]'``.
     """
     if not isinstance(protocol, PatchSettings):
