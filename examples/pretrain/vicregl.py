@@ -61,8 +61,8 @@ class VICRegL(nn.Module):
         dim: Width of the cells' expander.
         keep: How many pairs of least distance in the source image to keep per image, gamma: from view 1 to view 2, and
             back. The defaults are the authors' code's; the paper has 20 for views of 224 px.
-        keep_by_feature: The same for the pairs of most similar cells, in both directions. All of them (null) is the
-            default of the authors' code.
+        keep_by_feature: How many pairs of most similar cells to keep per image, in both directions. All of them (null)
+            is the default of the authors' code.
         alpha: Share of the images' loss, in 0..1.
 
     Raises:

@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
     Attributes:
         fit: Images, uint8 ``(C, H, W)``, with labels, int64 ``(H, W)``.
-        test: The same, others.
+        test: Other images with labels, in the same form.
         classes: Labels run 0..classes-1; all others are ignored.
     """
 

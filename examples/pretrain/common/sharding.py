@@ -44,7 +44,7 @@ def shard_method(method: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         method: Holds ``encoder`` and, where it has one, ``target`` (EMA).
-        mesh: Of the processes that share the tensors.
+        mesh: Mesh of the processes that share the tensors.
     """
     if isinstance(method, FSDPModule):
         return

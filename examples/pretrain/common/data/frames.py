@@ -27,7 +27,7 @@ class Pair(NamedTuple):
     Attributes:
         source: Frame A, the one after; positions are counted in it.
         frame: Frame B.
-        flow: From frame B's pixels to where they are in frame A.
+        flow: File of the flow from frame B's pixels to where they are in frame A.
         occluded: Not 0 where a pixel of frame B is hidden in frame A; None: only the flow says what is not known.
     """
 
@@ -41,7 +41,7 @@ class FramePairs(Dataset):
     """Views of pairs of frames, addressed by (epoch, index); the first view is of frame A, the second of frame B.
 
     Args:
-        pairs: The files.
+        pairs: The files of each pair.
         draw: Draws the two views.
         channels: Number of channels of the frames.
     """

@@ -113,7 +113,7 @@ def step_for(shrinking: Sequence[tuple[float, float]]) -> int:
     """The step that leaves each crop at least the pixels of its view.
 
     Args:
-        shrinking: Of each crop, pixels of the file to a pixel of the view, along height and width.
+        shrinking: For each crop, pixels of the file to a pixel of the view, along height and width.
     """
     least = min(min(pair) for pair in shrinking)
     return next((step for step in STEPS if step <= least), 1)

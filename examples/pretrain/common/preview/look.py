@@ -50,7 +50,7 @@ class Pairs(NamedTuple):
     Attributes:
         drawn: Number of pairs of views.
         unmatched: Share of the pairs that match nothing, drawn once.
-        unmatched_redrawn: The same with ``data.redraws``.
+        unmatched_redrawn: Share of the pairs that match nothing, drawn again as ``data.redraws`` says.
         positives: Mean number of positives of a query cell.
         enlarged: Share of the crops that have fewer pixels than the view that is made of them.
         shrinking: Median of the pixels of the image that one pixel of a view stands for, along a side.
@@ -97,8 +97,8 @@ def draw_pairs(
     """Draws pairs of views as the run would, over several epochs of a sample of photos.
 
     Args:
-        paths: Of the photos.
-        draw: Of the run.
+        paths: Paths of the photos.
+        draw: Draws the two views of a photo, as the run does.
         channels: Number of channels of the images.
         cells: Size of the feature map of a view.
         threshold: Cells match below this distance, in diagonals of a cell.

@@ -30,9 +30,9 @@ class Speed(NamedTuple):
         step: Seconds of a step of ``data.batch_size`` images, without waiting for data.
         timed: Images of the step that was timed; fewer than a batch on a CPU, the time then grows with the images.
         memory: Bytes: the most that the device held, or on a CPU the process.
-        device: Where.
+        device: Name of the device that was measured.
         steps: Optimiser steps of the run.
-        hours: Of the run, by the slower of loader and step.
+        hours: Hours that the run takes, by the slower of loader and step.
     """
 
     loader: float

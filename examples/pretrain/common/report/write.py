@@ -29,13 +29,13 @@ class Story(NamedTuple):
     """All that a report says.
 
     Attributes:
-        title: Of the page.
+        title: Title of the page.
         summary: What came of it, a sentence or two.
         warnings: What is off, in words.
         facts: Steps, time, images/s.
         read: What was read and left out.
         curves: Columns of the run's tables.
-        readings: Of the probe.
+        readings: Readings of the probe.
         best: The step that best.safetensors is of, or None.
         gallery: Pictures of the same photos before and after.
         note: Which photos those are.
