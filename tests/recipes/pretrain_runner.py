@@ -3,7 +3,8 @@
     python tests/recipes/pretrain_runner.py METHOD[,METHOD...] FOLDER OUT WORKERS EPOCHS STOP_AT SIGNAL [last]
 
 Stops itself with SIGNAL after step STOP_AT (0: never); ``last`` continues from OUT's last.ckpt. Writes OUT/end.pt
-(losses and parameters); of several methods, trained one after the other, OUT/METHOD/end.pt.
+(losses and parameters); of several methods, trained one after the other, OUT/METHOD/end.pt. METHOD=FOLDER reads another
+folder than the others.
 """
 
 import os
@@ -83,10 +84,11 @@ class Losses(Callback):
 
 def main(methods, folder, out, *rest) -> None:
     several = "," in methods
-    for method in methods.split(","):
+    for word in methods.split(","):
+        method, _, own_folder = word.partition("=")
         place = Path(out, method) if several else Path(out)
         place.mkdir(exist_ok=True)
-        train(method, folder, place, *rest)
+        train(method, own_folder or folder, place, *rest)
 
 
 def train(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:

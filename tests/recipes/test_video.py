@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from making import TINY, cli, drawing
-from test_pretrain import png, run
+from test_pretrain import png
 from torch import Tensor
 from torchvision.io import write_png
 
@@ -230,18 +230,6 @@ def test_a_run_without_flow_or_with_segments_is_refused(tmp_path):
         )
     with pytest.raises(ValueError, match=r"data.occluded: expected data.flow with it, got y alone"):
         cli(PixPro, *options, "--data.occluded=y")
-
-
-def test_one_process_equals_two(moving, tmp_path):
-    for name, processes, extra in (("one", 1, ["groups"]), ("two", 2, [])):
-        (tmp_path / name).mkdir()
-        run(tmp_path / name, "pixpro_video", moving, "0", "2", "0", "SIGTERM", *extra, processes=processes)
-    one, two = (torch.load(tmp_path / name / "end.pt") for name in ("one", "two"))
-    assert len(one["losses"]) == 4
-    assert one["losses"] == pytest.approx(two["losses"], abs=1e-4)
-    for key, value in one["state"].items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value, two["state"][key], atol=1e-4, rtol=0, msg=key)
 
 
 def test_the_command_line_names_bad_numbers(capsys):
