@@ -34,19 +34,20 @@ class Detection(pl.LightningModule):
     """A detector of torchvision's parts, trained end to end: SGD, warm-up, two steps down.
 
     Args:
-        detector: see detectors.py.
-        classes: of objects, without background.
-        backbone: name of a torchvision ResNet.
-        pretrained: a densessl checkpoint, an exported file, ``"imagenet"`` or ``"none"``; see weights.py.
-        sizes: of the shorter side, drawn from in training; the last is the test's.
-        max_size: of the longer side.
-        rois: sampled per image in training, for detectors with proposals.
-        lr_at_16: learning rate at 16 images a step; others follow by the linear rule, lr = lr_at_16 * batch / 16.
-        warmup: steps of linear warm-up, from a thousandth.
-        drops: steps at which the learning rate falls to a tenth.
-        momentum: of SGD.
-        weight_decay: of all parameters but those of norms.
-        precise_bn: training batches that set batch norm's statistics anew before each evaluation; 0: none.
+        detector: Name of the detector; detectors.py has them all.
+        classes: Number of object classes, without the background.
+        backbone: Name of a torchvision ResNet.
+        pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
+            ``"none"``; see weights.py.
+        sizes: Lengths of the shorter side in pixels, one is drawn in training; the last is the test's.
+        max_size: Greatest length of the longer side in pixels.
+        rois: Number of regions that are sampled per image in training, for detectors with proposals.
+        lr_at_16: Learning rate at 16 images a step; others follow by the linear rule, lr = lr_at_16 * batch / 16.
+        warmup: Number of steps in which the learning rate rises linearly from a thousandth of itself.
+        drops: Steps at which the learning rate falls to a tenth.
+        momentum: Momentum of SGD, 0 to 1.
+        weight_decay: Weight decay of all parameters but those of norms, at least 0.
+        precise_bn: Number of training batches that set batch norm's statistics anew before each evaluation; 0: none.
     """
 
     def __init__(

@@ -25,13 +25,14 @@ class LinearProbe(pl.LightningModule):
     """The backbone gives features and nothing else: no gradient, batch norm in evaluation mode.
 
     Args:
-        classes: number of classes.
-        backbone: name of a torchvision ResNet.
-        pretrained: a densessl checkpoint, an exported file, ``"imagenet"`` or ``"none"``; see weights.py.
-        lr_at_256: learning rate at 256 images a step; others follow in proportion.
-        momentum: of SGD.
-        weight_decay: of the classifier.
-        warmup_epochs: over which the learning rate rises; a cosine to 0 follows.
+        classes: Number of classes.
+        backbone: Name of a torchvision ResNet.
+        pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
+            ``"none"``; see weights.py.
+        lr_at_256: Learning rate at 256 images a step; others follow in proportion.
+        momentum: Momentum of SGD, 0 to 1.
+        weight_decay: Weight decay of the classifier, at least 0.
+        warmup_epochs: Number of epochs in which the learning rate rises; a cosine to 0 follows.
     """
 
     def __init__(

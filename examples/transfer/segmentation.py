@@ -31,12 +31,13 @@ class Segmentation(pl.LightningModule):
     """An FCN of output stride 16, trained end to end.
 
     Args:
-        classes: number of classes, background included.
-        backbone: name of a torchvision ResNet.
-        pretrained: a densessl checkpoint, an exported file, ``"imagenet"`` or ``"none"``; see weights.py.
-        lr: learning rate; a tenth of it from 70 % of the steps on, a hundredth from 90 % on.
-        momentum: of SGD.
-        weight_decay: of all parameters.
+        classes: Number of classes, background included.
+        backbone: Name of a torchvision ResNet.
+        pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
+            ``"none"``; see weights.py.
+        lr: Learning rate; a tenth of it from 70 % of the steps on, a hundredth from 90 % on.
+        momentum: Momentum of SGD, 0 to 1.
+        weight_decay: Weight decay of all parameters, at least 0.
     """
 
     def __init__(
@@ -117,10 +118,10 @@ def fcn_head(width: int, classes: int, hidden: int = 256, dilation: int = 6) -> 
     """Two dilated 3x3 convolutions, then one logit for each class and cell.
 
     Args:
-        width: channels of the backbone's map.
-        classes: number of logits.
-        hidden: channels in between.
-        dilation: of the 3x3 convolutions.
+        width: Number of channels of the backbone's map.
+        classes: Number of logits.
+        hidden: Number of channels in between.
+        dilation: Dilation of the 3x3 convolutions, in cells.
     """
     layers: list[nn.Module] = []
     for channels in (width, hidden):

@@ -28,11 +28,11 @@ def faster_rcnn_c4(network: ResNet, classes: int, sizes: Sequence[int], max_size
     """Faster R-CNN on the C4 map: layer4 is the box head, with an extra batch norm after it.
 
     Args:
-        network: gives layer1 to layer3 to the backbone, layer4 to the head.
-        classes: of objects.
-        sizes: of the shorter side, drawn from in training; the last is the test's.
-        max_size: of the longer side.
-        rois: sampled per image in training.
+        network: A ResNet of torchvision's; gives layer1 to layer3 to the backbone, layer4 to the head.
+        classes: Number of object classes, without the background.
+        sizes: Lengths of the shorter side in pixels, one is drawn in training; the last is the test's.
+        max_size: Greatest length of the longer side in pixels.
+        rois: Number of regions that are sampled per image in training.
     """
     stem = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
     backbone = nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in stem))

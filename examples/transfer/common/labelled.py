@@ -13,15 +13,15 @@ def labelled(ids: Sequence[int], share: float, seed: int) -> list[int]:
     of ``ids``, and the 1 % of a seed are among its 10 %.
 
     Args:
-        ids: of all images.
-        share: of them, in (0, 1]; rounded, at least one image.
-        seed: another list for every number.
+        ids: Numbers of all images.
+        share: Share of them to keep, in (0, 1]; rounded, at least one image.
+        seed: Seed of the choice; every number gives another list.
 
     Returns:
         The drawn ids, sorted.
 
     Raises:
-        ValueError: if the share is not in (0, 1].
+        ValueError: If the share is not in (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"data.share: expected a share in (0, 1], got {share}")

@@ -22,7 +22,7 @@ def make_resnet(name: str, pretrained: str) -> ResNet:
     """A torchvision ResNet without classifier, its weights loaded and everything left out reported.
 
     Args:
-        name: of a torchvision ResNet, ``"resnet50"``.
+        name: Name of a torchvision ResNet, ``"resnet50"``.
         pretrained: ``"none"``, ``"imagenet"`` (torchvision's supervised weights, downloaded once), or a file: a
             checkpoint of this library, an exported file, or another that ``densessl.checkpoints.read_backbone`` reads.
 
@@ -30,7 +30,7 @@ def make_resnet(name: str, pretrained: str) -> ResNet:
         The network; ``fc`` is an identity, ``inplanes`` the channels of layer4.
 
     Raises:
-        ValueError: on an unknown name, a file that cannot be read, or weights of another architecture.
+        ValueError: If the name is unknown, a file cannot be read, or its weights are of another architecture.
     """
     known = torchvision.models.list_models(torchvision.models, include="*resne*")
     if name not in known:
@@ -57,12 +57,13 @@ def load_pyramid(detector: nn.Module, pretrained: str) -> None:
     """Loads the pyramid and the towers that a file may hold beside the backbone, into a detector that names them so.
 
     Args:
-        detector: torchvision's FCOS takes them. Others here have batch norm in the pyramid and other heads, and their
+        detector: The detector; torchvision's FCOS takes them. Others here have batch norm in the pyramid and other
+            heads, and their
             pyramids stand on other stages, so that equal names do not mean equal places.
-        pretrained: as of make_resnet.
+        pretrained: Where the weights come from, as in ``make_resnet``.
 
     Raises:
-        ValueError: if an entry is of another shape than the detector's.
+        ValueError: If an entry is of another shape than the detector's.
     """
     if pretrained in ("none", "imagenet"):
         return

@@ -22,17 +22,19 @@ class Boxes(pl.LightningDataModule):
 
     Args:
         layout: ``"voc"`` (VOCdevkit with its xml files) or ``"coco"`` (a json file per split).
-        folder: holds ``VOCdevkit``, or what ``images`` and ``annotations`` name.
-        train: splits to train on, together: ``VOC2007/trainval`` or ``train2017``.
-        val: splits to evaluate on.
-        images: of COCO's layout: folder of a split's images.
-        annotations: of COCO's layout: file of a split's annotations.
-        masks: read instance masks too. COCO's layout only.
-        batch_size: images a step over all processes.
-        workers: reading processes per GPU.
-        share: of the training images whose labels are used; a fixed list for every seed. COCO's layout only.
-        share_seed: of that list.
-        drop_degenerate: leave boxes of no area out, by name in the log, in place of an error. COCO's layout only.
+        folder: Folder that holds ``VOCdevkit``, or what ``images`` and ``annotations`` name.
+        train: Splits to train on, together: ``VOC2007/trainval`` or ``train2017``.
+        val: Splits to evaluate on.
+        images: Folder of a split's images, in COCO's layout.
+        annotations: File of a split's annotations, in COCO's layout.
+        masks: Whether to read instance masks too. COCO's layout only.
+        batch_size: Number of images of a step over all processes.
+        workers: Number of reading processes per GPU.
+        share: Share of the training images whose labels are used, in (0, 1]; a fixed list for every seed. COCO's
+            layout only.
+        share_seed: Seed of that list.
+        drop_degenerate: Whether to leave boxes of no area out, by name in the log, in place of an error. COCO's layout
+            only.
     """
 
     def __init__(

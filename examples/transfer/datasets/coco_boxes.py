@@ -31,19 +31,20 @@ def coco_boxes(
     """A split in COCO's layout.
 
     Args:
-        images: folder of the images.
-        annotations: the json file.
-        transform: of ``(image, target)``.
-        masks: whether targets hold masks.
-        train: leaves out crowds, and images without objects. Both stay in for evaluation.
-        drop_degenerate: leave boxes of no area out, by name in the log, in place of an error. COCO's train2017 has two.
+        images: Folder of the images.
+        annotations: The json file.
+        transform: Takes and returns ``(image, target)``.
+        masks: Whether targets hold masks.
+        train: Whether to leave out crowds, and images without objects. Both stay in for evaluation.
+        drop_degenerate: Whether to leave out boxes of no area, by name in the log. COCO's train2017 has two.
 
     Returns:
         A dataset of an image, uint8 ``(3, H, W)``, and a target: boxes x0 y0 x1 y1, labels from 1 in the order of the
         file's category ids, area, iscrowd, and masks (uint8) on demand.
 
     Raises:
-        ValueError: on a file that cannot be read, an annotation of an image that is missing, a category that is not
+        ValueError: If there is a file that cannot be read, an annotation of an image that is missing, a category that
+            is not
             listed, a box of no area or a missing mask, by file and entry.
     """
     try:

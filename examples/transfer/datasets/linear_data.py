@@ -24,11 +24,11 @@ class ImageFolders(pl.LightningDataModule):
     """Random crops of the training photos, the central crop of the validation photos.
 
     Args:
-        folder: holds ``train/CLASS/*`` and ``val/CLASS/*``.
-        size: side of the crops; validation photos are scaled to 8/7 of it before.
-        scale: share of a photo's area that a training crop covers.
-        batch_size: images a step over all processes, before gradient accumulation.
-        workers: reading processes per GPU.
+        folder: Folder that holds ``train/CLASS/*`` and ``val/CLASS/*``.
+        size: Side of the crops in pixels; validation photos are scaled to 8/7 of it before.
+        scale: Least and greatest share of a photo's area that a training crop covers.
+        batch_size: Number of images of a step over all processes, before gradient accumulation.
+        workers: Number of reading processes per GPU.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ def open_folder(folder: Path, transform: Callable[..., Any]) -> ImageFolder:
     """The photos of a folder with one sub-folder for each class.
 
     Raises:
-        ValueError: if there is no such folder, no class, or a class without photos.
+        ValueError: If there is no such folder, no class, or a class without photos.
     """
     try:
         return _Classes(folder, transform, loader=load_photo)

@@ -23,7 +23,7 @@ class RandomScale(v2.Transform):
     v2.ScaleJitter and v2.RandomResize scale to a given size, whatever the image's own.
 
     Args:
-        scale: smallest and largest factor.
+        scale: Smallest and largest factor.
     """
 
     def __init__(self, scale: tuple[float, float]) -> None:
@@ -42,13 +42,13 @@ class SegmentationData(pl.LightningDataModule):
     """Training batches of crops; validation and test images whole, one at a time, as they are.
 
     Args:
-        dataset: whose layout ``folder`` has; see segmentation_sets.py.
-        folder: of the set: the one that holds ``leftImg8bit``, ``VOCdevkit`` or ``images``.
-        crop: height and width of the training crops; what an image lacks is filled with the mean colour and ignored.
-        scale: range of the random scale.
-        batch_size: images a step over all processes.
-        workers: reading processes per GPU.
-        sbd: folder of the Semantic Boundaries Dataset, to train on VOC with its 10,582 images.
+        dataset: Name of the data set whose layout ``folder`` has; see segmentation_sets.py.
+        folder: Folder of the data set, the one that holds ``leftImg8bit``, ``VOCdevkit`` or ``images``.
+        crop: Height and width of the training crops in pixels; what an image lacks gets the mean colour and is ignored.
+        scale: Smallest and largest factor of the random scale.
+        batch_size: Number of images of a step over all processes.
+        workers: Number of reading processes per GPU.
+        sbd: Folder of the Semantic Boundaries Dataset, to train on VOC with its 10,582 images.
     """
 
     def __init__(

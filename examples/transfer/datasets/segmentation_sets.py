@@ -57,10 +57,10 @@ class Labelled(Dataset):
         images: Paths of the images.
         labels: Paths of their label images, or of the .mat files of SBD.
         class_of: ``(256,)``, the class number of each id in the label images, -1 where an id is not allowed.
-        transform: of a ``tv_tensors.Image`` and a ``tv_tensors.Mask``, both uint8.
+        transform: Takes and returns a ``tv_tensors.Image`` and a ``tv_tensors.Mask``, both uint8.
 
     Raises:
-        ValueError: if a file is missing, or there is none.
+        ValueError: If a file is missing, or there is none.
     """
 
     def __init__(
@@ -132,15 +132,15 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
     """A split of one of the sets, with all its files in place.
 
     Args:
-        name: a key of ``LAYOUT``.
-        folder: that holds the layout above.
+        name: A key of ``LAYOUT``.
+        folder: Folder that holds the layout above.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        transform: see Labelled.
-        sbd: folder of the Semantic Boundaries Dataset (``img``, ``cls``, ``train.txt``, ``val.txt``), whose images that
+        transform: As in ``Labelled``.
+        sbd: Folder of the Semantic Boundaries Dataset (``img``, ``cls``, ``train.txt``, ``val.txt``), whose images that
             are not in VOC's own train and val are added; for VOC's train split. Needs scipy.
 
     Raises:
-        ValueError: if folders or files are missing.
+        ValueError: If folders or files are missing.
     """
     try:
         if name == "cityscapes":

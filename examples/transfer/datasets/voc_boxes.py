@@ -32,16 +32,17 @@ def voc_boxes(folder: str, split: str, transform: Callable) -> VocBoxes:
     """A split of Pascal VOC.
 
     Args:
-        folder: holds ``VOCdevkit``.
+        folder: Folder that holds ``VOCdevkit``.
         split: ``"VOC2007/trainval"``.
-        transform: of ``(image, target)``.
+        transform: Takes and returns ``(image, target)``.
 
     Returns:
         A dataset of an image, uint8 ``(3, H, W)``, and a target: boxes x0 y0 x1 y1 at pixel edges, labels from 1, and
         areas, which set objects marked difficult aside in the evaluation.
 
     Raises:
-        ValueError: on a missing list, image or annotation, an unknown class or a box of no area, by file and entry.
+        ValueError: If a list, image or annotation is missing, a class is unknown or a box has no area, by file and
+            entry.
     """
     year, _, image_set = split.partition("/")
     if not image_set:
