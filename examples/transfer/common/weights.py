@@ -58,8 +58,7 @@ def load_pyramid(detector: nn.Module, pretrained: str) -> None:
 
     Args:
         detector: The detector; torchvision's FCOS takes them. Others here have batch norm in the pyramid and other
-            heads, and their
-            pyramids stand on other stages, so that equal names do not mean equal places.
+            heads, and their pyramids stand on other stages, so that equal names do not mean equal places.
         pretrained: Where the weights come from, as in ``make_resnet``.
 
     Raises:
