@@ -47,9 +47,9 @@ class FakeImages(Dataset):
     """Images and labels that are made when they are read.
 
     Args:
-        count: how many there are.
-        side: of the images, in pixels.
-        seed: of all images.
+        count: Number of images.
+        side: Side of the images in pixels.
+        seed: Seed of all images.
     """
 
     def __init__(self, count: int, side: int, seed: int) -> None:

@@ -15,11 +15,11 @@ def fcn_miou(weights: Path, camvid: Path, backbone: str, out: Path, options: Seq
     """mIoU, 0..1, on CamVid's test split, of an FCN trained on its train split.
 
     Args:
-        weights: encoder.safetensors of the whole backbone.
-        camvid: folder with ``images/`` and ``labels/``.
-        backbone: name of a torchvision ResNet.
-        out: run folder.
-        options: more of the recipe's, as ``--trainer.max_epochs=1``.
+        weights: File encoder.safetensors of the whole backbone.
+        camvid: Folder with ``images/`` and ``labels/``.
+        backbone: Name of a torchvision ResNet.
+        out: Folder of the run.
+        options: Further options of the recipe, such as ``--trainer.max_epochs=1``.
     """
     common = ["--config", str(TRANSFER / "configs" / "camvid_fcn_r18.yaml"), f"--data.folder={camvid}", f"--out={out}"]
     common += [f"--model.backbone={backbone}", f"--model.pretrained={weights}", *options]

@@ -32,8 +32,8 @@ def multicrop_views(
     """Two large views and ``small`` small ones, as DINO draws them: the large ones first.
 
     Random resized crop, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grey (p 0.2), blur (p 1.0 in the first large view,
-    0.1 in the second, 0.5 in the small ones), solarize (p 0.2, second large view only). Source: DINO (Caron et al.
-    2021), section A and its published code, in the form with 224 and 96 px; the blur's radius is BYOL's.
+    0.1 in the second, 0.5 in the small ones), solarize (p 0.2, second large view only). Source: the published
+    code of DINO (Caron et al. 2021), in the form with 224 and 96 px; the blur's radius is BYOL's.
 
     Each view has its own coords, so that every two of them can be matched, whatever their sizes; views of one size make
     a batch.

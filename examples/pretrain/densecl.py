@@ -32,7 +32,7 @@ from examples.pretrain.common.step import Step, pair_metrics
 
 
 class Outputs(NamedTuple):
-    """Of one view: the backbone's map, the projected map, and one projected vector per image."""
+    """Outputs for one view: the backbone's map, the projected map, and one projected vector per image."""
 
     features: Tensor
     cells: Tensor

@@ -19,7 +19,7 @@ from examples.pretrain.common.step import Step, pair_metrics
 
 
 class Regions(NamedTuple):
-    """Of one view: vectors ``(B, R, C)``, and the segments they belong to ``(B, R)``, 0 for none."""
+    """Regions of one view: vectors ``(B, R, C)``, and the segments they belong to ``(B, R)``, 0 for none."""
 
     vectors: Tensor
     ids: Tensor

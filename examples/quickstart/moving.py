@@ -27,10 +27,10 @@ class Frames(NamedTuple):
     """Two frames of a scene, and where the pixels of the first lie in the second.
 
     Attributes:
-        first: uint8 ``(3, size, size)``.
-        second: uint8 ``(3, size, size)``.
-        flow: float32 ``(2, size, size)``, x and y in pixels, from the first frame to the second.
-        visible: bool ``(size, size)``; False: another object hides the pixel in the second frame.
+        first: The first frame, uint8 ``(3, size, size)``.
+        second: The second frame, uint8 ``(3, size, size)``.
+        flow: Optical flow, float32 ``(2, size, size)``, x and y in pixels, from the first frame to the second.
+        visible: Tensor of bool ``(size, size)``; False where another object hides the pixel in the second frame.
     """
 
     first: Tensor

@@ -27,17 +27,17 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
     cannot be read is named in a warning, and another takes its place.
 
     Args:
-        folder: searched with its sub-folders.
-        limit: read at most so many, chosen by ``seed``.
-        side: in pixels; smaller photos stay as they are.
-        seed: of the choice.
-        name: of the argument, for errors.
+        folder: Folder that is searched with its sub-folders.
+        limit: Greatest number of photos, chosen by ``seed``.
+        side: Side in pixels that larger photos are reduced to; smaller ones stay as they are.
+        seed: Seed of the choice of photos.
+        name: Name of the argument, for errors.
 
     Returns:
         uint8 ``(3, H, W)`` each, of differing sizes.
 
     Raises:
-        ValueError: if the folder is missing, holds no photo, or none that can be read.
+        ValueError: If the folder is missing, holds no photo, or none that can be read.
     """
     paths = list(find_photos(folder, name))
     random.Random(seed).shuffle(paths)
@@ -73,15 +73,15 @@ def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tu
     """Reads one split of a labelled data set in CamVid's layout.
 
     Args:
-        folder: holds ``images/SPLIT/*.jpg`` (or another suffix) and ``labels/SPLIT/*.png`` with the same stems.
+        folder: Folder that holds ``images/SPLIT/*.jpg`` (any suffix) and ``labels/SPLIT/*.png`` with equal stems.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        name: of the argument, for errors.
+        name: Name of the argument, for errors.
 
     Returns:
         Image, uint8 ``(3, H, W)``, and labels, int64 ``(H, W)``, all of one size.
 
     Raises:
-        ValueError: if a folder or a label is missing, or sizes differ.
+        ValueError: If a folder or a label is missing, or sizes differ.
     """
     labelled = []
     for path in find_photos(Path(folder) / "images" / split, name):

@@ -46,13 +46,13 @@ class Outcome(NamedTuple):
     """One pretraining seed.
 
     Attributes:
-        seed: of initial weights and all draws.
-        untrained: score of the frozen features before training, batch norm's statistics filled.
-        trained: the same after it.
-        std: standard deviation of the frozen unit features, times sqrt(C).
-        projected_std: the same of the projections, over the last tenth of the steps.
-        rank: effective rank of the frozen features.
-        losses: one a step.
+        seed: Seed of the initial weights and of all random draws.
+        untrained: Score of the frozen features before training, batch norm's statistics filled.
+        trained: Score of the frozen features after training.
+        std: Standard deviation of the frozen unit features, times sqrt(C).
+        projected_std: Standard deviation of the unit projections, times sqrt(C), over the last tenth of the steps.
+        rank: Effective rank of the frozen features.
+        losses: Loss of each step.
         deviations: ``projected_std`` of each step.
     """
 
@@ -125,13 +125,13 @@ def write_figures(
     """Writes the four figures.
 
     Args:
-        folder: existing.
-        outcomes: one per seed.
-        view1: a single view, before its colours were changed.
-        view2: another of the same image.
-        cells: size of the views' feature maps.
-        image: uint8 ``(3, H, W)``, whole.
-        features: its feature map ``(C, h, w)``.
+        folder: Existing folder that the report is written to.
+        outcomes: One outcome per seed.
+        view1: A single view, before its colours were changed.
+        view2: Another of the same image.
+        cells: Size of the views' feature maps.
+        image: The whole image, uint8 ``(3, H, W)``.
+        features: Its feature map ``(C, h, w)``.
     """
     plot_losses(outcomes).savefig(folder / "loss.png")
     coords = view1.coords[None], view2.coords[None]

@@ -52,9 +52,9 @@ def draw_scene(seed: int, index: int, size: int = 96) -> tuple[Tensor, Tensor]:
     """Draws one scene.
 
     Args:
-        seed: of the collection.
-        index: of the scene in it, at least 0.
-        size: side in pixels.
+        seed: Seed of the collection.
+        index: Number of the scene in the collection, at least 0.
+        size: Side of a scene in pixels.
 
     Returns:
         Image, uint8 ``(3, size, size)``; labels, int64 ``(size, size)``, an index into ``CLASSES``.
@@ -103,9 +103,9 @@ class Scenes(Dataset):
     """A collection of scenes, drawn on access.
 
     Args:
-        length: number of scenes.
-        seed: of the collection; different seeds give different scenes.
-        size: side in pixels.
+        length: Number of scenes.
+        seed: Seed of the collection; different seeds give different scenes.
+        size: Side of a scene in pixels.
     """
 
     def __init__(self, length: int, seed: int = 0, size: int = 96) -> None:

@@ -130,8 +130,8 @@ def photo_views(
             holds the frames, a sub-folder a scene.
         occluded: Folder of masks with the names of the frames, not 0 where a pixel is hidden in the frame after.
         reduced: Decode JPEGs whose shorter side is at least four times the views' at a half, a quarter or an eighth,
-            as the drawn crops allow; coords stay the file's. False decodes all pixels, which takes about three times as
-            long for 12 million of them and leaves views that are sharper by some percent.
+            as the drawn crops allow; coords stay the file's. False decodes all pixels, which takes about twice as long
+            for 12 million of them and leaves views that are sharper by some percent.
         seed: Seed of everything that is drawn.
 
     Raises:
