@@ -155,6 +155,7 @@ NOISE = (
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",  # of a first step that overflowed in fp16
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"You're resuming from a checkpoint that ended",
+    r"Found \d+ module\(s\) in eval mode",  # batch norm with frozen statistics, the anchor's copy of the start
     r"Current step number \d+ exceeds max_steps",  # of the schedule that an extension replaces
 )
 
