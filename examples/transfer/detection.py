@@ -45,7 +45,7 @@ class Detection(pl.LightningModule):
         lr_at_16: Learning rate at 16 images a step; others follow by the linear rule, lr = lr_at_16 * batch / 16.
         warmup: Number of steps in which the learning rate rises linearly from a thousandth of itself.
         drops: Steps at which the learning rate falls to a tenth.
-        momentum: Momentum of SGD, 0 to 1.
+        momentum: Momentum of SGD.
         weight_decay: Weight decay of all parameters but those of norms, at least 0.
         precise_bn: Number of training batches that set batch norm's statistics anew before each evaluation; 0: none.
     """

@@ -30,7 +30,7 @@ class LinearProbe(pl.LightningModule):
         pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
             ``"none"``; see weights.py.
         lr_at_256: Learning rate at 256 images a step; others follow in proportion.
-        momentum: Momentum of SGD, 0 to 1.
+        momentum: Momentum of SGD.
         weight_decay: Weight decay of the classifier, at least 0.
         warmup_epochs: Number of epochs in which the learning rate rises; a cosine to 0 follows.
     """

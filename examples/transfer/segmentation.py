@@ -36,7 +36,7 @@ class Segmentation(pl.LightningModule):
         pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
             ``"none"``; see weights.py.
         lr: Learning rate; a tenth of it from 70 % of the steps on, a hundredth from 90 % on.
-        momentum: Momentum of SGD, 0 to 1.
+        momentum: Momentum of SGD.
         weight_decay: Weight decay of all parameters, at least 0.
     """
 
