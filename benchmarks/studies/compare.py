@@ -128,7 +128,8 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     start, draw = time.perf_counter(), drawing(photos, args, seed)
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
-    facts = {"device": f"{photos.device} {platform.machine()}", "torch": torch.__version__, "commit": commit()}
+    precision = " bfloat16" if args.bfloat16 else ""
+    facts = {"device": f"{photos.device} {platform.machine()}{precision}", "torch": torch.__version__, "commit": commit()}
     seen: list[tuple[float, float]] = []
 
     def snapshot(step: int) -> None:
@@ -172,7 +173,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
             path.with_suffix(".new").replace(path)  # whole, or not at all
 
     masked = name == "detcon"
-    train(method, scheduled, partial(draw, masked=masked), args.steps, after, arm.momentum, begin)
+    train(method, scheduled, partial(draw, masked=masked), args.steps, after, arm.momentum, begin, args.bfloat16)
     bar.close()
     path.unlink(missing_ok=True)
 
@@ -255,6 +256,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=10_000, help="Most photos per folder, or scenes (%(default)s).")
     parser.add_argument("--probe-images", type=int, default=200, help="Scenes to fit and to test on (%(default)s).")
     parser.add_argument("--probe-steps", type=int, default=1000, help="Steps of the linear probe (%(default)s).")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_const",
+        const=True,
+        help="Train in bfloat16 by autocast on a CPU as well (only on a GPU); worth it on CPUs with AMX.",
+    )
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
     args = parser.parse_args(argv)
     args.only = args.only.split(",") if args.only else [name for name in ARMS if name not in BESIDE_THE_STUDY]

@@ -27,6 +27,7 @@ def train(
     after: Callable[[int, Step], None] = lambda step, result: None,
     momentum: tuple[float, float] = (0.99, 1.0),
     begin: int = 0,
+    bfloat16: bool | None = None,
 ) -> None:
     """Trains a method in place.
 
@@ -38,6 +39,7 @@ def train(
         after: Called after each step with its number and what the method returned.
         momentum: Momentum of the target encoder at the start and at the end.
         begin: Number of steps that were taken before; the states of method, optimiser and schedule are those of then.
+        bfloat16: Whether to compute in bfloat16 where autocast does so. None: on a GPU only, since few CPUs gain by it.
     """
     optimizer, schedule = scheduled
     target = getattr(method, "target", None)
@@ -48,9 +50,10 @@ def train(
             target.update(method.encoder)
     method.train()
     device = next(method.parameters()).device
+    half = device.type == "cuda" if bfloat16 is None else bfloat16
     for step in range(begin, steps):
         views = draw(step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             result = method(*views)
         optimizer.zero_grad()
         result.loss.backward()
