@@ -129,7 +129,8 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
     precision = " bfloat16" if args.bfloat16 else ""
-    facts = {"device": f"{photos.device} {platform.machine()}{precision}", "torch": torch.__version__, "commit": commit()}
+    device = f"{photos.device} {platform.machine()}{precision}"
+    facts = {"device": device, "torch": torch.__version__, "commit": commit()}
     seen: list[tuple[float, float]] = []
 
     def snapshot(step: int) -> None:
