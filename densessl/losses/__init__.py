@@ -1,4 +1,4 @@
-"""Losses: query and key features and a mask in, a scalar out."""
+"""Dense losses: each takes the features of query and key and a mask of positive pairs, and returns a scalar."""
 
 from densessl.losses.gram import GramLoss, gram_loss
 from densessl.losses.info_nce import InfoNCELoss, info_nce_loss
