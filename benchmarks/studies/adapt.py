@@ -39,6 +39,7 @@ from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import FrozenStatistics
 from examples.pretrain.common.optimizers import BackboneAdamW, SquareRootLARS
 from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixcontrast_instance import PixContrastInstance
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
 from examples.quickstart.loop import draw_seed, fill_statistics, train
@@ -82,6 +83,9 @@ RECIPES = {
     ),
     "pixcontrast": Recipe("PixContrast, statistics frozen, anchor", partial(PixContrast, **HEADS)),
     "infonce": Recipe("instance InfoNCE, statistics frozen, anchor", CONTRAST),
+    "pixcontrast+infonce": Recipe(
+        "PixContrast + InfoNCE, statistics frozen, anchor", partial(PixContrastInstance, **HEADS)
+    ),
     "pixpro+infonce": Recipe(
         "PixPro + InfoNCE, statistics frozen, anchor", partial(PixProInstance, instance="contrast", **HEADS)
     ),

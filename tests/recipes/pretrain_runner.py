@@ -24,6 +24,7 @@ from examples.pretrain import (
     neco,
     paka,
     pixcontrast,
+    pixcontrast_instance,
     pixpro,
     pixpro_instance,
     pixpro_video,
@@ -40,6 +41,7 @@ from examples.pretrain.common.training import Pretraining
 METHODS = {
     "pixpro": pixpro,
     "pixcontrast": pixcontrast,
+    "pixcontrast_instance": pixcontrast_instance,
     "pixpro_instance": pixpro_instance,
     "pixpro_video": pixpro_video,  # FOLDER holds frames and flow
     "densecl": densecl,

@@ -40,6 +40,7 @@ from examples.pretrain.neco import NeCo
 from examples.pretrain.own_method import OwnMethod
 from examples.pretrain.paka import PaKA
 from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixcontrast_instance import PixContrastInstance
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
 from examples.pretrain.pixpro_video import PixProVideo
@@ -131,6 +132,7 @@ def fit(method: type, folder: Path, out: Path, *args: str):
     [
         (PixPro, ["--method.pixel_distances=true", "--data.quarter_turns=true", "--data.vertical_flip=true"]),
         (PixContrast, ["--trainer.accumulate_grad_batches=2"]),
+        (PixContrastInstance, []),
         (PixProInstance, ["--method.instance=consistency"]),
         (PixProInstance, ["--method.instance=contrast"]),
         (DenseCL, ["--data.preset=mocov2", "--method.queue=20"]),
@@ -251,7 +253,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(folder, uninterru
     "methods",
     [
         ["pixpro", "pixpro_instance", "densecl", "vicregl", "pixpro_video"],
-        ["anchored", "paka", "neco", "ibot_cross_view"],
+        ["anchored", "pixcontrast_instance", "paka", "neco", "ibot_cross_view"],
     ],
 )
 def test_one_process_equals_two(methods, folder, tmp_path):

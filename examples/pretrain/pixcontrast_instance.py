@@ -1,0 +1,70 @@
+"""PixContrast with an instance branch, on a folder of images; adapt.py goes on from pretrained weights with it.
+
+python examples/pretrain/pixcontrast_instance.py fit --data.folder FOLDER
+"""
+
+from torch import nn
+
+from densessl import EMA, DistanceMatcher, InstanceContrastLoss, MaskedView, PixContrastLoss, View
+from examples.pretrain.common.step import Step, mean_over_cells, pair_metrics, valid_cells
+from examples.pretrain.pixpro_instance import TwoHeads
+
+
+class PixContrastInstance(nn.Module):
+    """``L = L_PixContrast + alpha * L_instance``: InfoNCE between the cells of two views, and between images.
+
+    Not a published method: PixPro's instance branch (Xie et al., CVPR 2021, Eq. 6) beside the paper's other pretext task
+    (Eq. 2).
+
+    Args:
+        backbone: Images ``(B, C, H, W)`` to a feature map.
+        width: Number of channels of that map.
+        alpha: Weight of the instance term.
+        hidden_dim: Width of the hidden layers of the heads.
+        dim: Number of channels of the projections.
+        threshold: Cells match below this distance, T, in diagonals of a cell.
+        temperature: Temperature of the softmax over cells.
+        pixel_distances: Measure in pixels of the source image, not per axis as published; for images far from square.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        width: int,
+        alpha: float = 1.0,
+        hidden_dim: int = 4096,
+        dim: int = 256,
+        threshold: float = 0.7,
+        temperature: float = 0.3,
+        pixel_distances: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = TwoHeads(backbone, width, hidden_dim, dim)
+        self.target = EMA(self.encoder)
+        self.match, self.pixel_loss = DistanceMatcher(threshold), PixContrastLoss(temperature)
+        self.instance_loss = InstanceContrastLoss(gather_distributed=True)
+        self.alpha, self.pixel_distances = alpha, pixel_distances
+
+    def forward(self, view1: View | MaskedView, view2: View | MaskedView) -> Step:
+        (z1, w1), (z2, w2) = self.encoder(view1.image), self.encoder(view2.image)
+        (t1, v1), (t2, v2) = self.target(view1.image), self.target(view2.image)
+        size, source_size = z1.shape[-2:], view1.source_size if self.pixel_distances else None
+        valid1, valid2 = valid_cells(view1, size), valid_cells(view2, size)
+        mask = self.match(view1.coords, view2.coords, size, size, source_size, valid1, valid2)
+        pixel = 0.5 * (self.pixel_loss(z1, t2, mask, valid2) + self.pixel_loss(z2, t1, mask.mT, valid1))
+
+        w1, v1 = (mean_over_cells(x, valid1) for x in (w1, v1))
+        w2, v2 = (mean_over_cells(x, valid2) for x in (w2, v2))
+        instance = 0.5 * (self.instance_loss(w1, v2) + self.instance_loss(w2, v1))
+        terms = {"pixel": pixel, "instance": instance}
+        return Step(pixel + self.alpha * instance, terms, lambda: pair_metrics(z1, t2, mask, valid1, valid2))
+
+
+def recipe():
+    from examples.pretrain.common.cli import Recipe  # Lightning comes in here, not with the method
+
+    return Recipe(PixContrastInstance)
+
+
+if __name__ == "__main__":
+    recipe().run()
