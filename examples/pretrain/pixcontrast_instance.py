@@ -1,6 +1,7 @@
 """PixContrast with an instance branch, on a folder of images; adapt.py goes on from pretrained weights with it.
 
-python examples/pretrain/pixcontrast_instance.py fit --data.folder FOLDER
+    python examples/pretrain/pixcontrast_instance.py fit --data.folder FOLDER \\
+        --config examples/pretrain/configs/pixcontrast_instance_r50_100ep.yaml
 """
 
 from torch import nn
@@ -13,8 +14,8 @@ from examples.pretrain.pixpro_instance import TwoHeads
 class PixContrastInstance(nn.Module):
     """``L = L_PixContrast + alpha * L_instance``: InfoNCE between the cells of two views, and between images.
 
-    Not a published method: PixPro's instance branch (Xie et al., CVPR 2021, Eq. 6) beside the paper's other pretext task
-    (Eq. 2).
+    Not a published method: it joins PixPro's instance branch (Xie et al., CVPR 2021, Eq. 6) to the paper's other pretext
+    task (Eq. 2).
 
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.

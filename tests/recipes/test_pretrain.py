@@ -132,7 +132,7 @@ def fit(method: type, folder: Path, out: Path, *args: str):
     [
         (PixPro, ["--method.pixel_distances=true", "--data.quarter_turns=true", "--data.vertical_flip=true"]),
         (PixContrast, ["--trainer.accumulate_grad_batches=2"]),
-        (PixContrastInstance, []),
+        (PixContrastInstance, ["--method.alpha=0.5"]),
         (PixProInstance, ["--method.instance=consistency"]),
         (PixProInstance, ["--method.instance=contrast"]),
         (DenseCL, ["--data.preset=mocov2", "--method.queue=20"]),
