@@ -56,6 +56,7 @@ RUNNER = Path(__file__).parent / "pretrain_runner.py"
 METHODS = {
     "pixpro": PixPro,
     "pixcontrast": PixContrast,
+    "pixcontrast_instance": PixContrastInstance,
     "pixpro_instance": PixProInstance,
     "pixpro_video": PixProVideo,
     "own_images": PixPro,
