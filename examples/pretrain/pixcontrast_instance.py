@@ -14,8 +14,8 @@ from examples.pretrain.pixpro_instance import TwoHeads
 class PixContrastInstance(nn.Module):
     """``L = L_PixContrast + alpha * L_instance``: InfoNCE between the cells of two views, and between images.
 
-    Not a published method: it joins PixPro's instance branch (Xie et al., CVPR 2021, Eq. 6) to the other pretext task of
-    that paper (Eq. 2).
+    Not a published method: it joins PixPro's instance branch (Xie et al., CVPR 2021, Eq. 6) to the paper's second
+    pretext task (Eq. 2).
 
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
