@@ -5,6 +5,7 @@ The tensor functions are the exact part of the published protocols, on features 
 normalising the images is part of it.
 """
 
+from densessl.evaluation._processes import alone
 from densessl.evaluation.clustering import cluster_segmentation
 from densessl.evaluation.correspondence import correspondence_accuracy
 from densessl.evaluation.in_context import FAST, HUMMINGBIRD, HUMMINGBIRD_OPEN, InContext, in_context_segmentation
@@ -49,6 +50,7 @@ __all__ = [
     "StoredFeatures",
     "VideoScores",
     "VideoSettings",
+    "alone",
     "class_shares",
     "cluster_segmentation",
     "correspondence_accuracy",

@@ -15,7 +15,7 @@ from densessl.evaluation._protocols import Job, Protocol
 from densessl.evaluation._sources import ImagesAlone, Source, limited
 from densessl.evaluation.data import resized
 from densessl.evaluation.data.voc import voc
-from densessl.evaluation.store import StoredFeatures, shared_features, store_features
+from densessl.evaluation.store import StoredFeatures, store_features
 
 
 class Jobs:
@@ -63,7 +63,7 @@ class Jobs:
                 test=self._stored(self.chosen.test or self.source.test),
             )
         elif protocol.kind == "photos":
-            job = job._replace(features=shared_features(self.features), test=ImagesAlone(test, self.size))
+            job = job._replace(test=ImagesAlone(test, self.size))
         elif protocol.feed == "resized":
             job = job._replace(fit=None if fit is None else resized(fit, self.size), test=resized(test, self.size))
         return protocol.run(job), counts

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
+__all__ = ["alone", "from_all", "from_first", "place", "total"]
+
 _T = TypeVar("_T")
+_ALONE = ContextVar("_ALONE", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Probes that are called within it work in this process alone, though ``torch.distributed`` has others.
+
+    For a training in several processes of which the first scores the backbone now and then: without it the probe would
+    share the work, and wait for processes that never call it.
+    """
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 def place() -> tuple[int, int]:
-    """Number of this process and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
+    """Number of this process and how many there are that share the work."""
+    if distributed.is_available() and distributed.is_initialized() and not _ALONE.get():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 

@@ -16,6 +16,7 @@ from densessl.evaluation.linear import DINOV3, LEOPART, LinearProbe, linear_segm
 from densessl.evaluation.neighbors import nearest_neighbor_segmentation
 from densessl.evaluation.overclustering import LEOPART_CLUSTERS, overcluster_segmentation
 from densessl.evaluation.patch import CAPI, patch_probe
+from densessl.evaluation.store import shared_features
 from densessl.evaluation.tokens import outlier_tokens, position_share
 from densessl.evaluation.video import DAVIS, video_segmentation
 
@@ -160,7 +161,8 @@ def _correspondence(job: Job) -> Scores:
 def _tokens(job: Job) -> Scores:
     count = min(len(job.test), 256)  # maps of more images would fill the memory
     photos = [job.test[index] for index in range(count)]
-    maps = torch.cat([job.features(torch.stack(photos[at : at + 16])).float().cpu() for at in range(0, count, 16)])
+    features = shared_features(job.features)
+    maps = torch.cat([features(torch.stack(photos[at : at + 16])).float().cpu() for at in range(0, count, 16)])
     scores = {"outliers": float(outlier_tokens(maps).float().mean())}
     return scores | ({"position R2": position_share(maps)} if count > 1 else {})
 

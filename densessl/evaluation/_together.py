@@ -8,25 +8,30 @@ everything here gives back what it got.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Share", "dealt", "joined", "order", "processes", "rank", "same_in_all", "summed"]
+from densessl.evaluation._processes import from_all, place
+
+__all__ = ["Share", "dealt", "in_batches", "in_turn", "joined", "order", "processes", "rank", "same_in_all", "summed"]
+
+_T = TypeVar("_T")
+_Told = TypeVar("_Told")
 
 
 def processes() -> int:
     """How many processes share the work."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return place()[1]
 
 
 def rank() -> int:
     """The number of this process."""
-    return dist.get_rank() if processes() > 1 else 0
+    return place()[0]
 
 
 class Share:
@@ -62,6 +67,38 @@ def dealt(items: Iterable[Any]) -> Iterable[Any]:
         return Share(sequence) if same_in_all(*first, (len(sequence),)) else sequence
     first = list(islice(iter(items), 1))
     return islice(iter(items), rank(), None, processes()) if same_in_all(*first) else items
+
+
+def in_turn(items: Iterable[_T], told: Callable[[_T], _Told], ahead: int) -> Iterator[tuple[_Told, _T | None]]:
+    """What is told of each item of all processes, in the order of all; with the item, where this process holds it.
+
+    Args:
+        items: The items of this process.
+        told: What the other processes learn of an item.
+        ahead: Number of items of each process that are held at once, the same in all processes.
+    """
+    own = iter(items)
+    while True:
+        held = list(islice(own, ahead))
+        every = from_all([told(item) for item in held])
+        if not any(every):
+            return
+        for turn in range(max(map(len, every))):
+            for process, facts in enumerate(every):
+                if turn < len(facts):
+                    yield facts[turn], held[turn] if process == rank() else None
+
+
+def in_batches(items: Iterable[_T], size: Callable[[_T], Any], count: int) -> Iterator[list[_T]]:
+    """In order, as many items at once as are of one size, and at most ``count``."""
+    batch: list[_T] = []
+    for item in items:
+        if batch and (len(batch) == count or size(batch[-1]) != size(item)):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def same_in_all(*items: Iterable[Any]) -> bool:

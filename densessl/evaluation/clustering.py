@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._batches import Features, Labelled, encoded
+from densessl.evaluation._batches import Features, Labelled, encoded, own_share
+from densessl.evaluation._processes import from_all, from_first, place
 from densessl.evaluation._refuse import check_at_least, check_probe
 from densessl.evaluation._stored import StoredFeatures
+from densessl.evaluation._together import joined, order, summed
 from densessl.evaluation.matched import class_ious, overlap_of
 from densessl.features import map_to_tokens
 
@@ -33,12 +35,14 @@ def cluster_segmentation(
     labelled.
 
     Each image is read and encoded once. The cells of all images are held in half precision, and the labels in 16 bits:
-    for 1,000 images of 512 pixels and maps of 64 x 64 cells and 384 channels, 3.1 and 0.5 GB.
+    for 1,000 images of 512 pixels and maps of 64 x 64 cells and 384 channels, 3.1 and 0.5 GB. Several processes
+    (``torch.distributed``) share the images and hold a part each: pass the same images in all, or each its own share,
+    ``test[rank::processes]``. All return the score over all images.
 
     Args:
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
-        test: Labelled images to cluster: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes, or
-            batches of them.
+        test: Labelled images to cluster: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes,
+            batches of them, or a store of their features (``store_features``).
         classes: Number of classes, at least 2: labels run 0..classes-1; all others are ignored.
         clusters: Number of clusters, at least ``classes``; None: as many as classes.
         cells: Greatest number of cells that k-means runs on, chosen at random.
@@ -60,14 +64,25 @@ def cluster_segmentation(
     clusters = classes if clusters is None else clusters
     if clusters < classes:
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
+    test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
+    together = not isinstance(test, StoredFeatures) or test.shared
     tokens, answers, sizes = [], [], []
-    for maps, labels in encoded(features, test, classes, batch_size, "test"):
+    for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):
         tokens.append(normalized(map_to_tokens(maps)).to("cpu", torch.float16))
         answers.append(labels.to("cpu", torch.int16 if classes < 1 << 15 else torch.int32))
         sizes.append((maps.shape[2], maps.shape[3]))
-    if not tokens:
+    told = tokens[0].shape[2] if tokens else 0
+    channels = max(from_all(told) if together else [told])
+    if not channels:
         raise ValueError("test: expected (image, labels) pairs, got none")
-    centers = _k_means(tokens, clusters, cells, iterations, seed)
+    first, count = _numbered(tokens, test, batch_size)
+    if count < clusters:
+        raise ValueError(f"clusters: expected at most as many as there are cells, {count}, got {clusters}")
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:cells]
+    sample = _sampled(tokens, first, chosen, channels)
+    centers = _k_means(summed(sample) if together else sample, clusters, iterations, seed)
+    if together:  # another machine may round otherwise
+        centers = from_first(centers)
     overlap = torch.zeros(classes, clusters, dtype=torch.int64)
     for part, labels, size in zip(
         tokens, answers, sizes, strict=True
@@ -76,27 +91,42 @@ def cluster_segmentation(
         maps = nearest.view(-1, 1, *size).double()  # which holds every index, and which interpolate takes
         predicted = F.interpolate(maps, labels.shape[1:], mode="nearest-exact")[:, 0].long()
         overlap += overlap_of(predicted, labels.long(), classes, clusters)
+    if together:
+        overlap = summed(overlap)
     merged = torch.zeros(classes, classes, dtype=torch.int64).index_add_(0, _names(overlap), overlap.mT)
     if not bool(merged.any()):
         raise ValueError("test: expected at least one labelled pixel, got none")
     return float(class_ious(merged.mT).nanmean())
 
 
-def _k_means(tokens: list[Tensor], clusters: int, cells: int, iterations: int, seed: int) -> Tensor:
+def _numbered(tokens: list[Tensor], test: Labelled | StoredFeatures, batch_size: int) -> tuple[list[int], int]:
+    """The number of the first cell of each image of this process among the cells of all images, and their count."""
+    lengths = [part.shape[1] for part in tokens for _ in part]
+    if isinstance(test, StoredFeatures):  # of which each process has every so manieth batch
+        rank, world = place() if test.shared else (0, 1)
+        own = [at for at in range(len(test)) if at // batch_size % world == rank]
+        cells = test.size[1] * test.size[2]
+        return [at * cells for at in own], len(test) * cells
+    every = [int(part) for part in joined([torch.tensor([length]) for length in lengths])]
+    starts = torch.tensor([0, *every]).cumsum(0).tolist()
+    mine = [start for start, (process, _) in zip(starts, order(len(lengths)), strict=False) if process == place()[0]]
+    return mine, starts[-1]
+
+
+def _sampled(tokens: list[Tensor], first: list[int], chosen: Tensor, channels: int) -> Tensor:
+    """The rows of the chosen cells (N, C), 0 where another process holds the cell."""
+    sample = torch.zeros(len(chosen), channels)
+    for image, start in zip((image for part in tokens for image in part), first, strict=True):
+        here = (chosen >= start) & (chosen < start + len(image))
+        sample[here] = image[chosen[here] - start].float()
+    return sample
+
+
+def _k_means(sample: Tensor, clusters: int, iterations: int, seed: int) -> Tensor:
     try:
         from scipy.cluster.vq import kmeans2
     except ImportError as error:
         raise ImportError("clustering needs SciPy: pip install 'densessl[evaluation]'") from error
-    count = sum(part.shape[0] * part.shape[1] for part in tokens)
-    if count < clusters:
-        raise ValueError(f"clusters: expected at most as many as there are cells, {count}, got {clusters}")
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:cells]
-    sample, start = torch.empty(len(chosen), tokens[0].shape[2]), 0
-    for part in tokens:
-        flat = part.flatten(0, 1)
-        here = (chosen >= start) & (chosen < start + len(flat))
-        sample[here] = flat[chosen[here] - start].float()
-        start += len(flat)
     centers, _ = kmeans2(sample.numpy(), clusters, iter=iterations, minit="++", rng=seed)
     return torch.from_numpy(centers).float()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from densessl._normalize import normalized
 from densessl._tensors import check_tensor
 from densessl.evaluation._batches import Features
+from densessl.evaluation._processes import from_all
 from densessl.evaluation._refuse import check_at_least, check_finite
+from densessl.evaluation._together import dealt, in_batches, in_turn, summed
 from densessl.features import map_to_tokens
 from densessl.geometry import cell_centers, inside, warp
 
@@ -34,11 +37,15 @@ def correspondence_accuracy(
     The answer is right within d if the distance between that cell's centre and the true place is at most d cells, along
     each axis in cells of that axis. Perfect features are within 0.71 cells, half a diagonal.
 
+    In several processes (``torch.distributed``) the work is shared: pass the same photos in all, or each its own share,
+    ``photos[rank::processes]``. All return the shares over all photos.
+
     Args:
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
         photos: The photos, uint8 ``(3, H, W)`` each; sizes may differ.
         distances: Distances d, in cells of the feature map. Compare backbones of one stride only.
-        photometric: What is done to the copies, uint8 ``(B, 3, H, W)``; None: nothing.
+        photometric: What is done to the copies, uint8 ``(B, 3, H, W)``; None: nothing. Of several processes each has
+            its own photos of a batch changed.
         batch_size: Number of images encoded at once.
         seed: Seed of the homographies.
 
@@ -49,17 +56,23 @@ def correspondence_accuracy(
         ValueError: If there is no photo, or an argument has another shape or dtype.
     """
     check_at_least(batch_size, 1, "batch_size")
-    if len(photos) == 0:
+    if sum(from_all(len(photos))) == 0:
         raise ValueError("photos: expected at least one, got none")
     generator = torch.Generator().manual_seed(seed)
     right, asked = torch.zeros(len(distances), dtype=torch.float64), 0
-    for batch in _batches(photos, batch_size):
+    every = in_turn(_read(cast(Sequence[Tensor], dealt(photos))), lambda photo: tuple(photo.shape), batch_size)
+    for batch in in_batches(every, lambda photo: photo[0], batch_size):
+        # Drawn for the photos of all processes, so that the copies do not depend on their number.
         coords = _homographies(len(batch), generator)
-        size = (batch.shape[2], batch.shape[3])
-        copies = warp(batch.float(), coords, size).round().to(torch.uint8)
-        errors = _errors(features, batch, copies if photometric is None else photometric(copies), coords)
+        own = [place for place, (_, photo) in enumerate(batch) if photo is not None]
+        if not own:
+            continue
+        photo, coords = torch.stack([photo for _, photo in batch if photo is not None]), coords[own]
+        copies = warp(photo.float(), coords, (photo.shape[2], photo.shape[3])).round().to(torch.uint8)
+        errors = _errors(features, photo, copies if photometric is None else photometric(copies), coords)
         right += torch.stack([(errors <= distance).sum() for distance in distances]).cpu()
         asked += len(errors)
+    right, asked = summed(right), int(summed(torch.tensor(asked)))
     return {distance: float(share) / asked for distance, share in zip(distances, right, strict=True)}
 
 
@@ -84,19 +97,14 @@ def _errors(features: Features, photos: Tensor, copies: Tensor, coords: Tensor) 
     return (place - truth).norm(dim=-1)[inside(coords, (h, w))]
 
 
-def _batches(photos: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """In order, as many at once as have one size; each photo is read once, when its turn comes."""
-    batch: list[Tensor] = []
+def _read(photos: Sequence[Tensor]) -> Iterator[Tensor]:
+    """In order; each photo is read once, when its turn comes."""
     for index in range(len(photos)):
         photo = photos[index]
         check_tensor(photo, f"photos[{index}]", "uint8 (3, H, W)")
         if photo.ndim != 3 or photo.dtype != torch.uint8:
             raise ValueError(f"photos[{index}]: expected uint8 (3, H, W), got {photo.dtype} {tuple(photo.shape)}")
-        if batch and (len(batch) == batch_size or batch[-1].shape != photo.shape):
-            yield torch.stack(batch)
-            batch = []
-        batch.append(photo)
-    yield torch.stack(batch)
+        yield photo
 
 
 def _homographies(count: int, generator: torch.Generator) -> Tensor:

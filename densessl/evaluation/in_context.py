@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from densessl.evaluation._disk import Rows
 from densessl.evaluation._processes import from_all, from_first, place, total
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._stored import StoredFeatures
-from densessl.evaluation._together import joined
+from densessl.evaluation._together import in_turn, joined
 from densessl.evaluation.matched import iou_of_overlap, overlap_of
 from densessl.evaluation.retrieval import rare_first_cells, read_shares
 from densessl.evaluation.shares import class_shares
@@ -178,28 +177,24 @@ def _chosen(
 
     Where processes work together, all of them draw the random numbers of all images in the order of all images.
     """
-    while True:
-        part = list(islice(maps, batch_size))
-        own = [one.shape[1] * one.shape[2] for one, _ in part]
-        told = from_all(own) if together else [own]
-        if not any(told):
-            return
-        mine = place()[0] if together else 0
-        for turn in range(max(map(len, told))):
-            for process, cells in enumerate(told):
-                if turn >= len(cells):
-                    continue
-                if process != mine:
-                    torch.rand(cells[turn] if count < cells[turn] else 0, generator=generator)
-                    continue
-                one, labels = part[turn]
-                share = class_shares(labels[None], classes, (one.shape[1], one.shape[2]), ignored=protocol.ignored)[0]
-                unit = F.normalize(one.flatten(1), dim=0).mT
-                if count < len(unit):
-                    kept = rare_first_cells(share[None], count, generator)[0]
-                    unit, share = unit[kept], share[kept]
-                known = share.sum(1) > 0
-                yield unit[known], share[known], bool((labels >= 0).any())
+    turns = in_turn(maps, _cells, batch_size)
+    every = turns if together else ((_cells(pair), pair) for pair in maps)
+    for cells, pair in every:
+        if pair is None:
+            torch.rand(cells if count < cells else 0, generator=generator)
+            continue
+        one, labels = pair
+        share = class_shares(labels[None], classes, (one.shape[1], one.shape[2]), ignored=protocol.ignored)[0]
+        unit = F.normalize(one.flatten(1), dim=0).mT
+        if count < cells:
+            kept = rare_first_cells(share[None], count, generator)[0]
+            unit, share = unit[kept], share[kept]
+        known = share.sum(1) > 0
+        yield unit[known], share[known], bool((labels >= 0).any())
+
+
+def _cells(pair: tuple[Tensor, Tensor]) -> int:
+    return pair[0].shape[1] * pair[0].shape[2]
 
 
 def _bytes(memory: StoredFeatures, count: int, classes: int) -> int:

@@ -15,6 +15,7 @@ from densessl.evaluation._disk import Rows
 from densessl.evaluation._processes import from_all, from_first, place
 from densessl.evaluation._refuse import check_at_least
 from densessl.evaluation._stored import StoredFeatures
+from densessl.evaluation._together import same_in_all
 
 __all__ = ["StoredFeatures", "shared_features", "store_features"]
 
@@ -53,12 +54,15 @@ def store_features(
         The store, which is also a context manager that removes its files at the end.
 
     Raises:
-        ValueError: If there is no image, an argument has another shape or dtype, or features are not finite.
+        ValueError: If there is no image, an argument has another shape or dtype, features are not finite, or processes
+            that share the work pass different images.
     """
     check_at_least(batch_size, 1, "batch_size")
     check_at_least(held_bytes, 0, "held_bytes")
     if len(labelled) == 0:
         raise ValueError("labelled: expected (image, labels) pairs, got none")
+    if shared and place()[1] > 1 and not same_in_all(labelled[0], (len(labelled),)):
+        raise ValueError("labelled: expected the same images in all processes with shared=True, got different ones")
     parent = None if folder is None else Path(folder)
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +130,9 @@ def _stacked(labelled: Sequence[tuple[Tensor, Tensor]], start: int, stop: int) -
 def shared_features(features: Features, *, block: int = 4) -> Features:
     """The same features, computed by all processes of ``torch.distributed`` together.
 
-    For probes that take no store, such as those on videos and on pairs of photos. All processes must call the result
-    with the same images, which they do if they call one probe with the same arguments. One process alone computes the
-    same numbers.
+    For functions on maps that do not share the work by themselves, such as ``position_share``. All processes must call
+    the result with the same images; different ones are refused with a ValueError. One process alone computes the same
+    numbers.
 
     Args:
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
@@ -141,6 +145,8 @@ def shared_features(features: Features, *, block: int = 4) -> Features:
 
     def encoded(images: Tensor) -> Tensor:
         rank, world = place()
+        if world > 1 and not same_in_all((images,)):
+            raise ValueError("images: expected the same in all processes that share the features, got different ones")
         parts = list(images.split(block))
         own = {at: features(parts[at]) for at in range(rank, len(parts), world)}
         device = next(iter(own.values())).device if own else None

@@ -1,19 +1,17 @@
 """The command line on tiny folders and tiny models, without a network."""
 
 import json
-import os
-import socket
 
-import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-import torchvision
 from PIL import Image
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("scipy")
 pytest.importorskip("tqdm")
+
+import evaluating
+from evaluating import camvid_folder, resnet_file, scores_of
 
 from densessl.evaluation import FAST, in_context_segmentation
 from densessl.evaluation._backbones import features_of, make_backbone
@@ -21,40 +19,21 @@ from densessl.evaluation._command import main
 from densessl.evaluation._report import table
 from densessl.evaluation.data import camvid, resized
 
+PROTOCOLS = "in-context-fast,neighbors,correspondence,tokens"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("camvid")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 3)):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        for number in range(count):
-            labels = random.integers(0, 12, (4, 5), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
-            noise = random.integers(0, 20, (64, 80, 3))
-            shades = (labels[..., None] * [20, 7, 11] + noise).astype(np.uint8)
-            Image.fromarray(shades).save(root / "images" / split / f"{number}.png")
-            Image.fromarray(labels).save(root / "labels" / split / f"{number}.png")
-    return root
+    return camvid_folder(tmp_path_factory.mktemp("camvid"))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(torchvision.models.resnet18().state_dict(), path)
-    return path
+    return resnet_file(tmp_path_factory.mktemp("weights") / "resnet18.pth")
 
 
-def run(folder, weights, out, *options, protocols="in-context-fast,neighbors,correspondence,tokens"):
-    return main(
-        ["--backbone", str(weights), "--data", f"camvid:{folder}", "--protocols", protocols, "--size", "64x96",
-         "--layer", "layer1", "--out", str(out), "--device", "cpu", *options]
-    )  # fmt: skip
-
-
-def scores_of(out):
-    return {key: result["scores"] for key, result in json.loads(out.read_text())["results"].items()}
+def run(folder, weights, out, *options, protocols=PROTOCOLS):
+    return evaluating.run(folder, weights, out, *options, protocols=protocols)
 
 
 def test_the_command_gives_what_the_functions_give(folder, weights, tmp_path, capsys):
@@ -191,24 +170,6 @@ def test_videos_and_pairs(weights, tmp_path, monkeypatch):
     made = scores_of(out)
     assert set(made[f"davis on davis:{tmp_path}"]) == {"J&F", "J", "F"}
     assert set(made[f"spair on spair:{tmp_path}"]) == {"PCK per image", "PCK per point"}
-
-
-def one_of_two(rank, port, folder, weights, out):
-    torch.set_num_threads(1)
-    started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in started.items()}
-    assert run(folder, weights, out, "--batch-size", "2") == 0
-
-
-def test_two_processes_give_what_one_gives(folder, weights, tmp_path):
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    assert run(folder, weights, one, "--batch-size", "2") == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_of_two, (port, folder, weights, two), nprocs=2)
-    assert scores_of(two) == scores_of(one)
-    assert json.loads(two.read_text())["how"]["processes"] == 2
 
 
 def test_models_of_timm_and_torchvision():

@@ -1,9 +1,7 @@
-"""Stored features give what computed ones give, in one process and in two."""
+"""Stored features give what computed ones give; in two processes: test_evaluation_processes.py."""
 
-import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 pytest.importorskip("torchmetrics")
@@ -17,7 +15,6 @@ from densessl.evaluation import (
     in_context_segmentation,
     nearest_neighbor_segmentation,
     patch_probe,
-    shared_features,
     store_features,
 )
 from densessl.evaluation._disk import Rows
@@ -125,51 +122,3 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, pairs, ma
     with pytest.raises(ValueError, match=message):
         store_features(made, pairs, tmp_path, batch_size=3)
     assert [*tmp_path.iterdir()] == []
-
-
-def one_of_two(rank: int, folder: str, results: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    calls = []
-
-    def counted(images: Tensor) -> Tensor:
-        calls.append(len(images))
-        return features(images)
-
-    scores = []
-    for held_bytes in (0, 1 << 29):
-        with (
-            store_features(counted, KNOWN, folder, batch_size=2, shared=True, held_bytes=held_bytes) as known,
-            store_features(counted, ASKED, folder, batch_size=2, shared=True) as asked,
-        ):
-            for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW):
-                scores.append(in_context_segmentation(counted, known, asked, CLASSES, protocol, batch_size=2))
-            scores.append(nearest_neighbor_segmentation(counted, known, asked, CLASSES, batch_size=2))
-            scores.append(cluster_segmentation(counted, asked, CLASSES, batch_size=2))
-    images = torch.stack([image for image, _ in KNOWN])
-    maps = shared_features(counted, block=2)(images)
-    assert torch.equal(maps, shared_features(features, block=2)(images))
-    try:
-        store_features(lambda images: features(images) / 0 if rank else features(images), KNOWN, folder, batch_size=2,
-                       shared=True)  # fmt: skip
-    except ValueError as error:
-        told = str(error)
-    np.savez(f"{results}/{rank}.npz", scores=scores, calls=sum(calls), told=told)
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_equal_one(tmp_path):
-    (tmp_path / "results").mkdir()
-    mp.spawn(one_of_two, (str(tmp_path), str(tmp_path / "results")), nprocs=2)
-    made = [np.load(tmp_path / "results" / f"{rank}.npz") for rank in range(2)]
-    alone = []
-    for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW):
-        alone.append(in_context_segmentation(features, KNOWN, ASKED, CLASSES, protocol, batch_size=2))
-    alone.append(nearest_neighbor_segmentation(features, KNOWN, ASKED, CLASSES, batch_size=2))
-    alone.append(cluster_segmentation(features, ASKED, CLASSES, batch_size=2))
-    for rank in range(2):
-        assert made[rank]["scores"].tolist() == 2 * alone
-        assert "finite" in str(made[rank]["told"])
-    # Each encoded about half: 2 x 12 images for the stores and 7 for the maps.
-    assert sum(int(file["calls"]) for file in made) == 2 * 12 + 7
-    assert {path.name for path in tmp_path.iterdir()} <= {"meeting", "results"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from densessl.evaluation import alone, correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from examples.pretrain.common.samples import Labels
 
 Features = Callable[[Tensor], Tensor]
@@ -134,7 +134,9 @@ def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None =
     """
     found: dict[str, float] = {}
     # The linear layer is born from torch's generators, which are the run's.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    # The first of several processes scores alone: the others go on with the training, and would never answer.
+    with alone(), torch.random.fork_rng(devices=devices):
         if photos:
             pck = {"distances": (1.0,), "batch_size": BATCH}
             found["pck"] = correspondence_accuracy(features, photos, **pck)[1.0]
