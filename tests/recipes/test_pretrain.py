@@ -276,8 +276,15 @@ def test_one_process_equals_two(methods, folder, tmp_path):
 
 def test_two_processes_through_the_command_line(folder, tmp_path):
     """All callbacks and loggers: one that asks the other processes on rank 0 alone would hang here."""
+    labelled = tmp_path / "labelled"
+    for kind in ("images", "masks"):
+        (labelled / kind).mkdir(parents=True)
+    for index in range(4):
+        write_png(torch.randint(0, 256, (3, 36, 48), dtype=torch.uint8), str(labelled / "images" / f"{index}.png"))
+        write_png(torch.arange(48).expand(1, 36, 48).div(24).to(torch.uint8), str(labelled / "masks" / f"{index}.png"))
     args = ["fit", "--data.folder", str(folder), "--data.size=32", "--data.batch_size=8", "--data.workers=1", *TINY]
     args += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_epochs=2", "--out", str(tmp_path)]
+    args += [f"--probe.labels={labelled}", "--probe.images=4"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
