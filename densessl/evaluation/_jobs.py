@@ -62,10 +62,8 @@ class Jobs:
                 fit=self._stored(self.chosen.fit or self.source.fit) if protocol.fits else None,
                 test=self._stored(self.chosen.test or self.source.test),
             )
-        elif protocol.kind == "photos":
-            job = job._replace(test=ImagesAlone(test, self.size))
         elif protocol.feed == "resized":
-            job = job._replace(fit=None if fit is None else resized(fit, self.size), test=resized(test, self.size))
+            job = job._replace(test=ImagesAlone(test, self.size))
         return protocol.run(job), counts
 
     def _opened(self, split: str) -> Any:

@@ -55,8 +55,8 @@ class Protocol(NamedTuple):
         side: Side of the images that the backbone gets, in pixels; rounded down to whole patches of a vision
             transformer.
         fits: Whether the protocol needs the split that probes learn from.
-        feed: "stored": it gets features that were computed beforehand; "resized": images at one size; "plain": images
-            as they are, which it crops and resizes itself.
+        feed: "stored": it gets features that were computed beforehand; "resized": images at one size, without labels;
+            "plain": samples as they are, which it crops and resizes itself.
         run: Makes the scores of a job.
         source: Where the settings come from.
         settings: Those settings that the scores depend on.
@@ -185,7 +185,7 @@ PROTOCOLS = {
     "davis": Protocol("videos", 480, False, "plain", _videos, DAVIS.source, _settings(DAVIS)),
     "spair": Protocol("pairs", 512, False, "plain", _keypoints, SPAIR.source, _settings(SPAIR)),
     "neighbors": Protocol("labelled", 448, True, "stored", _neighbors, _OWN, {"neighbors": 30, "temperature": 0.07}),
-    "linear-fast": Protocol("labelled", 448, True, "resized", _linear_fast, _OWN, {"steps": 200, "lr": 0.02}),
+    "linear-fast": Protocol("labelled", 448, True, "stored", _linear_fast, _OWN, {"steps": 200, "lr": 0.02}),
     "clusters": Protocol("labelled", 448, False, "stored", _clusters, _OWN, {"clusters": "as many as classes"}),
     "correspondence": Protocol("photos", 448, False, "resized", _correspondence, _OWN, {"distances": [1, 2]}),
     "tokens": Protocol("photos", 448, False, "resized", _tokens, _OWN, {"k": 10, "images": 256}),

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from densessl._normalize import normalized
 from densessl.evaluation._batches import Features, Labelled, encoded, own_share
+from densessl.evaluation._held import Held
 from densessl.evaluation._processes import from_all, from_first, place
 from densessl.evaluation._refuse import check_at_least, check_probe
 from densessl.evaluation._stored import StoredFeatures
@@ -34,10 +35,10 @@ def cluster_segmentation(
     with. Both look at the test labels: the numbers say how pure the clusters are, not how well new images would be
     labelled.
 
-    Each image is read and encoded once. The cells of all images are held in half precision, and the labels in 16 bits:
-    for 1,000 images of 512 pixels and maps of 64 x 64 cells and 384 channels, 3.1 and 0.5 GB. Several processes
-    (``torch.distributed``) share the images and hold a part each: pass the same images in all, or each its own share,
-    ``test[rank::processes]``. All return the score over all images.
+    Each image is read and encoded once. The cells of all images are kept in half precision, and the labels in 16 bits:
+    0.25 GB of each in memory and the others in a temporary file. Several processes (``torch.distributed``) share the
+    images and hold a part each: pass the same images in all, or each its own share, ``test[rank::processes]``. All
+    return the score over all images.
 
     Args:
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
@@ -66,12 +67,12 @@ def cluster_segmentation(
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
     test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
     together = not isinstance(test, StoredFeatures) or test.shared
-    tokens, answers, sizes = [], [], []
+    tokens, answers, sizes = Held(), Held(), []
     for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):
         tokens.append(normalized(map_to_tokens(maps)).to("cpu", torch.float16))
         answers.append(labels.to("cpu", torch.int16 if classes < 1 << 15 else torch.int32))
         sizes.append((maps.shape[2], maps.shape[3]))
-    told = tokens[0].shape[2] if tokens else 0
+    told = tokens[0].shape[2] if len(tokens) else 0
     channels = max(from_all(told) if together else [told])
     if not channels:
         raise ValueError("test: expected (image, labels) pairs, got none")
@@ -99,7 +100,7 @@ def cluster_segmentation(
     return float(class_ious(merged.mT).nanmean())
 
 
-def _numbered(tokens: list[Tensor], test: Labelled | StoredFeatures, batch_size: int) -> tuple[list[int], int]:
+def _numbered(tokens: Held, test: Labelled | StoredFeatures, batch_size: int) -> tuple[list[int], int]:
     """The number of the first cell of each image of this process among the cells of all images, and their count."""
     lengths = [part.shape[1] for part in tokens for _ in part]
     if isinstance(test, StoredFeatures):  # of which each process has every so manieth batch
@@ -113,7 +114,7 @@ def _numbered(tokens: list[Tensor], test: Labelled | StoredFeatures, batch_size:
     return mine, starts[-1]
 
 
-def _sampled(tokens: list[Tensor], first: list[int], chosen: Tensor, channels: int) -> Tensor:
+def _sampled(tokens: Held, first: list[int], chosen: Tensor, channels: int) -> Tensor:
     """The rows of the chosen cells (N, C), 0 where another process holds the cell."""
     sample = torch.zeros(len(chosen), channels)
     for image, start in zip((image for part in tokens for image in part), first, strict=True):

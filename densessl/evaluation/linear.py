@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, masked, nearest, own_share
+from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encoded, nearest, own_share
+from densessl.evaluation._held import Held
 from densessl.evaluation._linear_head import LinearProbe, score_head, train_head
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
-from densessl.evaluation._together import joined, summed
+from densessl.evaluation._stored import StoredFeatures
+from densessl.evaluation._together import in_turn, processes, summed
 from densessl.evaluation.in_context import FAST, InContext
 from densessl.evaluation.matched import class_ious, overlap_of
 
 __all__ = ["DINOV3", "LEOPART", "LinearProbe", "linear_segmentation"]
 
-_PACKED = 1 << 26  # bytes of maps that are put into one piece of memory
 _FITTED = 4  # images whose logits at the labels' size are held at once, which are large
 
 LEOPART = LinearProbe(
@@ -68,8 +69,8 @@ DINOV3 = LinearProbe(
 @torch.inference_mode(False)  # the caller may be in it, where nothing can be fitted
 def linear_segmentation(
     features: Features,
-    fit: Labelled,
-    test: Labelled,
+    fit: Labelled | StoredFeatures,
+    test: Labelled | StoredFeatures,
     classes: int,
     protocol: LinearProbe | InContext = FAST,
     *,
@@ -81,11 +82,12 @@ def linear_segmentation(
 ) -> float:
     """Fits one logit per class and cell on frozen features, bilinearly upsampled to the labels, and tests it.
 
-    With ``FAST`` each image is encoded once and the layer is fitted for a few steps on the maps, which are held in
-    memory. There features are standardised per channel with the fit split's mean and deviation, so that networks whose
-    features differ in scale get the same step sizes; this is part of the linear map. ``LEOPART`` and ``DINOV3`` are the
-    published settings: crops drawn anew and encoded in each step, hours on a GPU. Crops, flips, changes of colour and
-    resizing are theirs; images are passed as they are, normalising them is part of ``features``.
+    With ``FAST`` each image is encoded once and the layer is fitted for a few steps on the maps, of which 0.25 GB stay
+    in memory and the others lie in a temporary file. There features are standardised per channel with the fit split's
+    mean and deviation, so that networks whose features differ in scale get the same step sizes; this is part of the
+    linear map. ``LEOPART`` and ``DINOV3`` are the published settings: crops drawn anew and encoded in each step, hours
+    on a GPU. Crops, flips, changes of colour and resizing are theirs; images are passed as they are, normalising them
+    is part of ``features``.
 
     In several processes (``torch.distributed``) the work is shared: pass the same images in all, or each its own share,
     ``fit[rank::processes]``. All return the score over all images.
@@ -93,7 +95,7 @@ def linear_segmentation(
     Args:
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
         fit: Labelled images to fit on, a sequence: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any
-            sizes.
+            sizes; for FAST also batches of them, or a store of their features (``store_features``).
         test: Labelled images to report on, in the same form; batches of them as well.
         classes: Number of classes, at least 2: labels run 0..classes-1. FAST ignores all others; LEOPART and DINOV3
             ignore -1 and 255 and refuse others.
@@ -129,10 +131,11 @@ def linear_segmentation(
     check_at_least(steps, 1, "steps")
     check_positive(lr, "lr")
     check_at_least(label_stride, 1, "label_stride")
-    fit, test = own_share(fit, "fit"), own_share(test, "test")
-    maps, labels = _gathered(features, fit, classes, batch_size, label_stride)
-    mean, std = _moments(maps)
-    linear = nn.Conv2d(maps[0].shape[0], classes, 1).to(maps[0].device)
+    fit = fit if isinstance(fit, StoredFeatures) else own_share(fit, "fit")
+    test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
+    maps, labels, device = _gathered(features, fit, classes, batch_size, label_stride)
+    mean, std = _moments(maps, device)
+    linear = nn.Conv2d(len(mean), classes, 1).to(device)
     for parameter in linear.parameters():
         nn.init.zeros_(parameter)
     optimizer = torch.optim.AdamW(linear.parameters(), lr=lr, weight_decay=1e-4)
@@ -144,11 +147,13 @@ def linear_segmentation(
 
     for _ in range(steps):
         chosen = torch.randint(len(maps), (batch_size,), generator=generator).tolist()
-        pixels = sum(int((labels[index] != IGNORED).sum()) for index in chosen)
+        answers = [labels[index].to(device) for index in chosen]
+        pixels = sum(int((answer != IGNORED).sum()) for answer in answers)
         if pixels == 0:
             continue  # the mean over no pixel is NaN
         optimizer.zero_grad()
-        for x, answer in batches(((maps[index], labels[index]) for index in chosen), _FITTED):
+        drawn = ((maps[index].to(device), answer) for index, answer in zip(chosen, answers, strict=True))
+        for x, answer in batches(drawn, _FITTED):
             with torch.enable_grad():  # the caller may have switched gradients off
                 logits = upsampled(x, (answer.shape[1], answer.shape[2]))
                 loss = F.cross_entropy(logits, answer.long(), ignore_index=IGNORED, reduction="sum") / pixels
@@ -158,49 +163,45 @@ def linear_segmentation(
 
     overlap = torch.zeros(classes, classes, dtype=torch.int64)
     with torch.no_grad():
-        for images, answer in batches(masked(test, classes, "test"), batch_size):
-            for x, truth in zip(encode(features, images), answer, strict=True):
+        for found, answer in encoded(features, test, classes, batch_size, "test", own=True):
+            for x, truth in zip(found, answer, strict=True):
                 predicted = upsampled(x[None], (truth.shape[0], truth.shape[1])).argmax(1)[0]
-                overlap += overlap_of(predicted.cpu(), truth, classes, classes)
-    overlap = summed(overlap)
+                overlap += overlap_of(predicted, truth, classes, classes).cpu()
+    if not isinstance(test, StoredFeatures) or test.shared:
+        overlap = summed(overlap)
     if not bool(overlap.any()):
         raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
     return float(class_ious(overlap).nanmean())
 
 
 def _gathered(
-    features: Features, fit: Labelled, classes: int, batch_size: int, label_stride: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Maps (C, h, w) and coarse labels of all images of all processes."""
-    maps: list[Tensor] = []
-    fresh: list[Tensor] = []
-    answers: list[Tensor] = []
-    single = ((image, _coarse(labels, label_stride)) for image, labels in masked(fit, classes, "fit"))
-    for images, labels in batches(single, batch_size):
-        found = encode(features, images)
-        fresh += list(found)
-        answers += list(labels.to(found.device))
-        if sum(map_.nbytes for map_ in fresh) > _PACKED:
-            maps, fresh = maps + _packed(fresh), []
-    maps += _packed(fresh)
-    if not maps:
-        raise ValueError("fit: expected (image, labels) pairs, got none")
-    sizes = joined(
-        [torch.tensor([[*map_.shape[1:], *answer.shape]]) for map_, answer in zip(maps, answers, strict=True)]
+    features: Features, fit: Labelled | StoredFeatures, classes: int, batch_size: int, label_stride: int
+) -> tuple[Held, Held, torch.device]:
+    """Maps (C, h, w) and coarse labels of all images of all processes, and the device of this process's maps."""
+    maps, answers, device = Held(), Held(), torch.device("cpu")
+    found = encoded(features, fit, classes, batch_size, "fit")
+    single = (
+        (one, _coarse(answer, label_stride)) for part, labels in found for one, answer in zip(part, labels, strict=True)
     )
-    rows, flat = joined([map_.flatten(1).mT for map_ in maps]), joined([answer.flatten() for answer in answers])
-    if len(sizes) > len(maps):
-        shapes = [size[0].tolist() for size in sizes]
-        maps = [row.mT.reshape(-1, *shape[:2]) for row, shape in zip(rows, shapes, strict=True)]
-        answers = [answer.view(shape[2:]) for answer, shape in zip(flat, shapes, strict=True)]
-    if not any(bool((answer != IGNORED).any()) for answer in answers):
+    turns = in_turn(single, _sent, batch_size)
+    every = ((pair, pair) for pair in single) if isinstance(fit, StoredFeatures) else turns
+    labelled = False
+    for told, own in every:
+        one, answer = told if own is None else own
+        device = device if own is None else one.device
+        labelled = labelled or bool((answer != IGNORED).any())
+        maps.append(one)
+        answers.append(answer)
+    if len(maps) == 0:
+        raise ValueError("fit: expected (image, labels) pairs, got none")
+    if not labelled:
         raise ValueError(f"fit: expected labels in 0..{classes - 1}, got none in {len(maps)} images")
-    return maps, answers
+    return maps, answers, device
 
 
-def _packed(maps: list[Tensor]) -> list[Tensor]:
-    """The same maps in one piece of memory: many small pieces that stay leave gaps between them that nothing fills."""
-    return list(torch.stack(maps)) if len({map_.shape for map_ in maps}) == 1 else maps
+def _sent(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the other processes, where there are any, get to know of an image: its map and labels."""
+    return pair if processes() == 1 else (pair[0].cpu(), pair[1].cpu())
 
 
 def _coarse(labels: Tensor, stride: int) -> Tensor:
@@ -209,13 +210,15 @@ def _coarse(labels: Tensor, stride: int) -> Tensor:
     return nearest(labels, size).to(torch.int16)
 
 
-def _moments(maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(maps: Held, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, (C, 1, 1), image by image: a difference of all maps is large."""
-    count = sum(image[0].numel() for image in maps)
-    zero = maps[0].new_zeros(len(maps[0]), dtype=torch.float64)
-    mean = sum((image.sum((1, 2)).double() for image in maps), zero) / count
-    square = torch.zeros_like(mean)
+    zero = torch.zeros(len(maps[0]), dtype=torch.float64, device=device)
+    count, mean, square = 0, zero.clone(), zero.clone()
     for image in maps:
-        square += (image - mean.to(image.dtype)[:, None, None]).square().sum((1, 2)).double()
+        count += image[0].numel()
+        mean += image.to(device).sum((1, 2)).double()
+    mean /= count
+    for image in maps:
+        square += (image.to(device) - mean.float()[:, None, None]).square().sum((1, 2)).double()
     std = (square / max(count - 1, 1)).sqrt().clamp(min=1e-6)
-    return mean.to(maps[0].dtype).view(-1, 1, 1), std.to(maps[0].dtype).view(-1, 1, 1)
+    return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)

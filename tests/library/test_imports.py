@@ -99,6 +99,7 @@ ALLOWED = {
     "evaluation._refuse": set(),
     "evaluation._processes": set(),
     "evaluation._disk": set(),
+    "evaluation._held": set(),
     "evaluation._stored": {"evaluation._disk", "evaluation._processes"},
     "evaluation.store": {
         "evaluation._batches",
@@ -186,8 +187,10 @@ ALLOWED = {
     },
     "evaluation.linear": {
         "evaluation._batches",
+        "evaluation._held",
         "evaluation._linear_head",
         "evaluation._refuse",
+        "evaluation._stored",
         "evaluation._together",
         "evaluation.in_context",
         "evaluation.matched",
@@ -230,6 +233,7 @@ ALLOWED = {
     "evaluation.clustering": {
         "_normalize",
         "evaluation._batches",
+        "evaluation._held",
         "evaluation._processes",
         "evaluation._refuse",
         "evaluation._stored",

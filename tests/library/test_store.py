@@ -13,11 +13,13 @@ from densessl.evaluation import (
     HUMMINGBIRD_OPEN,
     cluster_segmentation,
     in_context_segmentation,
+    linear_segmentation,
     nearest_neighbor_segmentation,
     patch_probe,
     store_features,
 )
 from densessl.evaluation._disk import Rows
+from densessl.evaluation._held import Held
 from densessl.evaluation.retrieval import read_shares
 
 CLASSES = 4
@@ -122,3 +124,30 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, pairs, ma
     with pytest.raises(ValueError, match=message):
         store_features(made, pairs, tmp_path, batch_size=3)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_held_tensors_come_back_from_memory_and_from_the_file():
+    tensors = [torch.randn(3, 4), torch.arange(6, dtype=torch.int16), torch.randn(2, 5).half(), torch.randn(4, 3).mT]
+    tensors += [torch.randn(0, 4), torch.randn(3, 3)]
+    for most in (0, 60, 1 << 20):
+        held = Held(most)
+        for tensor in tensors:
+            held.append(tensor)
+        assert len(held) == len(tensors)
+        for tensor, found in zip(tensors, held, strict=True):
+            assert found.dtype == tensor.dtype
+            assert torch.equal(found, tensor)
+        assert torch.equal(held[2], tensors[2])
+
+
+@pytest.mark.parametrize("most", [0, 900])
+def test_maps_in_a_file_give_what_maps_in_memory_give(tmp_path, monkeypatch, most):
+    mixed = KNOWN + labelled(3, 4, 16, 24)
+    linear = linear_segmentation(features, mixed, ASKED, CLASSES, steps=9, batch_size=3)
+    clusters = cluster_segmentation(features, mixed, CLASSES, clusters=6, batch_size=3)
+    plain = linear_segmentation(features, KNOWN, ASKED, CLASSES, steps=9, batch_size=3)
+    monkeypatch.setattr(Held.__init__, "__defaults__", (most,))
+    assert linear_segmentation(features, mixed, ASKED, CLASSES, steps=9, batch_size=3) == linear
+    assert cluster_segmentation(features, mixed, CLASSES, clusters=6, batch_size=3) == clusters
+    with store_features(features, KNOWN, tmp_path) as known, store_features(features, ASKED, tmp_path) as asked:
+        assert linear_segmentation(features, known, asked, CLASSES, steps=9, batch_size=3) == plain
