@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,37 +27,44 @@ from densessl.evaluation._sources import SOURCES, parse_source
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m densessl.evaluation",
-        description="What a frozen backbone is worth on dense tasks. Start it by torchrun --nproc_per_node N -m "
-        "densessl.evaluation to share the work over N processes; the numbers are those of one.",
+        description="Scores a frozen backbone on dense tasks, prints a table and writes a file of results. "
+        "'torchrun --nproc_per_node N -m densessl.evaluation' shares the work over N processes; the scores are those "
+        "of one.",
     )
     add = parser.add_argument
-    add("--backbone", required=True, help="timm/NAME, torchvision/NAME, hf/NAME, a folder of transformers, or a file "
-        "with a ResNet: a checkpoint of this library, an exported file, a published one")  # fmt: skip
-    add("--weights", default="default", help="default: what the library has under the name (downloaded once); none: as "
-        "initialised; or a file to load into the model")  # fmt: skip
-    add("--layer", help="name of the module to cut after; default: the last that gives a map, behind the final norm in "
-        "vision transformers")  # fmt: skip
-    add("--mean", help="one number or three with commas, subtracted from images in 0..1, in place of the model's own")
-    add("--std", help="one number or three with commas, by which images are divided then, in place of the model's own")
-    add("--data", required=True, action="append", metavar="KIND:FOLDER", help="may be given several times; KIND is one "
-        f"of {', '.join(SOURCES)}")  # fmt: skip
-    add("--protocols", required=True, help=f"separated by commas, of {', '.join(PROTOCOLS)}; each runs on the data "
-        "that it can use")  # fmt: skip
-    add("--size", help="N or HxW in pixels in place of the protocols' own sizes")
-    add("--fit", help="name of the split that probes learn from, in place of the data set's usual one")
-    add("--test", help="name of the split that is scored, in place of the data set's usual one")
-    add("--sbd", help="folder of SBD, for VOC's split trainaug")
-    add("--limit", type=int, help="at most so many samples of each split, spread evenly, to try things out; such "
-        "scores are no published numbers")  # fmt: skip
-    add("--out", default="evaluation.json", help="file of the results; a run that finds its protocols there with the "
-        "same settings takes them from it (default: %(default)s)")  # fmt: skip
-    add("--store", help="folder for the features of the run, many GB for large data sets; default: the system's folder "
-        "of temporary files")  # fmt: skip
-    add("--held-gb", type=float, default=0.5, help="a probe's memory of features above so many GB goes to the store "
-        "(default: %(default)s)")  # fmt: skip
-    add("--batch-size", type=int, default=16, help="images encoded at once (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of all draws, initial weights included (default: %(default)s)")
-    add("--device", help="default: cuda where there is one, else cpu")
+    add("--backbone", required=True, help="The backbone: timm/NAME, torchvision/NAME or hf/NAME; a folder of "
+        "transformers; or a file with a ResNet, which may be a checkpoint of this library, an exported file or a "
+        "published one.")  # fmt: skip
+    add("--weights", default="default", help="The weights of the backbone: 'default' takes those that the library has "
+        "under the name, downloaded once; 'none' leaves the model as it is initialised; the path of a file loads that "
+        "file into the model (default: %(default)s).")  # fmt: skip
+    add("--layer", help="Name of the module to cut after; by default the last one that gives a map, which in vision "
+        "transformers is behind the final norm.")  # fmt: skip
+    add("--mean", help="One number, or three with commas, that are subtracted from the images in 0..1; by default the "
+        "model's own.")  # fmt: skip
+    add("--std", help="One number, or three with commas, by which the images are divided after that; by default the "
+        "model's own.")  # fmt: skip
+    add("--data", required=True, action="append", metavar="KIND:FOLDER", help="Kind and folder of a data set. The "
+        f"option may be given several times; KIND is one of {', '.join(SOURCES)}.")  # fmt: skip
+    add("--protocols", required=True, help="Names of the protocols, separated by commas. Each runs on the data that it "
+        f"can use. The names are {', '.join(PROTOCOLS)}.")  # fmt: skip
+    add("--size", help="Size of the images in pixels, N or HxW, in place of the protocols' own sizes.")
+    add("--fit", help="Name of the split that probes learn from, in place of the data set's usual one.")
+    add("--test", help="Name of the split that is scored, in place of the data set's usual one.")
+    add("--sbd", help="Folder of SBD, which VOC's split trainaug needs.")
+    add("--limit", type=int, help="Greatest number of samples of each split, which are spread evenly over it, to try "
+        "things out. Such scores are no published numbers.")  # fmt: skip
+    add("--out", default="evaluation.json", help="File of the results. A run that finds its protocols there with the "
+        "same settings takes them from it (default: %(default)s).")  # fmt: skip
+    add("--store", help="Folder for the features while the run lasts, many GB for large data sets; by default the "
+        "system's folder of temporary files. A run that is killed (SIGKILL) leaves its folder densessl-features-* "
+        "there, which may be removed.")  # fmt: skip
+    add("--held-gb", type=float, default=0.5, help="Greatest memory in GB that features which a probe remembers may "
+        "take; beyond it they go to the store (default: %(default)s).")  # fmt: skip
+    add("--batch-size", type=int, default=16, help="Number of images that are encoded at once (default: %(default)s).")
+    add("--seed", type=int, default=0, help="Seed of all draws, those of initial weights included (default: "
+        "%(default)s).")  # fmt: skip
+    add("--device", help="Device of torch that encodes the images; by default cuda where there is one, else cpu.")
     return parser
 
 
@@ -66,9 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: None: the process's.
 
     Returns:
-        The exit code: 2 after an error of the user's, told in one line.
+        The exit code: 2 after an error of the user's, told in one line; 130 after a run that was stopped.
     """
     chosen = _parser().parse_args(arguments)
+    # A queue's signal ends the run as Ctrl-C does, so that its features are removed.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
     try:
         if joins:
@@ -77,7 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped: the same command goes on with what {chosen.out} does not hold yet", file=sys.stderr)
+        return 130
     finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
         if joins:
             distributed.destroy_process_group()
     return 0
@@ -123,7 +140,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         with Jobs(sources[word], size, chosen, features, backbone.patch[1]) as jobs:
             for name in group:
                 start = time.perf_counter()
-                scores, counts = jobs.run(PROTOCOLS[name])
+                scores, counts = jobs.run(name, PROTOCOLS[name])
                 results[f"{name} on {word}"] = {
                     "protocol": name,
                     "data": word,

@@ -50,8 +50,8 @@ class Jobs:
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
 
-    def run(self, protocol: Protocol) -> tuple[dict[str, float], list[int]]:
-        """The scores, and the number of samples of the splits."""
+    def run(self, name: str, protocol: Protocol) -> tuple[dict[str, float], list[int]]:
+        """The scores, and the number of samples of the splits; a bar counts the images that the protocol reads."""
         test = self._samples(self.chosen.test or self.source.test)
         fit = self._samples(self.chosen.fit or self.source.fit) if protocol.fits else None
         counts = [len(part) for part in (fit, test) if part is not None]
@@ -64,7 +64,24 @@ class Jobs:
             )
         elif protocol.feed == "resized":
             job = job._replace(test=ImagesAlone(test, self.size))
-        return protocol.run(job), counts
+        # How often a protocol reads an image that it crops or warps itself is its own affair: such bars have no end.
+        bar = self._bar(f"{name} on {self.name}", sum(counts) if protocol.feed == "stored" else None)
+
+        def counted(images: Tensor) -> Tensor:
+            maps = self.features(images)
+            bar.update(len(images))
+            return maps
+
+        for store in self.stores.values():
+            store.seen = bar.update
+        with bar:
+            return protocol.run(job._replace(features=counted)), counts
+
+    def _bar(self, words: str, total: int | None) -> Any:
+        """A progress bar of the first process, which counts the images of that process."""
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=words, unit="image", disable=place()[0] != 0)
 
     def _opened(self, split: str) -> Any:
         if split not in self.opened:
@@ -79,11 +96,9 @@ class Jobs:
 
     def _stored(self, split: str) -> StoredFeatures:
         if split not in self.stores:
-            from tqdm import tqdm
-
             samples = self._samples(split)
             data = resized(samples, self.size)
-            bar = tqdm(total=len(data), desc=f"{self.name} {split}", unit="image", disable=place()[0] != 0)
+            bar = self._bar(f"features of {self.name}{split and ' '}{split}", len(data))
 
             def counted(images: Tensor) -> Tensor:
                 maps = self.features(images)

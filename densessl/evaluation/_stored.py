@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +25,7 @@ class StoredFeatures:
         held_bytes: Greatest number of bytes that what a probe makes of the maps may take in memory; beyond that it is
             held in a file.
         shared: Whether several processes made the store together and share the work on it.
+        seen: Called with the number of images whenever some were read, for a progress bar.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class StoredFeatures:
         self.size: tuple[int, ...] = maps.row
         self._maps, self._labels, self._device, self._keep = maps, labels, device, keep
         self._scratch = 0
+        self.seen: Callable[[int], object] = lambda images: None
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -55,7 +57,8 @@ class StoredFeatures:
         """
         rank, world = place() if own and self.shared else (0, 1)
         for start in range(rank * batch_size, len(self), world * batch_size):
-            stop = start + batch_size
+            stop = min(start + batch_size, len(self))
+            self.seen(stop - start)
             yield (
                 self._maps.block(start, stop).to(self._device),
                 self._labels.block(start, stop).to(self._device, torch.int64),

@@ -1,6 +1,8 @@
 """The command line on tiny folders and tiny models, without a network."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from evaluating import camvid_folder, resnet_file, scores_of
 from densessl.evaluation import FAST, in_context_segmentation
 from densessl.evaluation._backbones import features_of, make_backbone
 from densessl.evaluation._command import main
+from densessl.evaluation._protocols import PROTOCOLS as PROTOCOLS_OF_THE_COMMAND
 from densessl.evaluation._report import table
 from densessl.evaluation.data import camvid, resized
 
@@ -76,6 +79,29 @@ def test_a_second_run_computes_only_what_is_missing(folder, weights, tmp_path, m
     assert set(made) == {f"{name} on camvid:{folder}" for name in ("neighbors", "in-context-fast")}
     assert run(folder, weights, out, "--size", "32", protocols="neighbors") == 0
     assert scores_of(out)[f"neighbors on camvid:{folder}"]["mIoU"] < 1
+
+
+def test_a_run_that_is_told_to_end_removes_its_features(folder, weights, tmp_path, monkeypatch, capsys):
+    out, store, handler = tmp_path / "results.json", tmp_path / "store", signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(
+        PROTOCOLS_OF_THE_COMMAND,
+        "clusters",
+        PROTOCOLS_OF_THE_COMMAND["clusters"]._replace(run=lambda job: os.kill(os.getpid(), signal.SIGTERM)),
+    )
+    assert run(folder, weights, out, "--store", str(store), protocols="neighbors,clusters") == 130
+    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert [*store.iterdir()] == []
+    assert [*scores_of(out)] == [f"neighbors on camvid:{folder}"]
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_bars_count_the_images_of_each_protocol(folder, weights, tmp_path, capsys):
+    assert run(folder, weights, tmp_path / "out.json", protocols="neighbors,capi") == 0
+    told = capsys.readouterr().err
+    assert "features of camvid train: 100%" in told
+    assert "neighbors on camvid: 100%" in told
+    assert "7/7" in told
+    assert "capi on camvid: 7image" in told
 
 
 def test_a_run_that_fails_keeps_what_was_done(folder, weights, tmp_path, capsys):
