@@ -81,7 +81,7 @@ class Jobs:
         """A progress bar of the first process, which counts the images of that process."""
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=words, unit="image", disable=place()[0] != 0)
+        return tqdm(total=total, desc=words, unit=" images", disable=place()[0] != 0)
 
     def _opened(self, split: str) -> Any:
         if split not in self.opened:

@@ -101,7 +101,7 @@ def test_bars_count_the_images_of_each_protocol(folder, weights, tmp_path, capsy
     assert "features of camvid train: 100%" in told
     assert "neighbors on camvid: 100%" in told
     assert "7/7" in told
-    assert "capi on camvid: 7image" in told
+    assert "capi on camvid: 7 images" in told
 
 
 def test_a_run_that_fails_keeps_what_was_done(folder, weights, tmp_path, capsys):
