@@ -135,8 +135,7 @@ def train_head(
         if head is None or optimizer is None:
             head = Head(maps.shape[1], classes, protocol, seed).to(maps.device)
             optimizer = _optimizer(head, protocol)
-        size = labels.shape[1:] if protocol.grid is None else (protocol.grid, protocol.grid)
-        labels = F.interpolate(labels[:, None].double(), tuple(size), mode="nearest")[:, 0].long().to(maps.device)
+        labels = labels.to(maps.device)
         if idle:
             maps, labels = maps[:0], labels[:0]
         pixels = int(summed((labels != IGNORED).sum()))
@@ -222,7 +221,13 @@ def _one(fit: Sequence[tuple[Tensor, Tensor]], place: int, classes: int) -> tupl
 def _crop(pair: tuple[Tensor, Tensor], protocol: LinearProbe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     cut = resized_crop if protocol.crop == "resized" else scaled_crop
     image, labels = flipped(*cut(*pair, protocol.size, protocol.scale, generator), generator)
-    return (recoloured(image, generator) if protocol.colours else image), labels
+    image = recoloured(image, generator) if protocol.colours else image
+    return image, labels if protocol.grid is None else _gridded(labels, protocol.grid)
+
+
+def _gridded(labels: Tensor, grid: int) -> Tensor:
+    """Labels (H, W) at the grid's size, each that of the pixel at its cell's upper left corner."""
+    return F.interpolate(labels[None, None].double(), (grid, grid), mode="nearest")[0, 0].long()
 
 
 @torch.no_grad()
@@ -237,9 +242,8 @@ def score_head(
         for images, answers in batches(whole, batch_size):
             coarse = head(encode(features, images))
             for logits, answer in zip(coarse, answers, strict=True):
-                size = answer.shape if protocol.grid is None else (protocol.grid, protocol.grid)
-                predicted = F.interpolate(logits[None], tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
-                truth = F.interpolate(answer[None, None].double(), tuple(size), mode="nearest")[0, 0].long()
+                truth = answer if protocol.grid is None else _gridded(answer, protocol.grid)
+                predicted = F.interpolate(logits[None], truth.shape, mode="bilinear", align_corners=False)[0].argmax(0)
                 overlap += overlap_of(predicted.cpu(), truth, classes, classes)
     else:
         for image, answer in pairs(test, classes, "test"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 
-def check_at_least(value: float, least: float, name: str) -> None:
-    """Raises ValueError if a setting is smaller than it may be, or no number."""
-    if not isinstance(value, Real) or not value >= least:
+
+def check_at_least(value: int, least: int, name: str) -> None:
+    """Raises ValueError if a setting is smaller than it may be, or no whole number."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
@@ -35,6 +39,7 @@ def check_finite(values: Tensor, name: str) -> None:
 
 def check_floating(values: Tensor, shape: tuple[str, ...], name: str) -> None:
     """Raises ValueError unless there are floating point values with so many dimensions, none of length 0."""
+    check_tensor(values, name, f"floating point ({', '.join(shape)})")
     if values.ndim != len(shape) or not values.is_floating_point() or 0 in values.shape:
         raise ValueError(
             f"{name}: expected floating point ({', '.join(shape)}), got {values.dtype} {tuple(values.shape)}"
@@ -47,6 +52,7 @@ def known_labels(labels: Tensor, classes: int, name: str) -> Tensor:
     Raises:
         ValueError: If the dtype is not int64, or a label is neither a class nor an ignored one.
     """
+    check_tensor(labels, name, "int64")
     if labels.dtype != torch.int64:
         raise ValueError(f"{name}: expected int64, got {labels.dtype}")
     known = (labels >= 0) & (labels < classes)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._refuse import check_finite, check_floating, check_positive
 
 _TABLE = 1 << 24  # similarities held at once
+_SLACK = 1e-5  # of the distance that is still right: points at just that distance in pixels are, however it is rounded
 
 
 class KeypointAccuracy(NamedTuple):
@@ -68,23 +71,25 @@ def keypoint_accuracy(
         raise ValueError(f"target_map: expected (B, C) = {tuple(source_map.shape[:2])}, got {tuple(target_map.shape)}")
     batch = len(source_map)
     for value, name in ((source_points, "source_points"), (target_points, "target_points")):
-        if value.shape != (batch, source_points.shape[1], 2) or not value.is_floating_point():
+        check_tensor(value, name, "floating point (B, P, 2)")
+        if value.ndim != 3 or not value.is_floating_point() or value.shape != (batch, source_points.shape[1], 2):
             raise ValueError(f"{name}: expected floating point (B, P, 2), got {value.dtype} {tuple(value.shape)}")
-        if bool(((value < 0) | (value > 1)).any()):
-            raise ValueError(
-                f"{name}: expected points in the unit square 0..1, got {float(value[~value.isnan()].max())}"
-            )
+        outside = (value < 0) | (value > 1)
+        if bool(outside.any()):
+            raise ValueError(f"{name}: expected points in the unit square 0..1, got {float(value[outside][0])}")
     check_positive(alpha, "alpha")
-    scale = torch.as_tensor(extent, dtype=torch.float32, device=target_map.device)
+    if not isinstance(extent, Tensor | Real):
+        raise ValueError(f"extent: expected numbers greater than 0, one, (B,) or (B, 2), got {type(extent).__name__}")
+    scale = torch.as_tensor(extent, dtype=torch.float64, device=target_map.device)
     if tuple(scale.shape) not in ((), (batch,), (batch, 2)) or not bool((scale > 0).all()):
         raise ValueError(f"extent: expected numbers greater than 0, one, (B,) or (B, 2), got {tuple(scale.shape)}")
     scale = scale.view(batch, 1, -1) if scale.ndim else scale
-    source, target = source_points.to(target_map.device).float(), target_points.to(target_map.device).float()
+    source, target = source_points.to(target_map.device).float(), target_points.to(target_map.device).double()
     known = ~(source.isnan() | target.isnan()).any(2)
     if not bool(known.any()):
         raise ValueError("source_points: expected at least one pair of annotated points, got none")
     error = ((_found(source_map, target_map, source.nan_to_num(0.5)) - target) / scale).norm(dim=2)
-    right = (error <= alpha) & known
+    right = (error <= alpha * (1 + _SLACK)) & known
     images = right.sum(1) / known.sum(1)  # 0 / 0 is NaN: no point is annotated
     return KeypointAccuracy(float(images.nanmean()), float(right.sum() / known.sum()), images)
 
@@ -92,7 +97,7 @@ def keypoint_accuracy(
 def _found(source_map: Tensor, target_map: Tensor, points: Tensor) -> Tensor:
     """Centres (B, P, 2) of the target's cells that are most similar to the source's points, in the unit square."""
     h, w = target_map.shape[2:]
-    found = torch.empty_like(points)
+    found = torch.empty_like(points, dtype=torch.float64)
     rows = max(1, _TABLE // (h * w))
     for image in range(len(points)):
         keys = F.normalize(target_map[image].float().flatten(1), dim=0)
@@ -102,5 +107,7 @@ def _found(source_map: Tensor, target_map: Tensor, points: Tensor) -> Tensor:
                 source_map[image : image + 1].float(), grid[None, None], padding_mode="border", align_corners=False
             )[0, :, 0]
             answer = (F.normalize(sampled, dim=0).mT @ keys).argmax(1)
-            found[image, start : start + rows] = torch.stack([(answer % w + 0.5) / w, (answer // w + 0.5) / h], 1)
+            found[image, start : start + rows] = torch.stack(
+                [(answer % w + 0.5).double() / w, (answer // w + 0.5).double() / h], 1
+            )
     return found

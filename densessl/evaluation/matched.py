@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._refuse import check_at_least, known_labels
 
 
@@ -54,6 +55,8 @@ def matched_iou(
 
 def overlap_of(predicted: Tensor, labels: Tensor, classes: int, clusters: int) -> Tensor:
     """Pixels that each class shares with each cluster, int64 (classes, clusters); they may be summed over images."""
+    check_tensor(predicted, "predicted", "int64")
+    check_tensor(labels, "labels", "int64")
     if predicted.dtype != torch.int64 or predicted.shape != labels.shape:
         raise ValueError(
             f"predicted: expected int64 {tuple(labels.shape)} as the labels, "

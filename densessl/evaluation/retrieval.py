@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._disk import Rows
 from densessl.evaluation._refuse import check_at_least, check_finite, check_floating, check_positive, known_labels
 from densessl.evaluation._search import improve
@@ -151,12 +152,14 @@ def rare_first_cells(labels_or_presence: Tensor, count: int, generator: torch.Ge
 
 def _presence(given: Tensor) -> Tensor:
     """Which classes are present in each cell, bool (B, N, K)."""
+    check_tensor(given, "labels_or_presence", "bool or floating point (B, N, K), or int64 (B, N) or (B, h, w)")
     if given.dtype == torch.int64 and given.ndim in (2, 3) and given.numel():
         labels = given.flatten(1)
         classes = max(int(labels.masked_fill(labels == 255, -1).max()) + 1, 1)
         known = known_labels(labels, classes, "labels_or_presence")
         return F.one_hot(labels.clamp(0, classes - 1), classes).bool() & known.unsqueeze(2)
     if given.ndim == 3 and given.numel() and (given.dtype == torch.bool or given.is_floating_point()):
+        check_finite(given, "labels_or_presence")
         return given if given.dtype == torch.bool else given > 0
     raise ValueError(
         f"labels_or_presence: expected bool or floating point (B, N, K), or int64 (B, N) or (B, h, w), "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._refuse import check_at_least, known_labels
 
 
@@ -35,10 +38,11 @@ def class_shares(
     check_at_least(classes, 1, "classes")
     if ignored not in ("exclude", 0):
         raise ValueError(f'ignored: expected "exclude" or 0, got {ignored!r}')
+    check_tensor(labels, "labels", "int64 (B, H, W)")
     if labels.ndim != 3 or 0 in labels.shape:
         raise ValueError(f"labels: expected int64 (B, H, W), got {labels.dtype} {tuple(labels.shape)}")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in size):
+        raise ValueError(f"size: expected (h, w), whole numbers of at least 1, got {size!r}")
     known = known_labels(labels, classes, "labels")
     if ignored == 0:
         labels, known = labels.masked_fill(~known, 0), torch.ones_like(known)

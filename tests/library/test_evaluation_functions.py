@@ -166,6 +166,22 @@ def test_keypoints_by_hand():
     assert keypoint_accuracy(source, target, points, wrong, extent=axes).per_point == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_keypoint_at_just_the_distance_is_right(dtype):
+    """As in pixels, where a distance of 0.1 x 80 is 8 exactly; shares of the sides are rounded."""
+    sides = torch.tensor([320.0, 240.0], dtype=torch.float64)
+    target = torch.eye(15 * 20).view(1, 300, 15, 20)
+    y, x = torch.meshgrid(torch.arange(15), torch.arange(20), indexing="ij")
+    centers = (torch.stack([x, y], -1).view(-1, 2).double() + 0.5) * 16
+    source = (centers / sides)[None].to(dtype)
+    for step in ((8, 0), (-8, 0), (0, 8), (0, -8)):
+        points = ((centers + torch.tensor(step)) / sides)[None].to(dtype)
+        at = keypoint_accuracy(target, target, source, points, extent=(80 / sides)[None], alpha=0.1)
+        assert at.per_point == 1
+        beyond = keypoint_accuracy(target, target, source, points, extent=(79.9 / sides)[None], alpha=0.1)
+        assert beyond.per_point == 0
+
+
 def test_matching_on_absent_classes_and_leftover_clusters():
     labels = torch.tensor([0] * 6 + [1] * 4 + [255])
     predicted = torch.tensor([0] * 4 + [1] * 2 + [2] * 4 + [0])
@@ -231,6 +247,22 @@ P = torch.rand(2, 3, 2)
         ("source_points", lambda: keypoint_accuracy(MAP, MAP, P * float("nan"), P, extent=1.0)),
         ("target_points", lambda: keypoint_accuracy(MAP, MAP, P, P + 2, extent=1.0)),
         ("extent", lambda: keypoint_accuracy(MAP, MAP, P, P, extent=torch.ones(3))),
+        ("source_points", lambda: keypoint_accuracy(MAP, MAP, P[0, 0], P[0, 0], extent=1.0)),
+        ("source_points", lambda: keypoint_accuracy(MAP, MAP, P.tolist(), P, extent=1.0)),
+        ("extent", lambda: keypoint_accuracy(MAP, MAP, P, P, extent="1")),
+        ("labels", lambda: class_shares([[0]], 3, (2, 2))),
+        ("size", lambda: class_shares(torch.zeros(1, 4, 4).long(), 3, 2)),
+        ("size", lambda: class_shares(torch.zeros(1, 4, 4).long(), 3, (2.0, 2))),
+        ("query", lambda: retrieve_shares(X.tolist(), X, X, neighbors=2)),
+        ("neighbors", lambda: retrieve_shares(X, X, X, neighbors=2.5)),
+        ("count", lambda: rare_first_cells(torch.zeros(1, 4).long(), 1.5)),
+        ("labels_or_presence", lambda: rare_first_cells([[0, 1]], 1)),
+        ("labels_or_presence", lambda: rare_first_cells(X[None] * float("nan"), 1)),
+        ("frames", lambda: propagate_labels(MAP, torch.rand(2, 4, 5), frames=1.5)),
+        ("radius", lambda: propagate_labels(MAP, torch.rand(2, 4, 5), radius=1.5)),
+        ("features", lambda: propagate_labels([MAP], torch.rand(2, 4, 5))),
+        ("classes", lambda: matched_iou(torch.tensor([1]), torch.tensor([0]), 2.0, 3)),
+        ("predicted", lambda: matched_iou([1], torch.tensor([0]), 2, 3)),
         ("k", lambda: outlier_tokens(MAP, 0)),
         ("features", lambda: position_share(MAP[:1])),
         ("rounds", lambda: remove_position(MAP, 2)),
