@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._refuse import check_finite, known_labels
 from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation._together import dealt, processes, rank, same_in_all
@@ -33,6 +34,7 @@ __all__ = [
     "masked",
     "nearest",
     "own_share",
+    "own_share_once",
     "pairs",
     "resized",
 ]
@@ -67,6 +69,11 @@ def own_share(labelled: Labelled, name: str) -> Labelled:
     return _Dealt(labelled) if same_in_all(first) else labelled
 
 
+def own_share_once(labelled: Labelled, name: str) -> Labelled:
+    """As ``own_share``, of images that are read once, by an iterator as well."""
+    return dealt(labelled) if isinstance(labelled, Iterator) else own_share(labelled, name)
+
+
 def iter_of(items: Iterable[Any]) -> Iterator[Any]:
     """Iterates by index where there is a length, since a data set may have no iteration of its own."""
     if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
@@ -82,6 +89,7 @@ def image_count(labelled: Labelled | StoredFeatures) -> int:
     first = next(iter_of(labelled), None)
     if first is None:
         return 0
+    check_tensor(first[0], "memory[0]", "an image uint8 (3, H, W)")
     if first[0].ndim == 3 and isinstance(labelled, Sized):
         return len(labelled)
     return sum(len(images) if images.ndim == 4 else 1 for images, _ in iter_of(labelled))
@@ -111,6 +119,8 @@ def _known(labels: Tensor, classes: int) -> Tensor:
 
 def check_pair(images: Tensor, labels: Tensor, name: str) -> None:
     """Raises ValueError unless they are an image or a batch of images, uint8, and int64 labels of their size."""
+    check_tensor(images, name, "an image uint8 (3, H, W)")
+    check_tensor(labels, name, "labels int64 (H, W)")
     if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3 or 0 in images.shape:
         raise ValueError(
             f"{name}: expected an image uint8 (3, H, W) or a batch (B, 3, H, W), "

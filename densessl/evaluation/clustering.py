@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._batches import Features, Labelled, encoded, own_share
+from densessl.evaluation._batches import Features, Labelled, encoded, own_share_once
 from densessl.evaluation._held import Held
 from densessl.evaluation._processes import from_all, from_first, place
 from densessl.evaluation._refuse import check_at_least, check_probe
@@ -63,9 +63,10 @@ def cluster_segmentation(
     check_at_least(cells, 1, "cells")
     check_at_least(iterations, 1, "iterations")
     clusters = classes if clusters is None else clusters
+    check_at_least(clusters, 1, "clusters")
     if clusters < classes:
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
-    test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
+    test = test if isinstance(test, StoredFeatures) else own_share_once(test, "test")
     together = not isinstance(test, StoredFeatures) or test.shared
     tokens, answers, sizes = Held(), Held(), []
     for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):

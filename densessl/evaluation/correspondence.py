@@ -56,6 +56,10 @@ def correspondence_accuracy(
         ValueError: If there is no photo, or an argument has another shape or dtype.
     """
     check_at_least(batch_size, 1, "batch_size")
+    if not (hasattr(photos, "__len__") and hasattr(photos, "__getitem__")):
+        raise ValueError(f"photos: expected a sequence of images uint8 (3, H, W), got {type(photos).__name__}")
+    if len(distances) == 0:
+        raise ValueError("distances: expected at least one, got none")
     if sum(from_all(len(photos))) == 0:
         raise ValueError("photos: expected at least one, got none")
     generator = torch.Generator().manual_seed(seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._batches import Features, encode, iter_of
 from densessl.evaluation._together import dealt, joined
 from densessl.evaluation.keypoints import KeypointAccuracy, keypoint_accuracy
@@ -77,9 +78,12 @@ def keypoint_correspondence(
     """
     if not isinstance(protocol, KeypointSettings):
         raise ValueError(f"protocol: expected SPAIR or a KeypointSettings, got {protocol!r}")
-    counts = [
-        _counts(features, KeypointPair(*pair), protocol, f"pairs[{i}]") for i, pair in enumerate(iter_of(dealt(pairs)))
-    ]
+    counts = []
+    for index, pair in enumerate(iter_of(dealt(pairs))):
+        name = f"pairs[{index}]"
+        if not isinstance(pair, tuple | list) or len(pair) != len(KeypointPair._fields):
+            raise ValueError(f"{name}: expected a KeypointPair, got {type(pair).__name__}")
+        counts.append(_counts(features, KeypointPair(*pair), protocol, name))
     found = joined(counts)
     right, known = torch.cat(found).unbind(1) if found else torch.zeros(2, 1)
     if not bool(known.any()):
@@ -95,6 +99,8 @@ def _counts(features: Features, pair: KeypointPair, protocol: KeypointSettings, 
         (pair.source, pair.source_points, "source"),
         (pair.target, pair.target_points, "target"),
     ):
+        check_tensor(image, f"{name}.{part}", "uint8 (3, H, W)")
+        check_tensor(places, f"{name}.{part}_points", "floating point (P, 2)")
         if image.ndim != 3 or image.dtype != torch.uint8 or image.shape[0] != 3:
             raise ValueError(f"{name}.{part}: expected uint8 (3, H, W), got {image.dtype} {tuple(image.shape)}")
         if places.ndim != 2 or places.shape != (len(pair.source_points), 2) or not places.is_floating_point():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._batches import Features, Labelled, encoded, image_count, own_share
+from densessl.evaluation._batches import Features, Labelled, encoded, image_count, own_share, own_share_once
 from densessl.evaluation._processes import from_all, total
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._stored import StoredFeatures
@@ -66,7 +66,7 @@ def nearest_neighbor_segmentation(
     check_positive(temperature, "temperature")
     check_at_least(cells, 1, "cells")
     memory = memory if isinstance(memory, StoredFeatures) else own_share(memory, "memory")
-    test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
+    test = test if isinstance(test, StoredFeatures) else own_share_once(test, "test")
     keys, shares = _memory(features, memory, classes, cells, batch_size, seed)
     overlap = torch.zeros(classes, classes, dtype=torch.int64)
     for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):

@@ -101,6 +101,8 @@ def overcluster_segmentation(
     check_at_least(classes, 2, "classes")
     check_at_least(seeds, 1, "seeds")
     check_at_least(batch_size, 1, "batch_size")
+    for number in numbers:
+        check_at_least(number, 1, "clusters")
     if not numbers or min(numbers) < classes:
         raise ValueError(f"clusters: expected numbers of at least the {classes} classes, got {numbers}")
     test = own_share(test, "test")

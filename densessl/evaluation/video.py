@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
+from densessl._tensors import check_tensor
 from densessl.evaluation._batches import Features, encode, iter_of
 from densessl.evaluation._boundaries import boundary_accuracy, region_similarity
 from densessl.evaluation._refuse import check_at_least
@@ -97,8 +98,8 @@ def video_segmentation(
         raise ValueError(f"protocol: expected DAVIS or a VideoSettings, got {protocol!r}")
     check_at_least(batch_size, 1, "batch_size")
     parts = []
-    for index, (frames, masks) in enumerate(iter_of(dealt(videos))):
-        _check(frames, masks, f"videos[{index}]")
+    for index, video in enumerate(iter_of(dealt(videos))):
+        frames, masks = _checked(video, f"videos[{index}]")
         truth = masks.cpu().masked_fill(masks.cpu() == 255, 0)
         objects = int(truth[0].max())
         predicted = _carried(features, frames, truth[0], objects, protocol, batch_size) if objects else truth
@@ -116,7 +117,12 @@ def video_segmentation(
     return VideoScores((j + f) / 2, j, j_recall, j_decay, f, f_recall, f_decay, rows[:, [0, 3]])
 
 
-def _check(frames: Tensor, masks: Tensor, name: str) -> None:
+def _checked(video: Video, name: str) -> Video:
+    if not isinstance(video, tuple | list) or len(video) != 2:
+        raise ValueError(f"{name}: expected (frames, masks), got {type(video).__name__}")
+    frames, masks = video
+    check_tensor(frames, name, "frames uint8 (T, 3, H, W)")
+    check_tensor(masks, name, "masks int64 (T, H, W)")
     if frames.ndim != 4 or frames.dtype != torch.uint8 or frames.shape[1] != 3 or len(frames) < 3:
         raise ValueError(
             f"{name}: expected frames uint8 (T, 3, H, W) with T of at least 3, got {frames.dtype} {tuple(frames.shape)}"
@@ -126,6 +132,7 @@ def _check(frames: Tensor, masks: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected masks int64 (T, H, W) = {size}, got {masks.dtype} {tuple(masks.shape)}")
     if int(masks.min()) < 0 or int(masks.max()) > 255:
         raise ValueError(f"{name}: expected masks of 0..255, got {int(masks.min())}..{int(masks.max())}")
+    return frames, masks
 
 
 def _carried(

@@ -331,6 +331,10 @@ def without_labels(labelled):
         ("classes", lambda known, bad: nearest_neighbor_segmentation(one_hot, known, known, None)),
         ("memory", lambda known, bad: nearest_neighbor_segmentation(one_hot, iter(known), known, CLASSES)),
         ("test", lambda known, bad: in_context_segmentation(one_hot, known, iter(known), CLASSES)),
+        (r"memory\[0\]", lambda known, bad: nearest_neighbor_segmentation(one_hot, [([0], [1])], known, CLASSES)),
+        ("clusters", lambda known, bad: cluster_segmentation(one_hot, known, CLASSES, clusters=9.5)),
+        ("photos", lambda known, bad: correspondence_accuracy(one_hot, None)),
+        ("distances", lambda known, bad: correspondence_accuracy(one_hot, [known[0][0]], distances=())),
         (r"photos\[0\]", lambda known, bad: correspondence_accuracy(one_hot, known)),
         *(
             (
@@ -349,6 +353,13 @@ def test_what_cannot_be_scored_is_refused_by_name(name, call):
 
     with pytest.raises(ValueError, match=f"^{name}:"):
         call(colour_by_class(3), bad)
+
+
+def test_images_that_are_read_once_may_come_from_an_iterator():
+    known = colour_by_class(3)
+    assert cluster_segmentation(one_hot, iter(known), CLASSES) == cluster_segmentation(one_hot, known, CLASSES)
+    expected = nearest_neighbor_segmentation(one_hot, known, known, CLASSES)
+    assert nearest_neighbor_segmentation(one_hot, known, iter(known), CLASSES) == expected
 
 
 def test_linear_probe_runs_without_gradients():

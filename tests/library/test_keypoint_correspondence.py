@@ -90,6 +90,8 @@ ONE = pair(0)
     [
         ("pairs", lambda: keypoint_correspondence(features, [])),
         ("pairs", lambda: keypoint_correspondence(features, [ONE._replace(target_points=ONE[3] * float("nan"))])),
+        ("pairs.0.", lambda: keypoint_correspondence(features, [ONE[:2]])),
+        ("pairs.0..target", lambda: keypoint_correspondence(features, [ONE._replace(target=[[0]])])),
         ("pairs.0..source", lambda: keypoint_correspondence(features, [ONE._replace(source=ONE.source.float())])),
         ("pairs.0..target_points", lambda: keypoint_correspondence(features, [ONE._replace(target_points=ONE[3][1:])])),
         (

@@ -124,6 +124,7 @@ NONE = [(image, torch.full_like(labels, -1)) for image, labels in TEST]
     [
         ("clusters", lambda: overcluster_segmentation(features, TEST, CLASSES, clusters=(2,))),
         ("clusters", lambda: overcluster_segmentation(features, TEST, CLASSES, clusters=())),
+        ("clusters", lambda: overcluster_segmentation(features, TEST, CLASSES, clusters=(9.5,))),
         ("clusters", lambda: overcluster_segmentation(features, TEST, CLASSES, protocol=SMALL)),
         ("seeds", lambda: overcluster_segmentation(features, TEST, CLASSES, seeds=0)),
         ("test", lambda: overcluster_segmentation(features, [], CLASSES)),

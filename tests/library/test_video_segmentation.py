@@ -123,6 +123,8 @@ IMAGES, TRUTH = moving(1)
         ("videos", lambda: video_segmentation(colours, [(IMAGES, torch.zeros_like(TRUTH))], AS_IT_IS)),
         ("videos.0.", lambda: video_segmentation(colours, [(IMAGES, TRUTH[:, 1:])], AS_IT_IS)),
         ("videos.1.", lambda: video_segmentation(colours, [(IMAGES, TRUTH), (IMAGES[:2], TRUTH[:2])], AS_IT_IS)),
+        ("videos.0.", lambda: video_segmentation(colours, [IMAGES], AS_IT_IS)),
+        ("videos.0.", lambda: video_segmentation(colours, [(IMAGES, TRUTH.tolist())], AS_IT_IS)),
         ("videos.0.", lambda: video_segmentation(colours, [(IMAGES, TRUTH - 1)], AS_IT_IS)),
         ("features", lambda: video_segmentation(lambda x: colours(x) * float("nan"), [(IMAGES, TRUTH)], AS_IT_IS)),
         ("protocol", lambda: video_segmentation(colours, [(IMAGES, TRUTH)], "DAVIS")),
