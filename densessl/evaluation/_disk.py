@@ -63,3 +63,46 @@ class Rows:
         """Rows by their numbers, int64 of any shape, which stands before the shape of a row."""
         mapped = np.memmap(self.path, self._type, "r", shape=(self.length, *self.row))
         return torch.from_numpy(np.asarray(mapped[index.cpu().numpy()]))
+
+
+class Growing:
+    """Rows of which nobody knows beforehand how many they will be: in memory up to a size, then in a file.
+
+    Args:
+        path: Path of the file, which is made when it is needed.
+        most: Greatest number of bytes in memory; rows on another device than the CPU stay there.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path, self._left = path, most
+        self._parts: list[Tensor] = []
+        self._file: Rows | None = None
+
+    def append(self, rows: Tensor) -> None:
+        """Takes rows, float32 (N, C), behind the last."""
+        self._left -= rows.nbytes
+        if self._file is None and self._left < 0 and rows.device.type == "cpu":
+            self._file = Rows(self._path, tuple(rows.shape[1:]), torch.float32)
+            for part in self._parts:
+                self._file.append(part)
+            self._parts = []
+        if self._file is None:
+            self._parts.append(rows)
+        else:
+            self._file.append(rows)
+
+    def finished(self) -> Tensor | Rows:
+        """All rows; after this nothing can be added."""
+        return together(self._parts) if self._file is None else self._file
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    """All rows in one tensor; the list is emptied, each part when it was copied, so that they are never held twice."""
+    rows = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        rows[start : start + len(part)] = part
+        start += len(part)
+    return rows

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,15 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl.evaluation._batches import Features, Labelled, encoded, image_count, own_share
-from densessl.evaluation._disk import Rows
+from densessl.evaluation._disk import Growing, Rows
 from densessl.evaluation._processes import from_all, from_first, place, total
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._stored import StoredFeatures
-from densessl.evaluation._together import in_turn, joined
+from densessl.evaluation._together import in_turn, joined, processes
 from densessl.evaluation.matched import iou_of_overlap, overlap_of
 from densessl.evaluation.retrieval import rare_first_cells, read_shares
 from densessl.evaluation.shares import class_shares
 from densessl.features import map_to_tokens, tokens_to_map
+
+_HELD = 1 << 28  # bytes of the memory's features, and of their class shares, that stay in memory
 
 
 class InContext(NamedTuple):
@@ -68,8 +73,8 @@ def in_context_segmentation(
     Args:
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
         memory: Labelled images that the memory is made of: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs
-            of any sizes, or batches of them; or a store of their features (``store_features``), which bounds the memory
-            taken.
+            of any sizes, or batches of them; or a store of their features (``store_features``). One process keeps what
+            is beyond 0.25 GB in a temporary file, several need a store for that.
         test: Labelled images to report on, in the same form. Of a store that several processes share each scores its
             part.
         classes: Number of classes, at least 2: labels run 0..classes-1; -1 and 255 are ignored.
@@ -91,26 +96,27 @@ def in_context_segmentation(
     check_positive(protocol.temperature, "protocol.temperature")
     memory = memory if isinstance(memory, StoredFeatures) else own_share(memory, "memory")
     test = test if isinstance(test, StoredFeatures) else own_share(test, "test")
-    keys, shares = _memory(features, memory, classes, protocol, batch_size, seed)
-    if protocol.neighbors > len(keys):
-        raise ValueError(
-            f"protocol.neighbors: expected at most as many as the memory has cells, {len(keys)}, "
-            f"got {protocol.neighbors}"
-        )
-    overlap = torch.zeros(classes, classes, dtype=torch.int64)
-    for maps, labels in encoded(features, test, classes, batch_size, "test", others="refused", own=True):
-        read = read_shares(
-            map_to_tokens(maps).flatten(0, 1),
-            keys,
-            shares,
-            neighbors=protocol.neighbors,
-            temperature=protocol.temperature,
-            normalize_query=protocol.normalize_query,
-        )
-        scores = tokens_to_map(read.unflatten(0, (len(maps), -1)), (maps.shape[2], maps.shape[3]))
-        for score, answer in zip(scores, labels, strict=True):  # one at a time: scores at full size are large
-            full = F.interpolate(score[None], answer.shape, mode="bilinear", align_corners=False)
-            overlap += overlap_of(full.argmax(1)[0], answer, classes, classes).cpu()
+    with tempfile.TemporaryDirectory(prefix="densessl-memory-") as folder:
+        keys, shares = _memory(features, memory, classes, protocol, batch_size, seed, Path(folder))
+        if protocol.neighbors > len(keys):
+            raise ValueError(
+                f"protocol.neighbors: expected at most as many as the memory has cells, {len(keys)}, "
+                f"got {protocol.neighbors}"
+            )
+        overlap = torch.zeros(classes, classes, dtype=torch.int64)
+        for maps, labels in encoded(features, test, classes, batch_size, "test", others="refused", own=True):
+            read = read_shares(
+                map_to_tokens(maps).flatten(0, 1),
+                keys,
+                shares,
+                neighbors=protocol.neighbors,
+                temperature=protocol.temperature,
+                normalize_query=protocol.normalize_query,
+            )
+            scores = tokens_to_map(read.unflatten(0, (len(maps), -1)), (maps.shape[2], maps.shape[3]))
+            for score, answer in zip(scores, labels, strict=True):  # one at a time: scores at full size are large
+                full = F.interpolate(score[None], answer.shape, mode="bilinear", align_corners=False)
+                overlap += overlap_of(full.argmax(1)[0], answer, classes, classes).cpu()
     if not isinstance(test, StoredFeatures) or test.shared:
         overlap = total(overlap)
     if not bool(overlap.any()):
@@ -128,6 +134,7 @@ def _memory(
     protocol: InContext,
     batch_size: int,
     seed: int,
+    folder: Path,
 ) -> tuple[Tensor | Rows, Tensor | Rows]:
     """Unit features (M, C) and class shares (M, classes); each image keeps as many cells, rare classes first."""
     together, labelled = not isinstance(memory, StoredFeatures), False
@@ -141,27 +148,35 @@ def _memory(
     single = ((one, answer) for part, labels in maps for one, answer in zip(part, labels, strict=True))
     chosen = _chosen(single, classes, protocol, count, torch.Generator().manual_seed(seed), batch_size, together)
     if not isinstance(memory, StoredFeatures) or _bytes(memory, count, classes) <= memory.held_bytes:
-        keys: list[Tensor] = []
-        shares: list[Tensor] = []
+        # Several processes hold what they exchange.
+        most = _HELD if together and processes() == 1 else sys.maxsize
+        keys, shares = Growing(folder / "keys", most), Growing(folder / "shares", most)
+        parts: list[tuple[Tensor, Tensor]] = []
         for key, share, known in chosen:
-            keys.append(key)
-            shares.append(share)
             labelled = labelled or known
-        if together:
-            keys, shares, labelled = joined(keys), joined(shares), any(from_all(labelled))
+            if together and processes() > 1:
+                parts.append((key, share))
+            else:
+                keys.append(key)
+                shares.append(share)
+        if together and processes() > 1:
+            labelled = any(from_all(labelled))
+            for rows, number in ((keys, 0), (shares, 1)):
+                for part in joined([pair[number] for pair in parts]):
+                    rows.append(part)
         _need_labels(labelled, images, classes)
-        return _joined(keys), _joined(shares)
+        return keys.finished(), shares.finished()
     # In files that one process writes and all read.
-    rows, votes = memory.scratch((memory.size[0],)), memory.scratch((classes,))
+    kept, votes = memory.scratch((memory.size[0],)), memory.scratch((classes,))
     if place()[0] == 0 or not memory.shared:
         for key, share, known in chosen:
-            rows.append(key)
+            kept.append(key)
             votes.append(share)
             labelled = labelled or known
     if memory.shared:
-        rows.length, votes.length, labelled = from_first((len(rows), len(votes), labelled))
+        kept.length, votes.length, labelled = from_first((len(kept), len(votes), labelled))
     _need_labels(labelled, images, classes)
-    return rows, votes
+    return kept, votes
 
 
 def _chosen(
@@ -200,18 +215,6 @@ def _cells(pair: tuple[Tensor, Tensor]) -> int:
 def _bytes(memory: StoredFeatures, count: int, classes: int) -> int:
     channels, h, w = memory.size
     return 4 * len(memory) * min(count, h * w) * (channels + classes)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """All rows in one tensor; each part is let go when it was copied, so that they are never held twice."""
-    rows = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
-    start = 0
-    parts.reverse()
-    while parts:
-        part = parts.pop()
-        rows[start : start + len(part)] = part
-        start += len(part)
-    return rows
 
 
 def _need_labels(labelled: bool, images: int, classes: int) -> None:

@@ -1,5 +1,7 @@
 """Stored features give what computed ones give; in two processes: test_evaluation_processes.py."""
 
+import tempfile
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from densessl.evaluation import (
     HUMMINGBIRD,
     HUMMINGBIRD_OPEN,
     cluster_segmentation,
+    in_context,
     in_context_segmentation,
     linear_segmentation,
     nearest_neighbor_segmentation,
@@ -151,3 +154,15 @@ def test_maps_in_a_file_give_what_maps_in_memory_give(tmp_path, monkeypatch, mos
     assert cluster_segmentation(features, mixed, CLASSES, clusters=6, batch_size=3) == clusters
     with store_features(features, KNOWN, tmp_path) as known, store_features(features, ASKED, tmp_path) as asked:
         assert linear_segmentation(features, known, asked, CLASSES, steps=9, batch_size=3) == plain
+
+
+def test_a_memory_in_a_file_gives_what_one_in_memory_gives(tmp_path, monkeypatch):
+    mixed = KNOWN + labelled(3, 4, 16, 24)
+    for protocol in (HUMMINGBIRD._replace(neighbors=5), FEW._replace(cells=100)):
+        expected = in_context_segmentation(features, mixed, ASKED, CLASSES, protocol, batch_size=3)
+        for most in (0, 500, 1500):
+            with monkeypatch.context() as patch:
+                patch.setattr(in_context, "_HELD", most)
+                patch.setattr(tempfile, "tempdir", str(tmp_path))
+                assert in_context_segmentation(features, mixed, ASKED, CLASSES, protocol, batch_size=3) == expected
+            assert [*tmp_path.iterdir()] == []
