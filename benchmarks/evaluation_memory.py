@@ -3,8 +3,9 @@
     python -m benchmarks.evaluation_memory [--images 1000] [--side 512] [--channels 384]
 
 Each protocol runs in a process of its own, which starts at the memory of the imports; the peak is that of the whole
-process, pages of files included. The in-context protocols and nearest neighbours read stores, as the command has it.
-Fewer steps, iterations and seeds than published are run: the memory does not grow with them.
+process, pages of files included. The in-context protocols and nearest neighbours read stores, as the command has it,
+and HUMMINGBIRD pairs as well. Fewer steps, iterations, seeds and settings than published are run: the memory does not
+grow with them.
 """
 
 from __future__ import annotations
@@ -100,12 +101,13 @@ def few_clusters(side: int) -> OverclusterSettings:
     return LEOPART_CLUSTERS._replace(size=(side, side), iterations=2, restarts=1)
 
 
-FEW = CAPI._replace(c=(1.0,), iterations=3, neighbors=(1, 30))
+FEW = CAPI._replace(c=(1.0,), iterations=3, neighbors=(1, 30), distances=("cosine",), held_out=0.02)
 PROBES: dict[str, Probe] = {
     "store alone": stored(lambda features, known, asked: None),
     "in_context_segmentation, FAST": in_context(FAST),
     "in_context_segmentation, HUMMINGBIRD": in_context(HUMMINGBIRD),
     "in_context_segmentation, HUMMINGBIRD_OPEN": in_context(HUMMINGBIRD_OPEN),
+    "in_context_segmentation, HUMMINGBIRD, pairs": lambda f, fit, test: in_context_segmentation(f, fit, test, CLASSES),
     "nearest_neighbor_segmentation": stored(
         lambda f, known, asked: nearest_neighbor_segmentation(f, known, asked, CLASSES)
     ),
