@@ -101,7 +101,7 @@ def few_clusters(side: int) -> OverclusterSettings:
     return LEOPART_CLUSTERS._replace(size=(side, side), iterations=2, restarts=1)
 
 
-FEW = CAPI._replace(c=(1.0,), iterations=3, neighbors=(1, 30), distances=("cosine",), held_out=0.02)
+FEW = CAPI._replace(c=(1.0,), iterations=3, neighbors=(1, 30), distances=("cosine",), held_out=0.001)
 PROBES: dict[str, Probe] = {
     "store alone": stored(lambda features, known, asked: None),
     "in_context_segmentation, FAST": in_context(FAST),

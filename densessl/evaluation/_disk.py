@@ -98,7 +98,7 @@ class Growing:
 
 def together(parts: list[Tensor]) -> Tensor:
     """All rows in one tensor; the list is emptied, each part when it was copied, so that they are never held twice."""
-    rows = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
+    rows = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
     start = 0
     parts.reverse()
     while parts:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from densessl.evaluation._together import summed
 
-_BLOCK = 1 << 16  # rows whose logits are held at once
+_BLOCK = 1 << 14  # rows whose logits are held at once
 
 
 def logistic_regression(rows: Tensor, labels: Tensor, classes: int, c: float, iterations: int) -> Tensor:

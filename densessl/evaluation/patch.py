@@ -19,6 +19,7 @@ from densessl.evaluation._batches import (
     pairs,
     resized,
 )
+from densessl.evaluation._disk import together
 from densessl.evaluation._logistic import logistic_regression
 from densessl.evaluation._nearest import Distance, nearest_keys
 from densessl.evaluation._refuse import check_probe
@@ -243,9 +244,12 @@ def _known(images: list[_Keys], like: _Keys) -> _Keys:
 
 def _all_known(images: list[_Keys], like: _Keys) -> _Keys:
     """The labelled cells of all processes' images, in the order of all images."""
-    kept = [_Keys(*(part[image.labels != IGNORED] for part in image)) for image in images]
-    parts = [joined([image[number] for image in kept]) for number in range(3)]
-    return _Keys(*(torch.cat([*part, none]) for part, none in zip(parts, _none(like), strict=True)))
+    columns = []
+    for number, none in enumerate(_none(like)):
+        parts = joined([image[number][image.labels != IGNORED] for image in images])
+        parts.append(none)
+        columns.append(together(parts))
+    return _Keys(*columns)
 
 
 def _none(like: _Keys) -> _Keys:

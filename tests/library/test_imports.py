@@ -197,6 +197,7 @@ ALLOWED = {
     },
     "evaluation.patch": {
         "evaluation._batches",
+        "evaluation._disk",
         "evaluation._logistic",
         "evaluation._nearest",
         "evaluation._refuse",
