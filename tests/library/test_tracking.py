@@ -261,6 +261,30 @@ def test_the_share_is_that_of_the_source_pixels_shown():
         check_tracking(v2.Resize((5, 5)), draws=2)  # one pixel lies within the rims
 
 
+class Forgets(v2.Transform):
+    """Makes the dense coords of the view's left part unknown."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def transform(self, inpt, params):
+        if not isinstance(inpt, DenseCoords):
+            return inpt
+        known = inpt.as_subclass(torch.Tensor).clone()
+        known[..., : round(self.share * known.shape[-1])] = float("nan")
+        return DenseCoords(known)
+
+
+def test_a_quarter_of_each_view_must_be_known():
+    def pipeline(share):
+        return MultiView(v2.Compose([v2.RandomResizedCrop(100), Forgets(share)]), dense=True)
+
+    assert check_tracking(pipeline(0.72), draws=2).max_error < 1
+    with pytest.raises(ValueError, match=r"coords know nothing of 7\d% of what a view shows .* at least 25% must be"):
+        check_tracking(pipeline(0.78), draws=2)
+
+
 def test_generators_of_random_and_numpy_are_left_alone():
     class Draws(v2.Transform):
         def transform(self, inpt, params):

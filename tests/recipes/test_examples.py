@@ -42,13 +42,21 @@ def test_quickstart_trains_and_reports(method, tmp_path, capsys, monkeypatch):
         moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
         kinds.append({name.rpartition(".")[2] for name in moved})
 
+    def seen(backbone: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        norms.append(int(backbone.get_buffer("bn1.num_batches_tracked")))
+        return frozen_features(backbone, images)
+
     kinds: list[set[str]] = []
-    fill_statistics = quickstart.fill_statistics
+    norms: list[int] = []
+    fill_statistics, frozen_features = quickstart.fill_statistics, quickstart.frozen_features
     monkeypatch.setattr(quickstart, "fill_statistics", filled)
+    monkeypatch.setattr(quickstart, "frozen_features", seen)
     (outcome,) = quickstart.main([*TINY, "--method", method, "--out", str(tmp_path / "run")])
     text = _check_run(tmp_path / "run")
     assert len(outcome.losses) == 3
     assert kinds == [{"running_mean", "running_var", "num_batches_tracked"}]
+    assert norms[0] == 4  # of 2 steps with 2 views each, before the first probe
+    assert norms[-1] == 10
     assert method in text
     assert f"{outcome.untrained:.3f} | {outcome.trained:.3f}" in text
     assert text in capsys.readouterr().out
