@@ -49,7 +49,8 @@ def read_entries(path: Path, root: str | None = None) -> dict[str, Any]:
 
     Args:
         path: ``*.safetensors``, a plain pickle of arrays ``*.pkl``, or what ``torch.save`` wrote under any suffix.
-        root: Where the caller looks; if it begins with a key of the outermost dict, no wrapper is taken off.
+        root: Where the caller looks. If it begins with a key of the outermost dict, and not with one inside the
+            wrapper, no wrapper is taken off.
 
     Raises:
         ValueError: If the file is missing, damaged or refused as unsafe, or holds no dict.
@@ -58,13 +59,18 @@ def read_entries(path: Path, root: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"path: there is no file {path}")
     content = _open(path)
-    first = None if root is None else root.partition(".")[0]
+    first = None if root is None else clean(root).partition(".")[0]
     for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping) and first not in content:
-            content = content[wrapper]
+        inner = content.get(wrapper) if isinstance(content, Mapping) else None
+        if isinstance(inner, Mapping) and (first not in content or any(_first(key) == first for key in inner)):
+            content = inner
     if not isinstance(content, Mapping):
         raise ValueError(f"path: {path}: expected a dict of tensors, got {type(content).__name__}")
     return dict(_spread(content, ""))
+
+
+def _first(key: Any) -> Any:
+    return clean(key).partition(".")[0] if isinstance(key, str) else key
 
 
 def safetensors() -> Any:

@@ -72,7 +72,10 @@ def read_labelled(args: argparse.Namespace, split: str) -> dict[str, tuple[Label
         seed = {"val": 3, "test": 2}[split]  # of the generator: scenes other than those trained on
         return {"scenes": tuple([draw_scene(s, i) for i in range(args.probe_images)] for s in (1, seed))}
     sets = dict(pair.split("=", 1) for pair in args.labelled.split(","))
-    return {name: (read_camvid(folder, "train"), read_camvid(folder, split)) for name, folder in sets.items()}
+    return {
+        name: tuple(read_camvid(folder, part, "--labelled", CLASS_COUNTS[name]) for part in ("train", split))
+        for name, folder in sets.items()
+    }
 
 
 def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
@@ -268,6 +271,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.only = args.only.split(",") if args.only else [name for name in ARMS if name not in BESIDE_THE_STUDY]
     if unknown := set(args.only) - set(ARMS):
         parser.error(f"--only: expected some of {', '.join(ARMS)}, got {', '.join(sorted(unknown))}")
+    for pair in args.labelled.split(",") if args.labelled else ():
+        if pair.partition("=")[0] not in CLASS_COUNTS or "=" not in pair:
+            parser.error(f"--labelled: expected NAME=FOLDER, NAME one of {', '.join(CLASS_COUNTS)}, got {pair}")
     for name in ("steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")

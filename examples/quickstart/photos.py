@@ -16,6 +16,7 @@ from tqdm import tqdm
 from examples.pretrain.common.data.decode import read_photo, shown
 from examples.pretrain.common.data.depths import as_bytes
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.samples import IGNORED, photo_under
 
 CAMVID_CLASSES = 11  # ids 0..10; 11 is "ignore"
 
@@ -69,19 +70,24 @@ def _read(path: Path, side: int) -> Tensor:
     return image.contiguous()
 
 
-def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tuple[Tensor, Tensor]]:
+def read_camvid(
+    folder: str | Path, split: str, name: str = "folder", classes: int = CAMVID_CLASSES
+) -> list[tuple[Tensor, Tensor]]:
     """Reads one split of a labelled data set in CamVid's layout.
+
+    A photo is turned as its EXIF entry says, unless its labels have the size of the pixels as they are stored.
 
     Args:
         folder: Folder that holds ``images/SPLIT/*.jpg`` (any suffix) and ``labels/SPLIT/*.png`` with equal stems.
         split: ``"train"``, ``"val"`` or ``"test"``.
         name: Name of the argument, for errors.
+        classes: Number of classes: labels run 0..classes-1, and the number of classes itself and 255 are ignored.
 
     Returns:
         Image, uint8 ``(3, H, W)``, and labels, int64 ``(H, W)``, all of one size.
 
     Raises:
-        ValueError: If a folder or a label is missing, or sizes differ.
+        ValueError: If a folder or a label is missing, if a label has another number, or if sizes differ.
     """
     labelled = []
     for path in find_photos(Path(folder) / "images" / split, name):
@@ -89,14 +95,23 @@ def read_camvid(folder: str | Path, split: str, name: str = "folder") -> list[tu
         if not answer.is_file():
             raise ValueError(f"{name}: expected the labels of {path} in {answer}, which is missing")
         try:
-            image = as_bytes(read_photo(path, 3))
-            labels = torch.from_numpy(np.asarray(Image.open(answer)).astype(np.int64))
+            with Image.open(answer) as file:
+                if file.mode not in ("L", "P", "1"):
+                    raise ValueError(f"expected class numbers in one channel of 8 bits, got mode {file.mode}")
+                labels = torch.from_numpy(np.array(file).astype(np.int64))
+            image = photo_under(path, labels.shape[:2], 3)
         except Exception as error:  # Pillow raises whatever its decoders do
             raise ValueError(f"{name}: {shown(path)} or its labels cannot be read: {error}") from error
         if labels.shape != (labelled[0][1] if labelled else image[0]).shape or labels.shape != image[0].shape:
             raise ValueError(
                 f"{name}: expected one size for all images and (H, W) labels, "
                 f"got {tuple(image.shape)} in {path} and {tuple(labels.shape)} in {answer}"
+            )
+        wrong = labels[(labels > classes) & (labels != IGNORED)]
+        if len(wrong):
+            raise ValueError(
+                f"{name}: expected numbers 0..{classes - 1}, {classes} or 255 where ignored, "
+                f"got {int(wrong[0])} in {answer}"
             )
         labelled.append((image, labels))
     return labelled

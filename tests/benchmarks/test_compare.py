@@ -75,6 +75,7 @@ def test_the_rate_is_chosen_on_val_and_reported_on_test(folder, tmp_path):
     final = [row for row in read_rows(tmp_path / "rows.csv") if row["split"] == "test" and row["arm"] == "pixpro"]
     assert {row["lr"] for row in final} == {best["lr"]}
     assert "| camvid | PixPro | 2 |" in text
+    assert "| camvid | learning rate 0 | 0 | 0 | 1 |" in text
 
 
 def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, monkeypatch):
@@ -104,18 +105,37 @@ def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, mon
     assert not list((tmp_path / "parts").glob("*.pt"))
 
 
-def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path):
+def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path, monkeypatch):
+    scored, frozen_features = [], compare.frozen_features
+
+    def seen(backbone, images):
+        scored.append(int(backbone.get_buffer("bn1.num_batches_tracked")))
+        return frozen_features(backbone, images)
+
+    monkeypatch.setattr(compare, "frozen_features", seen)
     torch.manual_seed(0)
     before = compare.make_backbone().state_dict()
     compare.main([*TINY, "--only=rate-0", "--out", str(tmp_path)])
     from safetensors.torch import load_file
 
+    assert set(scored) == {4}  # of 2 steps with 2 views each
     after = load_file(tmp_path / "rate-0-lr0-seed0-0.safetensors")
     for name, value in after.items():
         assert torch.equal(value, before[name]) == ("running" not in name and "num_batches" not in name), name
 
 
-@pytest.mark.parametrize(("option", "message"), [("--only=simclr", "got simclr"), ("--seeds=0", "--seeds: expected")])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--only=simclr", "got simclr"),
+        ("--seeds=0", "--seeds: expected"),
+        (
+            "--labelled=voc=folder",
+            "--labelled: expected NAME=FOLDER, NAME one of camvid, nuclei, scenes, got voc=folder",
+        ),
+        ("--labelled=camvid", "got camvid"),
+    ],
+)
 def test_bad_options_are_named(option, message, capsys):
     with pytest.raises(SystemExit):
         compare.main([option])

@@ -140,6 +140,16 @@ def test_a_momentum_encoder_is_read_where_it_is_asked_for(tmp_path):
     assert (read_backbone(tmp_path / "file.pth", "state_dict_ema").weights["bn1.bias"] == 2).all()
 
 
+def test_a_root_that_a_message_names_can_be_chosen_though_a_wrapper_has_its_name(tmp_path):
+    states = under("model.", tiny(1)) | under("net.", tiny(2))
+    for content in ({"model": states}, {"state_dict": {"model": states}}, {"model": under("_orig_mod.", states)}):
+        torch.save(content, tmp_path / "file.pth")
+        with pytest.raises(ValueError, match=r"holds 2 backbones, 'model.', 'net.': choose one"):
+            read_backbone(tmp_path / "file.pth")
+        for root, value in (("model.", 1), ("net.", 2), ("model", 1)):
+            assert (read_backbone(tmp_path / "file.pth", root).weights["bn1.bias"] == value).all()
+
+
 def test_the_models_architecture_chooses_among_networks(tmp_path):
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1, embed_dim=6, num_heads=1)
     torch.save({"student": tiny(1), "teacher": vit.state_dict()}, tmp_path / "distilled.pth")

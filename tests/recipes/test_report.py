@@ -204,6 +204,22 @@ def test_evaluate_names_what_does_not_fit(finished, folder, tmp_path):
             evaluate.main(args)
 
 
+def test_evaluate_scores_random_weights_after_batch_norm_has_seen_the_photos(finished, folder, tmp_path, monkeypatch):
+    seen, frozen = {}, evaluate.frozen
+
+    def watched(backbone, form):
+        seen[len(seen)] = {name: value.clone() for name, value in backbone.state_dict().items()}
+        return frozen(backbone, form)
+
+    monkeypatch.setattr(evaluate, "frozen", watched)
+    found = evaluate.main([str(Path(finished.config.out) / "encoder.safetensors"), "--photos", str(folder),
+                           "--out", str(tmp_path)])  # fmt: skip
+    random = seen[list(found).index("random (its start)")]
+    born = backbone_of(made_run(folder, tmp_path / "run").method).state_dict()
+    for name, value in born.items():
+        assert torch.equal(value, random[name]) == ("running" not in name and "num_batches" not in name), name
+
+
 def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes((Path(finished.config.out) / "encoder.safetensors").read_bytes())

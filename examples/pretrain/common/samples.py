@@ -64,7 +64,8 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
     With sub-folders ``train`` and ``val`` (or ``test``) in both, the first are fitted on and the second tested on;
     without, every second image is tested on. A mask holds the number of a class, from 0, in one channel of 8 bits; 255
     is ignored. ``classes.txt`` has a class a line, of which unlabelled, void and ignore are ignored. Without the file
-    the largest number says how many classes there are.
+    the largest number says how many classes there are. A photo is turned as its EXIF entry says, unless its mask has
+    the size of the pixels as they are stored.
 
     Args:
         folder: Path of the folder.
@@ -74,7 +75,8 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         name: Name of the argument, for errors.
 
     Raises:
-        ValueError: If a folder or a mask is missing, a mask is in colours, or there are too few images.
+        ValueError: If a folder or a mask is missing; if a mask is in colours, of another size, or holds a number beyond
+            the classes of classes.txt; or if there are fewer than 2 images or classes.
     """
     root = Path(folder)
     masks = next((root / part for part in ("masks", "labels") if (root / part).is_dir()), None)
@@ -88,14 +90,18 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         parts = [pairs[0::2], pairs[1::2]]
     if not all(parts):
         raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
-    read = [[_labelled(*part[i], channels, size, name) for i in evenly(len(part), most)] for part in parts]
-    names = _class_names(root)
+    names = _class_names(root, name)
+    least = len(names) or IGNORED  # of the numbers that no class has
+    read = [[_labelled(*part[i], channels, size, least, name) for i in evenly(len(part), most)] for part in parts]
     masks_read = [mask for part in read for _, mask in part]
+    found = {number for mask in masks_read for number in mask.unique().tolist()} - {IGNORED}
+    if len(found) < 2:  # masks of 0 and 255, for instance
+        what = f"the number {found.pop()} alone" if found else "none"
+        raise ValueError(f"{name}: expected masks of at least 2 classes, got {what} in {shown(root)}; 255 is ignored")
     for mask in masks_read:
         for label in (i for i, word in enumerate(names) if word.lower() in NO_CLASS):
             mask[mask == label] = IGNORED
-    largest = max(int(torch.where(mask == IGNORED, 0, mask).max()) for mask in masks_read)
-    return Labels(*read, max(2, len(names) or largest + 1))
+    return Labels(*read, max(2, len(names) or max(found) + 1))
 
 
 def _pairs(images: Path, masks: Path, name: str) -> list[tuple[Path, Path]]:
@@ -106,23 +112,46 @@ def _pairs(images: Path, masks: Path, name: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _labelled(image: Path, mask: Path, channels: int, size: int, name: str) -> tuple[Tensor, Tensor]:
+def _labelled(image: Path, mask: Path, channels: int, size: int, least: int, name: str) -> tuple[Tensor, Tensor]:
     try:
-        pixels = as_bytes(read_photo(image, channels))
         with Image.open(mask) as file:
             mode, numbers = file.mode, np.array(file)
+        pixels = photo_under(image, numbers.shape[:2], channels)
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ValueError(f"{name}: {shown(image)} or its mask cannot be read: {error}") from error
     if mode not in ("L", "P"):
         raise ValueError(f"{name}: expected masks of class numbers in one channel of 8 bits, got {shown(mask)}: {mode}")
     if numbers.shape != tuple(pixels.shape[1:]):
         raise ValueError(f"{name}: expected a mask of the image's size, got {numbers.shape} in {shown(mask)}")
+    wrong = numbers[(numbers >= least) & (numbers != IGNORED)]
+    if wrong.size:
+        raise ValueError(
+            f"{name}: expected numbers 0..{least - 1} of the lines of classes.txt, or 255, "
+            f"got {wrong.min()} in {shown(mask)}"
+        )
     labels = square(torch.from_numpy(numbers)[None], size, InterpolationMode.NEAREST_EXACT)[0]
     return square(pixels, size), labels.long()
 
 
-def _class_names(root: Path) -> list[str]:
+def photo_under(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
+    """A photo in 8 bits, turned as its EXIF entry says; if only the stored pixels have this size, as they are stored.
+
+    Args:
+        path: Path of the photo.
+        size: Height and width of its mask.
+        channels: Number of channels of the photo.
+    """
+    pixels = read_photo(path, channels)
+    if pixels.shape[1:] != size:  # the mask was drawn on the pixels as they are stored, perhaps
+        pixels = read_photo(path, channels, turn=False)
+    return as_bytes(pixels)
+
+
+def _class_names(root: Path, name: str) -> list[str]:
     """The last word of each line of classes.txt; none where there is no such file."""
     path = root / "classes.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {shown(path)} cannot be read as UTF-8: {error}") from error
     return [line.split()[-1] for line in lines if line.strip()]
