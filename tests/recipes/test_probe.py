@@ -53,11 +53,15 @@ def labelled(tmp_path_factory) -> Path:
     return root
 
 
-def fit(folder: Path, out: Path, *args: str):
-    made = cli(PixPro, *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=4",
+def made_run(folder: Path, out: Path, *args: str):
+    return cli(PixPro, *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=4",
                "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu", "--trainer.max_steps=6",
                "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
                "--trainer.log_every_n_steps=1", *args)  # fmt: skip
+
+
+def fit(folder: Path, out: Path, *args: str):
+    made = made_run(folder, out, *args)
     made.fit()
     return made
 
@@ -96,6 +100,18 @@ def test_the_values_are_those_of_the_library(folder, labelled, tmp_path):
         assert float(logged[0]["probe/pck"]) == pytest.approx(probe.readings[reading]["pck"])
     assert made.trainer.progress_bar_metrics["probe/pck"] == pytest.approx(probe.readings[1]["pck"])
     assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_the_first_reading_is_of_a_network_whose_batch_norm_has_seen_the_photos(folder, tmp_path):
+    made = fit(folder, tmp_path, "--probe.images=5", "--trainer.max_steps=1")
+    probe, photos = probe_of(made), read_squares(held_out_of(folder, 5), 3, 32)
+    born = backbone_of(made_run(folder, tmp_path / "fresh").method)
+    found = []
+    for backbone in (settled(born, photos, probe.form), born):
+        with frozen(backbone, probe.form) as features:
+            found.append(scores(features, photos))
+    assert {k: v for k, v in probe.readings[0].items() if k != "step"} == pytest.approx(found[0])
+    assert found[1] != pytest.approx(found[0])
 
 
 def held_out_of(folder: Path, count: int) -> list[Path]:

@@ -1,9 +1,12 @@
 """Segmentation on one's own masks: trained in a tiny run, and bad masks named before it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from examples.transfer.common.command import TransferCLI
@@ -51,6 +54,18 @@ def in_colours(folder: Path) -> None:
     to_pil_image(torch.zeros(3, 36, 52, dtype=torch.uint8)).save(folder / "masks/train/1.png")
 
 
+def deep(folder: Path) -> None:
+    Image.fromarray(np.zeros((36, 52), np.uint16)).save(folder / "masks/train/1.png")
+
+
+def no_file(folder: Path) -> None:
+    (folder / "masks/train/1.png").write_text("no image")
+
+
+def names(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "classes.txt").write_bytes(content)
+
+
 def no_names(folder: Path) -> None:
     (folder / "classes.txt").unlink()
 
@@ -67,6 +82,13 @@ def no_image(folder: Path) -> None:
     ("damage", "args", "message"),
     [
         (in_colours, [], r"expected masks of class numbers, .* got .*masks/train/1.png in colours"),
+        (deep, [], r"expected masks of class numbers, .* got .*masks/train/1.png of mode I;16"),
+        (no_file, [], r"data.folder: .*masks/train/1.png cannot be read"),
+        (names(b"sky\nroof\nsky"), [], r"data.folder: expected 2 to 255 different names in .*, got 3 lines"),
+        (names(b"sky\n"), [], r"data.folder: expected 2 to 255 different names in .*, got 1 lines"),
+        (names(b"\n".join(b"%d" % i for i in range(256))), [], r"2 to 255 different names in .*, got 256 lines"),
+        (names(b"caf\xe9\nroof\nsky"), [], r"data.folder: expected the names of the classes, a line each, in .*utf-8"),
+        (names(b"sky\nroof\n"), ["--model.classes=2"], r"expected ids among 0..1, 255 in .*, got 2"),
         (no_names, [], r"data.folder: expected the names of the classes, a line each, in .*classes.txt"),
         (no_mask, [], r"4 images, 1 are missing; the first is .*masks/train/1.png"),
         (no_image, [], r"masks/train/1.png has no image \(1 such masks\)"),
