@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+
+from densessl._tensors import check_number
 
 
 class BlockMask(nn.Module):
@@ -33,12 +36,11 @@ class BlockMask(nn.Module):
 
     def __init__(self, cells: tuple[float, float] = (0.1, 0.5), images: float = 0.5, least: int = 4) -> None:
         super().__init__()
-        if len(cells) != 2 or not 0 <= cells[0] <= cells[1] <= 1:
+        pair = isinstance(cells, tuple | list) and len(cells) == 2 and all(isinstance(share, Real) for share in cells)
+        if not pair or not 0 <= cells[0] <= cells[1] <= 1:
             raise ValueError(f"cells: expected two shares in 0..1, the lower first, got {cells}")
-        if not 0 <= images <= 1:
-            raise ValueError(f"images: expected a share in 0..1, got {images}")
-        if least < 1:
-            raise ValueError(f"least: expected at least 1, got {least}")
+        check_number(images, "images", "a share in 0..1", lambda value: 0 <= value <= 1)
+        check_number(least, "least", "a whole number of at least 1", lambda value: value >= 1, whole=True)
         self.cells, self.images, self.least = (float(cells[0]), float(cells[1])), images, least
 
     def extra_repr(self) -> str:
@@ -58,10 +60,10 @@ class BlockMask(nn.Module):
             ValueError: If the size or the number of images is out of range.
             ImportError: If the installed lightly is too old to have the sampler.
         """
-        if batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {batch}")
-        if len(size) != 2 or min(size) < 2:
-            raise ValueError(f"size: expected (height, width), both at least 2, got {tuple(size)}")
+        check_number(batch, "batch", "a whole number of at least 1", lambda value: value >= 1, whole=True)
+        pair = isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, Integral) for side in size)
+        if not pair or min(size) < 2:
+            raise ValueError(f"size: expected (height, width), both at least 2, got {size}")
         chosen = max(1, round(self.images * batch)) if self.images > 0 else 0
         masks = torch.zeros(batch, *size, dtype=torch.bool)
         order, low, step = torch.randperm(batch), self.cells[0], (self.cells[1] - self.cells[0]) / max(chosen, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl._normalize import normalized
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 
 
 class ConvMLP(nn.Module):
@@ -24,6 +24,7 @@ class ConvMLP(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
         super().__init__()
+        _check_widths(in_dim=in_dim, hidden_dim=hidden_dim, out_dim=out_dim)
         self.linear1 = nn.Conv2d(in_dim, hidden_dim, kernel_size=1)
         self.bn1 = nn.BatchNorm2d(hidden_dim)
         self.relu = nn.ReLU(inplace=True)
@@ -59,6 +60,7 @@ class MLP(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> None:
         super().__init__()
+        _check_widths(in_dim=in_dim, hidden_dim=hidden_dim, out_dim=out_dim)
         self.linear1 = nn.Linear(in_dim, hidden_dim)
         self.bn1 = nn.BatchNorm1d(hidden_dim)
         self.relu = nn.ReLU(inplace=True)
@@ -98,6 +100,7 @@ class PrototypeHead(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int = 2048, dim: int = 256, prototypes: int = 8192) -> None:
         super().__init__()
+        _check_widths(in_dim=in_dim, hidden_dim=hidden_dim, dim=dim, prototypes=prototypes)
         self.linear1 = nn.Conv2d(in_dim, hidden_dim, kernel_size=1)
         self.linear2 = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=1)
         self.linear3 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
@@ -123,3 +126,8 @@ class PrototypeHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             unit, prototypes = normalized(cells.flatten(2).mT), normalized(self.prototypes)
             return (unit @ prototypes.to(unit.dtype).mT).mT.unflatten(2, x.shape[2:])
+
+
+def _check_widths(**widths: int) -> None:
+    for name, value in widths.items():
+        check_number(value, name, "a whole number of at least 1", lambda value: value >= 1, whole=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._checks import as_tokens
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 from densessl.geometry import Size, checked_size
 
 IGNORED = 255  # as in the masks of most data sets
@@ -47,9 +47,10 @@ def cell_validity(mask: Tensor, size: Size, min_share: float = 0.5) -> Tensor:
     check_tensor(mask, "mask", "(B, H, W) or (B, 1, H, W)")
     if mask.ndim not in (3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
         raise ValueError(f"mask: expected (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
+    if 0 in mask.shape[1:]:
+        raise ValueError(f"mask: expected at least one pixel, got {tuple(mask.shape)}")
     h, w = checked_size(size, "size")
-    if not 0 < min_share <= 1:
-        raise ValueError(f"min_share: expected a share above 0, at most 1, got {min_share}")
+    check_number(min_share, "min_share", "a share above 0, at most 1", lambda value: 0 < value <= 1)
     valid = (mask if mask.ndim == 4 else mask[:, None]) != 0
     return F.adaptive_avg_pool2d(valid.float(), (h, w)).flatten(1) >= min_share
 
@@ -86,7 +87,8 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         labels = labels.squeeze(1)
     _check_labels(labels)
     batch, height, width = labels.shape
-    if not (1 <= h <= height and 1 <= w <= width):
+    whole = not any(isinstance(side, float | str | bool | None) for side in (h, w))
+    if not whole or not (1 <= h <= height and 1 <= w <= width):
         raise ValueError(f"size: expected (h, w) of 1 to {height} and 1 to {width}, the labels' size, got {size}")
     flat = labels.flatten(1).long()
     if _is_readable(flat) and int(flat.max()) >= 1 << _BITS:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from densessl._tensors import check_number
+
 
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled, tensor by tensor, to the size of the weights.
@@ -59,8 +61,7 @@ class LARS(Optimizer):
             "eps": eps,
         }
         for name, value in defaults.items():
-            if not value >= 0:
-                raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+            check_number(value, name, "a number of at least 0", lambda value: value >= 0)
         super().__init__(params, defaults)
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from densessl._normalize import normalized
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 
 
 class KeyQueue(nn.Module):
@@ -39,8 +39,7 @@ class KeyQueue(nn.Module):
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
         for name, value in (("length", length), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            check_number(value, name, "a whole number of at least 1", lambda value: value >= 1, whole=True)
         self.register_buffer("keys", normalized(torch.randn(length, dim)))
 
     def extra_repr(self) -> str:

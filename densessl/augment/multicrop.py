@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torchvision.transforms import v2
 
+from densessl.augment._crop import random_crop
 from densessl.augment.batch import BatchAugment
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD, Range, kornia_steps, pil_steps
 from densessl.augment.views import MultiView
@@ -55,7 +56,7 @@ def multicrop_views(
         A MultiView of ``2 + small`` views.
 
     Raises:
-        ValueError: If ``small`` is negative, or mean and std do not fit.
+        ValueError: If ``small`` is negative, if a size or a range is not as described, or if mean and std do not fit.
 
     Examples:
         >>> views = multicrop_views(size=64, small_size=32, small=2)(torch.rand(3, 80, 100))
@@ -65,9 +66,7 @@ def multicrop_views(
     _check_count(small)
 
     def view(kind: int) -> v2.Compose:
-        side, share = (size, scale) if kind < 2 else (small_size, small_scale)
-        sides = (side, side) if isinstance(side, int) else tuple(side)
-        crop = v2.RandomResizedCrop(sides, scale=share, ratio=ratio, antialias=True)
+        crop = random_crop(size, scale, ratio) if kind < 2 else random_crop(small_size, small_scale, ratio, "small_")
         colours = pil_steps(JITTER, blur_p=BLUR_P[kind], solarize_p=SOLARIZE_P[kind], mean=mean, std=std)
         return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *extra, *(colours if photometric else ())])
 

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from densessl.augment._crop import random_crop
 from densessl.augment._steps import is_pil
 from densessl.augment.batch import BatchAugment
 from densessl.augment.views import MultiView
@@ -126,12 +127,13 @@ def two_views(
 
     Returns:
         A MultiView of two views.
+
+    Raises:
+        ValueError: If the size or a range is not as described.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
 
     def geometric() -> list[nn.Module]:
-        crop = v2.RandomResizedCrop(sides, scale=scale, ratio=ratio, antialias=True)
-        return [crop, v2.RandomHorizontalFlip(0.5), *extra]
+        return [random_crop(size, scale, ratio), v2.RandomHorizontalFlip(0.5), *extra]
 
     return MultiView(v2.Compose([*geometric(), *first]), v2.Compose([*geometric(), *second]))
 

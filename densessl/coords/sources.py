@@ -10,11 +10,14 @@ whose centre lies out there never match. Everything farther away, occluded or un
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 
 SourceSize = Tensor | Sequence[int] | None
 _BLOCK = 1 << 22  # distances between pixels and tracks that are held at once
@@ -110,7 +113,8 @@ def coords_from_depth(
         behind the source's camera or far outside.
 
     Raises:
-        ValueError: If a shape, dtype or device is not as described.
+        ValueError: If a shape, dtype or device is not as described; on a CPU also if a matrix cannot be inverted or is
+            transposed.
 
     Examples:
         >>> camera = torch.tensor([[50.0, 0.0, 40.0], [0.0, 50.0, 30.0], [0.0, 0.0, 1.0]])
@@ -122,6 +126,8 @@ def coords_from_depth(
     camera = _matrix(intrinsics, "intrinsics", 3, depth)
     other = camera if source_intrinsics is None else _matrix(source_intrinsics, "source_intrinsics", 3, depth)
     move = _matrix(pose, "pose", 4, depth)
+    for matrix, name in ((camera, "intrinsics"), (other, "source_intrinsics"), (move, "pose")):
+        _check_camera(matrix, name)
     x, y = _pixel_centers(depth)
     with torch.autocast(depth.device.type, enabled=False):
         pixels = torch.stack([x.expand(y.shape[0], -1), y.expand(-1, x.shape[1]), torch.ones_like(x + y)])
@@ -179,10 +185,8 @@ def coords_from_points(
             f"source_points: expected {tuple(points.shape)} on {points.device} as points, "
             f"got {tuple(source_points.shape)} on {source_points.device}"
         )
-    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (height, width), both at least 1, got {size}")
-    if not radius > 0:
-        raise ValueError(f"radius: expected a positive number of pixels, got {radius}")
+    _check_sides(size, "size", Integral)
+    check_number(radius, "radius", "a positive number of pixels", lambda value: value > 0)
     known = points.isfinite().all(2) & source_points.isfinite().all(2)
     if visible is not None:
         known = known & _valid(visible, known, "visible", "(B, N) or (N,)")
@@ -244,6 +248,25 @@ def _matrix(matrix: Tensor, name: str, side: int, like: Tensor) -> Tensor:
     return batched.to(like.dtype)
 
 
+def _check_camera(matrix: Tensor, name: str) -> None:
+    """On a CPU also the values: a transposed matrix is an easy mistake, and gives coords all the same."""
+    if matrix.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    last = torch.eye(matrix.shape[-1], dtype=matrix.dtype)[-1]
+    known = matrix[matrix.isfinite().all((1, 2))]  # NaN says that a camera is not known
+    if not torch.equal(known[:, -1], last.expand(len(known), -1)) or bool((torch.linalg.det(known) == 0).any()):
+        raise ValueError(
+            f"{name}: expected an invertible matrix whose last row is {' '.join(f'{x:.0f}' for x in last.tolist())}, "
+            f"got {matrix.tolist()}"
+        )
+
+
+def _check_sides(size: Any, name: str, kind: type) -> None:
+    pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2 and all(isinstance(side, kind) for side in size)
+    if not pair or not all(1 <= side < float("inf") for side in size):
+        raise ValueError(f"{name}: expected (height, width), both at least 1, got {size}")
+
+
 def _valid(valid: Tensor, like: Tensor, name: str, expected: str) -> Tensor:
     check_tensor(valid, name, f"bool {expected}")
     if valid.dtype != torch.bool or tuple(valid.shape) not in (tuple(like.shape), tuple(like.shape[1:])):
@@ -276,8 +299,7 @@ def _finished(position: Tensor, visible: Tensor | None, source_size: SourceSize)
             )
         sides = source_size.to(position.dtype).expand(batch, 2).flip(-1)[:, :, None, None]
     else:
-        if len(source_size) != 2 or min(source_size) < 1:
-            raise ValueError(f"source_size: expected (height, width), both at least 1, got {tuple(source_size)}")
+        _check_sides(source_size, "source_size", Real)  # a resized source may have had broken sides
         sides = position.new_tensor([source_size[1], source_size[0]])[:, None, None]
     coords = position / sides
     known = ((coords >= -1) & (coords <= 2)).all(1)  # NaN compares as False

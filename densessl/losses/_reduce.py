@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from densessl._tensors import check_number
+
 Reduction = Literal["mean", "none"]
 NoMatch = Literal["zero", "skip"]
 
@@ -20,8 +22,7 @@ def check_options(reduction: str, no_match: str) -> None:
 
 def check_temperature(temperature: float) -> None:
     """Raises ValueError unless the temperature is positive."""
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    check_number(temperature, "temperature", "a positive number", lambda value: value > 0)
 
 
 def reduce_images(per_image: Tensor, matched: Tensor, reduction: Reduction, no_match: NoMatch) -> Tensor:

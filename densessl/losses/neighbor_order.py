@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from densessl._checks import as_tokens, as_valid
 from densessl._normalize import normalized
+from densessl._tensors import check_number
 from densessl.losses._reduce import Reduction, check_options
 
 Similarity = Literal["cosine", "euclidean"]
@@ -117,8 +118,7 @@ def _check_options(similarity: str, steepness: float, reduction: str) -> None:
     check_options(reduction, "zero")
     if similarity not in ("cosine", "euclidean"):
         raise ValueError(f"similarity: expected 'cosine' or 'euclidean', got {similarity!r}")
-    if not steepness > 0:
-        raise ValueError(f"steepness: expected a positive number, got {steepness}")
+    check_number(steepness, "steepness", "a positive number", lambda value: value > 0)
 
 
 class NeighborOrderLoss(nn.Module):

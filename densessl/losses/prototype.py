@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl._checks import as_tokens, as_valid
+from densessl._tensors import check_number
 from densessl.losses._reduce import NoMatch, Reduction, check_options, reduce_images
 
 
@@ -83,8 +84,7 @@ def prototype_loss(
 def _check_options(query_temperature: float, key_temperature: float, reduction: str, no_match: str) -> None:
     check_options(reduction, no_match)
     for name, value in (("query_temperature", query_temperature), ("key_temperature", key_temperature)):
-        if not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+        check_number(value, name, "a positive number", lambda value: value > 0)
 
 
 class PrototypeLoss(nn.Module):

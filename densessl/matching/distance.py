@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from densessl._memory import check_fits
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 from densessl.geometry import (
     UNITS,
     Size,
@@ -55,8 +55,8 @@ class DistanceMatcher(nn.Module):
 
     def __init__(self, threshold: float = 0.7, *, unit: Unit = "max", sparse: bool = False) -> None:
         super().__init__()
-        if not threshold > 0:
-            raise ValueError(f"threshold: expected a positive number of cell diagonals, got {threshold}")
+        if not (isinstance(threshold, float) and threshold == math.inf):  # which matches all cells
+            check_number(threshold, "threshold", "a positive number of cell diagonals", lambda value: value > 0)
         if unit not in UNITS:
             raise ValueError(f"unit: expected one of {', '.join(map(repr, UNITS))}, got {unit!r}")
         self.threshold = threshold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 from densessl.matching.pairs import Pairs
 
 
@@ -27,8 +27,8 @@ class NearestMatcher(nn.Module):
 
     def __init__(self, keep: int | None = None, *, mutual: bool = False) -> None:
         super().__init__()
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep: expected at least 1 or None, got {keep}")
+        if keep is not None:
+            check_number(keep, "keep", "a whole number of at least 1, or None", lambda value: value >= 1, whole=True)
         self.keep = keep
         self.mutual = mutual
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from densessl._checks import as_tokens, as_valid
 from densessl._memory import check_fits
 from densessl._normalize import normalized
+from densessl._tensors import check_number
 from densessl.features import tokens_to_map
 from densessl.propagation._blockwise import power, propagate
 
@@ -73,8 +74,7 @@ class PPM(nn.Module):
         algorithm: Literal["dense", "blockwise", "triton"] | None = None,
     ) -> None:
         super().__init__()
-        if not gamma > 0:
-            raise ValueError(f"gamma: expected a positive exponent, got {gamma}")
+        check_number(gamma, "gamma", "a positive exponent", lambda value: value > 0)
         if algorithm not in (None, "dense", "blockwise", "triton"):
             raise ValueError(f'algorithm: expected "dense", "blockwise", "triton" or None, got {algorithm!r}')
         self.transform = nn.Identity() if transform is None else transform

@@ -58,8 +58,8 @@ def test_few_cells_are_masked_too(size):
     [
         (lambda: BlockMask((0.5, 0.1)), r"cells: expected two shares in 0..1, the lower first, got \(0.5, 0.1\)"),
         (lambda: BlockMask(images=1.5), r"images: expected a share in 0..1, got 1.5"),
-        (lambda: BlockMask(least=0), r"least: expected at least 1, got 0"),
-        (lambda: BlockMask()(0, (4, 4)), r"batch: expected at least 1, got 0"),
+        (lambda: BlockMask(least=0), r"least: expected a whole number of at least 1, got 0"),
+        (lambda: BlockMask()(0, (4, 4)), r"batch: expected a whole number of at least 1, got 0"),
         (lambda: BlockMask()(2, (1, 9)), r"size: expected \(height, width\), both at least 2, got \(1, 9\)"),
     ],
 )

@@ -87,8 +87,8 @@ def test_two_processes_hold_what_one_would(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: KeyQueue(0, 3), "length: expected at least 1, got 0"),
-        (lambda: KeyQueue(3, 0), "dim: expected at least 1, got 0"),
+        (lambda: KeyQueue(0, 3), "length: expected a whole number of at least 1, got 0"),
+        (lambda: KeyQueue(3, 0), "dim: expected a whole number of at least 1, got 0"),
         (
             lambda: KeyQueue(3, 4).push(torch.rand(2, 3)),
             "keys: expected floating point (B, 4), got torch.float32 (2, 3",
