@@ -155,7 +155,7 @@ def compare(
         except Exception as error:  # no network, no such weights, a file that is gone: whatever the libraries raise
             if name == "this file":
                 raise ValueError(str(error)) from error
-            missing[name] = " ".join(str(error).split())[:200]
+            missing[name] = " ".join(str(error).split())[:500]
             continue
         label = f"{name} (its start)" if init == setting.start else name
         with frozen(backbone, setting.form) as features:
@@ -191,7 +191,7 @@ def write(
     pictures = gallery(photos, maps)
     out.mkdir(parents=True, exist_ok=True)
     text = page(
-        f"Evaluation of {about['file']}",
+        f"Evaluation of {Path(about['file']).name}",
         facts(about),
         heading("Scores"),
         table(["network", *names], rows),

@@ -1,7 +1,9 @@
 """The command line of the recipes: wrong ones end with one line that names the option."""
 
 import pickle
+import re
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -123,6 +125,31 @@ def test_a_wrong_command_line_ends_with_one_line(argument, place, tmp_path):
 )
 def test_options_of_other_methods_are_named_whole(module, argument, message, place, tmp_path):
     assert error_of(module.recipe(), place, tmp_path, argument).startswith(message)
+
+
+def no_network(*args, **options):
+    raise URLError(OSError(-2, "Name or service not known"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "downloads", "file"),
+    [
+        ("resnet18", "layer2", "torch.hub.download_url_to_file", r"resnet18-\w+.pth and belongs in HOME/\S+.pth"),
+        ("resnet10t", "layer2", "timm.models._builder.load_state_dict_from_hf", "model.safetensors of timm/resnet10t"),
+    ],
+)
+def test_weights_that_cannot_be_downloaded(name, layer, downloads, file, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(downloads, no_network)
+    named = ["--backbone.init=imagenet", f"--backbone.name={name}", f"--backbone.layer={layer}"]
+    error = error_of(pixpro.recipe(), place, tmp_path / "run", *named)
+    expected = (
+        rf"error: backbone.init: the weights of {name} cannot be downloaded \(.*Name or service not known.*\)\. "
+        rf"The file is \S*{file.replace('HOME', str(tmp_path))}\S*.* Otherwise begin from a file of weights with "
+        "--backbone.init FILE, or from none with --backbone.init random"
+    )
+    assert re.fullmatch(expected, error), error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_that_vanishes_ends_the_run_with_one_line(place, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -250,12 +251,12 @@ class Terminal(io.StringIO):
 def bar_at(step: int, terminal: bool) -> RunBar:
     bar = RunBar(Terminal() if terminal else io.StringIO())
     bar.step, bar.total, bar.per_step, bar.images = step, 20_000, 0.25, 128
-    bar.values = {"loss": -2.3456, "std": 0.8713, "lr": 1.4142, "pck": 0.4567}
+    bar.values = {"loss": -2.3456, "std": 0.8713, "pck": 0.4567, "lr": 1.4142}
     bar.bar = object() if terminal else None
     return bar
 
 
-@pytest.mark.parametrize("columns", [40, 60, 120, 250])
+@pytest.mark.parametrize("columns", [40, 60, 80, 120, 250])
 def test_the_bar_is_one_line_over_the_whole_run(columns):
     text = bar_at(5000, True).line(columns)
     assert len(text) <= columns
@@ -264,6 +265,8 @@ def test_the_bar_is_one_line_over_the_whole_run(columns):
     if columns >= 60:
         assert "loss -2.35" in text
         assert "512 img/s" in text
+    if columns >= 80:  # without the rate, for which there is no room
+        assert "std 0.871  pck 0.457" in text
     if columns >= 120:
         for part in ("512 img/s", "loss -2.35", "lr 1.41", "std 0.871", "pck 0.457", "█"):
             assert part in text
@@ -281,6 +284,14 @@ def test_without_a_terminal_it_is_lines_and_not_many(folder, tmp_path):
     assert "100%  3/3" in lines[1]
     for part in ("loss", "img/s", "lr", "std"):
         assert part in lines[1]
+    made_of = SimpleNamespace(
+        progress_bar_metrics={"loss": 1.0, "probe/pck": 0.5, "probe/linear": 0.25},
+        callback_metrics={"health/std_times_sqrt_c": 0.75},
+        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.125}])],
+    )
+    bar._read(made_of)  # the probe before the rate, in the order in which they are kept where there is little room
+    assert bar.values == {"loss": 1.0, "std": 0.75, "pck": 0.5, "lr": 0.125, "linear": 0.25}
+    assert list(bar.values) == ["loss", "std", "pck", "lr", "linear"]
 
 
 def test_a_clock_reads_as_one():

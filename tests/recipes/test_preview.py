@@ -1,6 +1,8 @@
 """The preview of a run: its counts, its warnings, its files."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from densessl import View
 from examples.pretrain.common.cli import main
-from examples.pretrain.common.preview import look
+from examples.pretrain.common.preview import look, speed
 from examples.pretrain.common.preview.draw import joined, outlined, seen
 from examples.pretrain.common.preview.look import crop_sides, draw_pairs, look_at_files, share_without_data
 from examples.pretrain.common.preview.page import numbers, warnings
@@ -54,6 +56,29 @@ def test_pairs_are_those_of_the_run(folder):
     image = drawn[0].image
     again = draw(image, drawn[0].name, 1, index)  # of epoch 1
     assert torch.equal(again.view1.image, drawn[0].pairs[1].view1.image)
+
+
+@pytest.mark.parametrize("images", [8, 400])
+def test_the_loader_is_timed_without_what_it_had_ready(images, monkeypatch):
+    """Of two workers that read 100 images/s each, whatever they have read before the clock starts."""
+
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return images
+
+        def __getitem__(self, index: int) -> int:
+            time.sleep(0.01)
+            return index
+
+    def loader(*parts, batch_size, workers, **options):
+        return torch.utils.data.DataLoader(Slow(), batch_size, num_workers=workers, persistent_workers=True)
+
+    monkeypatch.setattr(speed, "SECONDS", 1.0)
+    source = SimpleNamespace(loader=loader)
+    run = SimpleNamespace(data=SimpleNamespace(batch_size=4, workers=2, source=source, draw=None, channels=3))
+    rate, first = speed.time_loader(run, images)
+    assert 50 < rate < 204
+    assert first.tolist() == [0, 1, 2, 3]
 
 
 def test_the_side_of_a_crop_and_the_share_outside():
@@ -137,13 +162,13 @@ def test_warnings_name_what_is_off_alone():
     config = Namespace(data=data)
     files = look_at_files([], 0, 64)._replace(found=5000)
     pairs = draw_pairs_of(unmatched_redrawn=0.05)
-    speed = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5)
-    assert warnings(config, files, pairs, speed) == []
-    assert "14% of the pairs share no cell" in warnings(config, files, draw_pairs_of(unmatched_redrawn=0.14), speed)[0]
-    assert "30% of the crops" in warnings(config, files, draw_pairs_of(enlarged=0.3), speed)[0]
+    taken = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5, 1)
+    assert warnings(config, files, pairs, taken) == []
+    assert "14% of the pairs share no cell" in warnings(config, files, draw_pairs_of(unmatched_redrawn=0.14), taken)[0]
+    assert "30% of the crops" in warnings(config, files, draw_pairs_of(enlarged=0.3), taken)[0]
     data.preset = "byol"
-    assert "details below some 12 px" in warnings(config, files, draw_pairs_of(shrinking=3.0), speed)[0]
-    assert numbers(config, files, pairs, speed, (7, 7))["the run will take"] == "30.0 minutes"
+    assert "details below some 12 px" in warnings(config, files, draw_pairs_of(shrinking=3.0), taken)[0]
+    assert numbers(config, files, pairs, taken, (7, 7))["the run will take"] == "30.0 minutes"
 
 
 def draw_pairs_of(**changed):

@@ -112,6 +112,7 @@ def test_commands_by_network(finished):
     config, file = finished.config.clone(), Path("a b") / "encoder.safetensors"
     config.backbone.layer = "layer4"
     whole = next_commands(config, file)
+    assert "--data.folder MASKS --model.classes CLASSES" in whole["fine-tune"]
     assert "'a b/encoder.safetensors' --to torchvision" in whole["export"]
     assert "segmentation.py fit" in whole["fine-tune"]
     assert "--model.backbone resnet18 --model.pretrained 'a b/encoder.safetensors'" in whole["fine-tune"]
@@ -183,7 +184,7 @@ def test_words_and_curves():
     rows = [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.7}, {"step": 9, "pck": 0.6}]
     assert "better than it started. It was best at step 5 with 0.700" in better_or_worse(rows, "pck")
     assert "worse" in better_or_worse([rows[1], rows[0]], "pck")
-    assert "fewer than two" in better_or_worse(rows[:1], "pck")
+    assert "once or never" in better_or_worse(rows[:1], "pck")
     assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
     assert chart("loss", {"loss": [(0, float("nan"))]}) == ""
     svg = chart("a < b", {"a": [(0, 1.0), (1, 3.0)], "b": [(0, 2.0)]})

@@ -90,7 +90,7 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
         except OSError as error:  # of the download
             url = torchvision.models.get_model_weights(name).DEFAULT.url
             place = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(url).name)
-            raise _without_network(name, error, f"{url} belongs in {place}") from error
+            raise _without_network(name, error, f"{url} and belongs in {place}") from error
         return model if channels == 3 else _with_channels(model, channels)
     import timm
 
@@ -101,7 +101,7 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
         except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
             if pretrained and _is_download(error):
                 hub = timm.get_pretrained_cfg(name).hf_hub_id
-                raise _without_network(name, error, f"it is model.safetensors of {hub}, read from any place") from error
+                raise _without_network(name, error, f"model.safetensors of {hub}, which may lie anywhere") from error
             raise ValueError(f"backbone.name: {name} cannot be made for views of {size} px: {error}") from error
         stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", (1, 1))
         if any(size % side for side in stride):  # cells would lie elsewhere than their coords say
@@ -119,10 +119,10 @@ def _is_download(error: BaseException) -> bool:
 
 
 def _without_network(name: str, error: BaseException, place: str) -> ValueError:
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    reason = str(error).splitlines()[0].strip()[:120] if str(error) else type(error).__name__
     return ValueError(
-        f"backbone.init: the weights of {name} cannot be downloaded ({reason}). The file: {place}; begin from any file "
-        "of weights with --backbone.init FILE, or without with --backbone.init random"
+        f"backbone.init: the weights of {name} cannot be downloaded ({reason}). The file is {place}. Otherwise begin "
+        "from a file of weights with --backbone.init FILE, or from none with --backbone.init random"
     )
 
 

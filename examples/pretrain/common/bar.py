@@ -86,10 +86,9 @@ class RunBar(ProgressBar):
         self.values = {"loss": float(shown["loss"])}
         if std is not None:
             self.values["std"] = float(std)
-        self.values["lr"] = rate
-        for name, value in shown.items():
-            if name not in SHOWN_ELSEWHERE:
-                self.values[name.rpartition("/")[2]] = float(value)
+        asked_for = [(name.rpartition("/")[2], float(shown[name])) for name in shown if name not in SHOWN_ELSEWHERE]
+        # The probe's first score before the rate: on a narrow terminal the last parts have no room.
+        self.values |= dict(asked_for[:1]) | {"lr": rate} | dict(asked_for[1:])
 
     def _show(self, every: float) -> None:
         now = time.monotonic()
@@ -169,6 +168,9 @@ def speak_plainly() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    hub = logging.getLogger("huggingface_hub")  # says every retry, twice; the error in the end is ours
+    hub.handlers.clear()
+    hub.setLevel(logging.ERROR)
     # Of packages below, about each other's next versions; and Lightning's advice on settings that are meant.
     for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)

@@ -30,15 +30,16 @@ th { font-weight: 600; } td.number { font-variant-numeric: tabular-nums; }
   max-width: 58%; overflow-wrap: normal; } .facts span:last-child { text-align: right; }
 .warn { background: var(--warnbox); color: var(--warn); border-radius: 6px; padding: 0.6rem 0.9rem; margin: 0.5rem 0;
   max-width: 60rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 28rem)); gap: 1rem;
   margin-bottom: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 0.7rem;
   margin-bottom: 1.4rem; max-width: 64rem; }
 .tiles img { width: 100%; }
-@media (max-width: 30rem) { table { font-size: 0.82rem; } }
+@media (max-width: 30rem) { table { font-size: 0.85rem; } th, td { padding-right: 0.4rem; }
+  .tiles figure:first-child { grid-column: 1 / -1; } .tiles figure:first-child img { width: 50%; } }
 svg { width: 100%; max-width: 34rem; height: auto; display: block; }
-svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+svg text { fill: var(--soft); font: 12.5px system-ui, sans-serif; }
 pre { background: var(--box); padding: 0.7rem 0.9rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem;
   white-space: pre-wrap; }
 """
@@ -132,8 +133,9 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
         if len(known) > 1:
             parts.append(f'<text x="{left + 90 * index}" y="192" style="fill: {colour}">{html.escape(name)}</text>')
     axes = f'<path d="M{left},{top} V{bottom} H{right}" fill="none" stroke="var(--line)"/>'
+    form = ".2g" if f"{y0:.2g}" != f"{y1:.2g}" else ".3g"  # two ends that differ in the third digit
     labels = "".join(
-        f'<text x="{left - 4}" y="{y}" text-anchor="end">{value:.2g}</text>'
+        f'<text x="{left - 4}" y="{y}" text-anchor="end">{value:{form}}</text>'
         for y, value in ((bottom, y0), (top + 8, y1))
     )
     labels += f'<text x="{left}" y="175">step {x0:.0f}</text>'

@@ -90,7 +90,7 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         parts = [pairs[0::2], pairs[1::2]]
     if not all(parts):
         raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
-    names = _class_names(root, name)
+    names = class_names(root, name)
     least = len(names) or IGNORED  # of the numbers that no class has
     read = [[_labelled(*part[i], channels, size, least, name) for i in evenly(len(part), most)] for part in parts]
     masks_read = [mask for part in read for _, mask in part]
@@ -147,7 +147,7 @@ def photo_under(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
     return as_bytes(pixels)
 
 
-def _class_names(root: Path, name: str) -> list[str]:
+def class_names(root: Path, name: str) -> list[str]:
     """The last word of each line of classes.txt; none where there is no such file."""
     path = root / "classes.txt"
     try:

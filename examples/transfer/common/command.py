@@ -13,6 +13,7 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from examples.pretrain.common.bar import speak_plainly
 from examples.pretrain.common.checkpoint_files import WholeFiles
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class TransferCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--out", type=str, default="runs/transfer", help="run folder")
+        parser.set_defaults({"trainer.enable_model_summary": False})
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with a table of what is logged, in ``OUT/version_N/metrics.csv``, and ``OUT/last.ckpt``."""
@@ -92,7 +94,7 @@ def plain(value: Any) -> Any:
 
 def run(recipe: type[pl.LightningModule], data: type[pl.LightningDataModule]) -> None:
     """Runs a recipe from the command line; errors of the user's end it with one line."""
-    logging.basicConfig(level=logging.INFO)
+    speak_plainly()
     try:
         TransferCLI(
             recipe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ def photo_views(
     folder: str,
     size: int = 224,
     batch_size: int = 1024,
-    workers: int = 8,
+    workers: int | None = None,
     scale: tuple[float, float] = (0.08, 1.0),
     preset: Literal["byol", "mocov2", "simclr", "multichannel"] = "byol",
     photometric: Literal["device", "cpu", "none"] = "device",
@@ -104,7 +105,7 @@ def photo_views(
             and a command that writes one.
         size: Side of the views in pixels.
         batch_size: Images of a step over all processes, before gradient accumulation.
-        workers: Number of reading processes per GPU.
+        workers: Number of reading processes per GPU. None: 8, or as many as there are cores where those are fewer.
         scale: Smallest and largest share of the image's area that a crop covers.
         preset: Whose colours and blur: ``byol`` as PixPro, ``mocov2`` as DenseCL, ``simclr``; ``multichannel`` is ours,
             for images other than colour.
@@ -160,10 +161,15 @@ def photo_views(
         draw,
         {"device": on_device, "none": only_normalized, "cpu": nothing}[photometric](mean, std),
         batch_size=batch_size,
-        workers=workers,
+        workers=min(8, cores()) if workers is None else workers,
         channels=channels,
         max_unreadable=max_unreadable,
     )
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _mask_of(segments: str, grid: int, segment_scale: int, nodata: float | None) -> MaskOf | None:

@@ -36,7 +36,7 @@ def numbers(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: 
         "pixels without data": f"{pairs.nodata:.1%}",
         "steps": f"{speed.steps:,} of {batch} images",
         "passes over the images": f"{passes(speed, batch, files):.1f}",
-        "loader": f"{speed.loader:.0f} images/s, {config.data.workers} workers",
+        "loader": f"{speed.loader:.0f} images/s, {speed.workers} workers",
         "step": f"{speed.step:.2f} s on {speed.device}{timed}",
         "slower of the two": waits,
         "the run will take": hours(speed.hours),

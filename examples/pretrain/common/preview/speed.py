@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import time
+from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,7 @@ class Speed(NamedTuple):
         device: Name of the device that was measured.
         steps: Optimiser steps of the run.
         hours: Hours that the run takes, by the slower of loader and step.
+        workers: Number of reading processes.
     """
 
     loader: float
@@ -42,6 +44,7 @@ class Speed(NamedTuple):
     device: str
     steps: int
     hours: float
+    workers: int
 
 
 def measure(run: Run) -> tuple[Speed, Batch]:
@@ -57,8 +60,10 @@ def measure(run: Run) -> tuple[Speed, Batch]:
     step = seconds * share / timed
     every = run.trainer.accumulate_grad_batches
     hours = steps * every * max(step, run.data.batch_size / loader) / 3600
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return Speed(loader, step, timed, memory, name, steps, hours), batch
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return Speed(loader, step, timed, memory, name, steps, hours, run.data.workers), batch
 
 
 def planned_steps(run: Run) -> int:
@@ -73,25 +78,33 @@ def planned_steps(run: Run) -> int:
 
 
 def time_loader(run: Run, images: int) -> tuple[float, Batch]:
-    """Images/s after the first batch, which waits for the workers to start; and that batch."""
+    """Images/s once the workers have started, and the first batch.
+
+    What the workers had ready before the clock started does not count. Where an epoch has little more than that, the
+    clock starts with the second one, which finds the workers idle.
+    """
     size = min(32, run.data.batch_size, max(1, images // 2))
     loader = run.data.source.loader(
         run.data.draw, run.data.channels, batch_size=size, rank=0, world_size=1, workers=run.data.workers
     )
     batches = iter(loader)
-    first = next(batches)
-    # What the workers have ready by now was read before the clock started.
-    begun, seen, ready = time.perf_counter(), 0, 2 * run.data.workers
-    for number, _ in enumerate(batches):
-        if number == ready:
-            begun, seen = time.perf_counter(), 0
-        seen += size
-        if number > ready and time.perf_counter() - begun > SECONDS:
+    first, ready = next(batches), 2 * run.data.workers
+    if len(loader) > 3 * ready + 1:
+        for _ in range(ready):
+            next(batches)
+    else:
+        for _ in batches:
+            pass
+        batches = chain.from_iterable(repeat(loader))
+    begun, seen, past = time.perf_counter(), 0, 0.0
+    enough = 16 * size * max(1, run.data.workers)  # workers are done with their batches all at once
+    while past < SECONDS and (seen < enough or past < 1):
+        if next(batches, None) is None:
             break
-    rate = seen / (time.perf_counter() - begun) if seen else float("nan")
+        seen, past = seen + size, time.perf_counter() - begun
     del batches, loader
     gc.collect()  # ends the workers
-    return (rate if rate == rate else float(size)), first
+    return seen / past, first
 
 
 def time_step(run: Run, batch: Batch, images: int, device: torch.device, steps: int) -> tuple[float, int]:

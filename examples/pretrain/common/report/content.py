@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from jsonargparse import Namespace
 
 from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
+from examples.pretrain.common.samples import class_names
 
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -57,11 +59,13 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
     file, photos = shlex.quote(str(weights)), shlex.quote(folder)
     labels = f" --labels {shlex.quote(config.probe.labels)}" if config.probe.labels else ""
     whole = name.startswith(RESNETS) and layer == "layer4"
+    masks, classes = labelled_set(config.probe.labels)
     if whole:
         to = "torchvision"
         tune = (
             "python examples/transfer/segmentation.py fit --config examples/transfer/configs/own_masks_fcn_r18.yaml "
-            f"--data.folder MASKS --model.backbone {name} --model.pretrained {file} "
+            f"--data.folder {shlex.quote(masks)} --model.classes {classes} --model.backbone {name} "
+            f"--model.pretrained {file} "
             f"--out {shlex.quote(str(out / 'segmentation'))}"
         )
     else:  # the transfer recipes take whole ResNets
@@ -78,19 +82,35 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
     }
 
 
+def labelled_set(labels: str | None) -> tuple[str, str]:
+    """Folder and number of classes for the segmentation recipe: the probe's where it has the recipe's layout."""
+    if labels is not None and Path(labels, "masks", "train").is_dir() and Path(labels, "masks", "val").is_dir():
+        return labels, str(len(class_names(Path(labels), "probe.labels")) or "CLASSES")
+    return "MASKS", "CLASSES"
+
+
 def continuing(config: Namespace, recipe: type) -> dict[str, str]:
     """How a run that was stopped goes on; nothing where it left no checkpoint."""
     if not last_checkpoint(config.out).is_file():
         return {}
-    program = os.path.relpath(inspect.getfile(recipe))
+    program = os.path.relpath(program_of(recipe))
     settings = shlex.quote(str(Path(config.out, SETTINGS)))
     return {"continue": f"python {shlex.quote(program)} fit --config {settings} --ckpt_path last"}
+
+
+def program_of(method: type) -> str:
+    """The file that runs the recipe: the program that is running, or the method's own where that is none.
+
+    The two differ where a recipe trains another file's method, as adapt.py does.
+    """
+    running = sys.modules["__main__"]
+    return running.__file__ if hasattr(running, "recipe") else inspect.getfile(method)
 
 
 def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
     """What the probe says, in words."""
     if len(readings) < 2:
-        return "The probe has fewer than two readings: it says nothing about this run."
+        return "The probe was read once or never: it says nothing about this run."
     first, last = readings[0][score], readings[-1][score]
     best = max(readings, key=lambda row: row[score])
     how = "better than" if last > first else "worse than" if last < first else "the same as"

@@ -58,15 +58,17 @@ class Story(NamedTuple):
 
 
 def probe_table(readings: Sequence[Mapping[str, float]], best: float | None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each score before, at its best reading, and after."""
-    rows = []
+    """Header and rows: each score before, at its best reading, and after; of a single reading before alone."""
     kept = next((row for row in readings if row["step"] == best), readings[-1])
-    for name in SCORES:
-        if name in readings[-1]:
-            values = [row.get(name, float("nan")) for row in (readings[0], kept, readings[-1])]
-            rows.append([name, *(f"{value:.3f}" for value in values)])
-    steps = [f"{row['step']:.0f}" for row in (readings[0], kept, readings[-1])]
-    return ["score", f"before (step {steps[0]})", f"kept as best ({steps[1]})", f"after ({steps[2]})"], rows
+    columns = {"before (step {:.0f})": readings[0], "kept as best ({:.0f})": kept, "after ({:.0f})": readings[-1]}
+    if len(readings) == 1:
+        columns = {"before (step {:.0f})": readings[0]}
+    rows = [
+        [name, *(f"{row.get(name, float('nan')):.3f}" for row in columns.values())]
+        for name in SCORES
+        if name in readings[-1]
+    ]
+    return ["score", *(title.format(row["step"]) for title, row in columns.items())], rows
 
 
 def meanings(names: Iterable[str]) -> str:
