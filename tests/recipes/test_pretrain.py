@@ -23,7 +23,7 @@ from torchvision.io import write_jpeg, write_png
 
 import densessl
 from densessl import MaskedView, View, check_tracking
-from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.backbones import make_backbone, make_model
 from examples.pretrain.common.callbacks import StopOnCollapse
 from examples.pretrain.common.data.decode import read_photo
 from examples.pretrain.common.data.files import Photos
@@ -619,6 +619,18 @@ def test_backbones_by_name(name, layer, size, shape):
     backbone, width = make_backbone(name, layer, "random", size)
     assert width == shape[0]
     assert backbone(torch.zeros(2, 3, size, size)).shape == (2, *shape)
+
+
+def test_a_file_of_the_whole_network_and_one_of_its_beginning_are_read(tmp_path):
+    whole = make_model("efficientnet_lite0", False, 64, 3)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    cut, width = make_backbone("efficientnet_lite0", "blocks.2", str(tmp_path / "whole.pth"), 64)
+    assert width == 40
+    torch.save(cut.state_dict(), tmp_path / "cut.pth")
+    again, _ = make_backbone("efficientnet_lite0", "blocks.2", str(tmp_path / "cut.pth"), 64)
+    for backbone in (cut, again):
+        assert not any(key.startswith("blocks.3") for key in backbone.state_dict())
+        assert all(torch.equal(value, whole.state_dict()[key]) for key, value in backbone.state_dict().items())
 
 
 def test_continuing_from_a_checkpoint(folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densessl import FeatureMap
-from densessl.checkpoints import load_backbone
+from densessl.checkpoints import Weights, load_backbone
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +61,30 @@ def make_backbone(
             not fill the views.
     """
     kind = FrozenStatistics if freeze_statistics else FeatureMap
-    backbone = kind(make_model(name, init == "imagenet", size, channels), layer)
-    if init not in ("random", "imagenet"):
-        try:
-            read = load_backbone(backbone, init)
-        except ValueError as error:
-            raise ValueError(f"backbone.init: {str(error).removeprefix('path: ')}") from error
+    model = make_model(name, init == "imagenet", size, channels)
+    if init in ("random", "imagenet"):
+        backbone = kind(model, layer)
+    else:
+        backbone, read = _read_into(model, lambda: kind(model, layer), init)
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
     if freeze_statistics and init == "random":
         log.warning("backbone.freeze_statistics: the statistics of backbone.init=random are those of no image")
     return backbone, width
+
+
+def _read_into(model: nn.Module, cut: Callable[[], FeatureMap], path: str) -> tuple[FeatureMap, Weights]:
+    """The cut network with a file's weights: of the whole network, or of one that was cut at the same place."""
+    try:
+        read = load_backbone(model, path)
+    except ValueError:
+        backbone = cut()
+        try:
+            return backbone, load_backbone(backbone, path)
+        except ValueError as error:
+            raise ValueError(f"backbone.init: {str(error).removeprefix('path: ')}") from error
+    return cut(), read
 
 
 def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
