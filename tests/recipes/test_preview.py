@@ -111,14 +111,18 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(look, "PAIRS", 48)
 
 
-def run(folder: Path, out: Path, *args: str) -> None:
-    main(recipe(), ["preview", *TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=4",
-                    "--data.workers=0", "--out", str(out), "--trainer.accelerator=cpu", *args])  # fmt: skip
+def options(folder: Path) -> list[str]:
+    return [*TINY, "--data.folder", str(folder), "--data.size=32", "--data.batch_size=4", "--data.workers=0",
+            "--trainer.accelerator=cpu"]  # fmt: skip
 
 
 def test_the_command_writes_a_page_and_pictures_and_leaves_the_run_alone(folder, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(f"out: {tmp_path / 'run'}\n")
+    tmp_path = tmp_path / "run"
+    tmp_path.mkdir()
     (tmp_path / "metrics.csv").write_text("of a run")
-    run(folder, tmp_path, "--trainer.max_steps=5000", "--data.redraws=1", "--probe.images=2")
+    main(recipe(), ["preview", *options(folder), "--config", str(tmp_path.parent / "own.yaml"),
+                    "--trainer.max_steps=5000", "--data.redraws=1", "--probe.images=2"])  # fmt: skip
     assert (tmp_path / "metrics.csv").read_text() == "of a run"
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "preview"}
     text = (tmp_path / "preview" / "preview.html").read_text()
@@ -150,7 +154,7 @@ def test_the_command_writes_a_page_and_pictures_and_leaves_the_run_alone(folder,
 )
 def test_bad_input_is_one_line(args, message, folder, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        run(folder, tmp_path, *args)
+        main(recipe(), ["preview", *options(folder), "--out", str(tmp_path), *args])
 
 
 def test_warnings_name_what_is_off_alone():
@@ -159,13 +163,18 @@ def test_warnings_name_what_is_off_alone():
     data = Namespace(
         size=64, batch_size=8, scale=(0.2, 1.0), redraws=2, photometric="device", preset="mocov2", workers=1
     )
-    config = Namespace(data=data)
+    config = Namespace(data=data, backbone=Namespace(init="random"))
     files = look_at_files([], 0, 64)._replace(found=5000)
     pairs = draw_pairs_of(unmatched_redrawn=0.05)
     taken = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5, 1)
     assert warnings(config, files, pairs, taken) == []
     assert "14% of the pairs share no cell" in warnings(config, files, draw_pairs_of(unmatched_redrawn=0.14), taken)[0]
     assert "30% of the crops" in warnings(config, files, draw_pairs_of(enlarged=0.3), taken)[0]
+    few = warnings(config, files._replace(found=100), pairs, taken)[0]
+    assert "100 images are fewer than 20 batches of 8" in few
+    assert "begin from weights" in few
+    config.backbone.init = "weights.pth"
+    assert "begin from weights" not in warnings(config, files._replace(found=100), pairs, taken)[0]
     data.preset = "byol"
     assert "details below some 12 px" in warnings(config, files, draw_pairs_of(shrinking=3.0), taken)[0]
     assert numbers(config, files, pairs, taken, (7, 7))["the run will take"] == "30.0 minutes"

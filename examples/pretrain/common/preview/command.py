@@ -15,6 +15,7 @@ from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.data.views import collate
 from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.parsing import parse
 from examples.pretrain.common.preview.draw import joined, outlined, seen
 from examples.pretrain.common.preview.look import Drawn, draw_pairs, look_at_files, match_of
 from examples.pretrain.common.preview.page import numbers, warnings, write_page
@@ -42,26 +43,16 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
     Raises:
         ValueError: If an option does not fit, or the images are in shards.
     """
-    from examples.pretrain.common.cli import make_run
+    from examples.pretrain.common.cli import fit_parser, make_run
 
+    folder = Path(parse(fit_parser(recipe), arguments).out or "runs", "preview")
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
         if not isinstance(run.data.source, FolderSource):
             raise ValueError(
                 "preview: expected a folder of images in data.folder, got tar shards (unpack one) or pairs of frames"
             )
-        folder = out_of(arguments)
         return write_preview(recipe, run, folder)
-
-
-def out_of(arguments: Sequence[str]) -> Path:
-    """Where the preview goes."""
-    for place, word in enumerate(arguments):
-        if word == "--out" and place + 1 < len(arguments):
-            return Path(arguments[place + 1]) / "preview"
-        if word.startswith("--out="):
-            return Path(word.removeprefix("--out=")) / "preview"
-    return Path("runs", "preview")
 
 
 def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:

@@ -77,9 +77,11 @@ def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed) -> lis
             "lost in it. If your objects are that small, take data.preset mocov2, which blurs half of the views."
         )
     if files.found < 20 * data.batch_size:
+        begins = config.backbone.get("init", "random")
+        from_weights = ", and begin from weights (backbone.init: imagenet)" if begins == "random" else ""
         found.append(
             f"{files.found:,} images are fewer than 20 batches of {data.batch_size}: the same few meet in every step. "
-            "Lower data.batch_size, and begin from weights (backbone.init: imagenet)."
+            f"Lower data.batch_size{from_weights}."
         )
     if passes(speed, data.batch_size, files) > 300:
         found.append(
