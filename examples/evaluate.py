@@ -157,7 +157,7 @@ def compare(
                 raise ValueError(str(error)) from error
             missing[name] = " ".join(str(error).split())[:500]
             continue
-        label = f"{name} (its start)" if init == setting.start else name
+        label = f"{name} (its start)" if init == setting.start and name != "its start" else name
         with frozen(backbone, setting.form) as features:
             found[label] = scores(features, photos, labels)
             maps[label] = features(torch.stack(photos[:SHOWN])).cpu()

@@ -178,6 +178,29 @@ def test_ctrl_c_ends_a_run_that_hangs_and_a_second_one_ends_it_at_once(monkeypat
     assert end_of_a_fork(lambda: hang(2))[0] == -signal.SIGINT
 
 
+@pytest.mark.parametrize(("steps", "alive", "least"), [(2, False, 1.7), (0, True, 0.8)])
+def test_who_presses_ctrl_c_has_the_time_of_a_step_and_the_rest_anew(steps, alive, least, monkeypatch):
+    """A step of ten seconds, as CPUs and accumulated gradients make them, would be killed before its checkpoint."""
+
+    def hang() -> None:
+        signals = StopSignals()
+        signals.install(SimpleNamespace(_signal_connector=SimpleNamespace()))
+        for _ in range(steps):
+            signals.agreed(SimpleNamespace(world_size=1))
+            time.sleep(0.6)
+        signals.agreed(SimpleNamespace(world_size=1))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        if alive:
+            signals.alive(0.5)
+        time.sleep(8)
+
+    monkeypatch.setattr(stop_signals, "SECONDS_TO_END", 0.5)
+    code, seconds = end_of_a_fork(hang)
+    assert code == -signal.SIGALRM
+    assert least + 0.6 * steps < seconds < least + 0.6 * steps + 4
+
+
 def test_readers_that_end_with_the_program_raise_no_error(folder, tmp_path):
     """torch looks after its readers by a signal handler, which would print a traceback at the end of a run."""
 

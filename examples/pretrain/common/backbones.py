@@ -69,8 +69,6 @@ def make_backbone(
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
-    if freeze_statistics and init == "random":
-        log.warning("backbone.freeze_statistics: the statistics of backbone.init=random are those of no image")
     return backbone, width
 
 

@@ -197,7 +197,10 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     if any(weights.values()):
         method = Anchored(method, **weights)
     optimizer = recipe.optimizer(**config.optimizer)
-    if begins and config.backbone.get("init", "random") != "random" and isinstance(optimizer, LARS_RATES):
+    from_random = config.backbone.get("init", "random") == "random"
+    if begins and from_random and config.backbone.get("freeze_statistics"):
+        log.warning("backbone.freeze_statistics: the statistics of backbone.init=random are those of no image")
+    if begins and not from_random and isinstance(optimizer, LARS_RATES):
         log.warning(
             "optimizer: LARS at rates for random weights made pretrained ones worse wherever that was measured "
             "(docs/adapt.md); adapt.py goes on from pretrained CNNs, vit_posttrain.py from ViTs"

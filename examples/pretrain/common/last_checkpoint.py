@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_info
 
 from examples.pretrain.common.checkpoint_files import remove_parts
-from examples.pretrain.common.stop_signals import StopSignals
+from examples.pretrain.common.stop_signals import SECONDS_TO_END, SECONDS_TO_REPORT, StopSignals
 
 
 class LastCheckpoint(Checkpoint):  # Lightning calls checkpoints after all other callbacks, whose state they hold
@@ -70,6 +70,7 @@ class LastCheckpoint(Checkpoint):  # Lightning calls checkpoints after all other
             return  # inside a window of accumulated gradients
         self.step = trainer.global_step
         number = self.signals.agreed(trainer)
+        self.signals.alive(SECONDS_TO_END)
         if last or number or self.step % self.every_n_steps == 0:
             self._write(trainer)
         self._obey(trainer, number)
@@ -80,6 +81,7 @@ class LastCheckpoint(Checkpoint):  # Lightning calls checkpoints after all other
 
     def _obey(self, trainer: pl.Trainer, number: int) -> None:
         if number:
+            self.signals.alive(SECONDS_TO_REPORT)
             name, step = signal.Signals(number).name, trainer.global_step
             rank_zero_info(f"Stopped by {name} after step {step}; --ckpt_path last goes on from there.")
             raise SystemExit(128 + number)  # as a shell says it of a process that a signal has ended
