@@ -272,6 +272,14 @@ def test_the_bar_is_one_line_over_the_whole_run(columns):
             assert part in text
 
 
+def test_values_that_few_ask_for_leave_room_for_the_bar():
+    bar = bar_at(5000, True)
+    bar.values |= {"pck_colour": 0.4321, "neighbors": 0.5432, "linear": 0.6543}
+    assert "█" in bar.line(110)
+    assert "pck_colour" in bar.line(120)
+    assert "linear 0.654" in bar.line(160)
+
+
 def test_without_a_terminal_it_is_lines_and_not_many(folder, tmp_path):
     run = made(PixPro, folder, tmp_path, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=true",
                "--trainer.log_every_n_steps=3")  # fmt: skip

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from examples.pretrain.common.training import steps_of
 
 LEAST_BAR, LONGEST_BAR = 6, 40  # columns; with less room than the first the bar itself is left out
+FIRST = 5  # values that go before the bar itself: loss, images/s, std, the first of the probe, rate
 SHOWN_ELSEWHERE = ("loss", "speed/images_per_s")
 
 
@@ -109,8 +110,9 @@ class RunBar(ProgressBar):
         parts = [f"{name} {value:.3g}" for name, value in self.values.items()]
         if self.per_step:
             parts.insert(1, f"{self.images / self.per_step:.3g} img/s")
-        for part in parts:
-            if len(text) + 2 + len(part) <= columns:
+        for number, part in enumerate(parts):
+            kept = LEAST_BAR + 2 if self.bar is not None and number >= FIRST else 0
+            if len(text) + 2 + len(part) <= columns - kept:
                 text += f"  {part}"
         room = min(columns - len(text) - 2, LONGEST_BAR)
         if self.bar is None or room < LEAST_BAR:
