@@ -113,7 +113,7 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
     points = [point for of in known.values() for point in of]
     if not points:
         return ""
-    left, right, top, bottom = 52, 350, 12, 160
+    left, right, top, bottom = 58, 352, 12, 160
     height = 200 if len(known) > 1 else 182
     x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
     y0, y1 = min(y for _, y in points), max(y for _, y in points)

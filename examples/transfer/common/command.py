@@ -96,7 +96,7 @@ def run(recipe: type[pl.LightningModule], data: type[pl.LightningDataModule]) ->
     """Runs a recipe from the command line; errors of the user's end it with one line."""
     speak_plainly()
     try:
-        TransferCLI(
+        made = TransferCLI(
             recipe,
             data,
             seed_everything_default=0,
@@ -105,3 +105,4 @@ def run(recipe: type[pl.LightningModule], data: type[pl.LightningDataModule]) ->
         )
     except (ValueError, RuntimeError, OSError, MisconfigurationException) as error:
         raise SystemExit(f"error: {error}") from error
+    log.info("scores: %s", Path(made.trainer.log_dir, "metrics.csv"))
