@@ -135,7 +135,7 @@ def test_the_way(place, monkeypatch, capsys, caplog):
     out = place / "runs" / "own"
     options = ["--config", "examples/pretrain/configs/own_images.yaml", "--data.folder", str(place / "photos"),
                "--out", str(out), "--backbone.name", "resnet18", "--backbone.init", str(place / "start.pth"),
-               "--data.size", "64", "--data.batch_size", "4", "--data.workers", "1", "--probe.images", "6",
+               "--data.size", "64", "--data.batch_size", "4", "--data.workers", "0", "--probe.images", "6",
                "--probe.labels", str(place / "labelled"), "--trainer.max_steps", str(STEPS),
                "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_the_way(place, monkeypatch, capsys, caplog):
         assert re.search(line, printed)
 
     # Watch, during; and stop.
-    said = run_until_ctrl_c(options, out / "metrics.csv")
+    said = run_until_ctrl_c([*options, "--data.workers", "1"], out / "metrics.csv")
     for line in ("PixContrast on ", "img/s", "pck ", "Stopped by SIGINT", "report: "):
         assert line in said
     for noise in ("Tip", "deprecated", "FLOPs", "Warning", "GPU available"):
@@ -171,7 +171,7 @@ def test_the_way(place, monkeypatch, capsys, caplog):
     command = commands_of(out / "report.md")["continue"]
     assert command[0] == "examples/pretrain/adapt.py"
     caplog.clear()
-    main(adapt.recipe(), command[1:])
+    main(adapt.recipe(), [*command[1:], "--data.workers", "0"])  # no reader of this test lives on in later ones
     assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
 
     # Know, after.
