@@ -118,6 +118,8 @@ def test_commands_by_network(finished):
     assert "--model.backbone resnet18 --model.pretrained 'a b/encoder.safetensors'" in whole["fine-tune"]
     config.backbone.name = "vit_small_patch14_dinov2"
     assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
+    config.backbone.layer = "blocks.4"
+    assert list(next_commands(config, file)) == ["evaluate", "fine-tune"]
 
 
 def fails() -> None:

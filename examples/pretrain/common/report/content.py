@@ -75,11 +75,10 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
             f"backbone, width = make_backbone('{name}', '{layer}', '{weights}', {config.data.size})\"  "
             "# a module in your own training, which gives maps"
         )
-    return {
-        "evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}",
-        "export": f"python -m densessl.export {file} --to {to} --out {shlex.quote(str(out / 'backbone.pth'))}",
-        "fine-tune": tune,
-    }
+    evaluate = {"evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}"}
+    # A stage that was cut in its middle, as timm's blocks.4, is no whole model for another library.
+    export = f"python -m densessl.export {file} --to {to} --out {shlex.quote(str(out / 'backbone.pth'))}"
+    return evaluate | ({} if "." in layer else {"export": export}) | {"fine-tune": tune}
 
 
 def labelled_set(labels: str | None) -> tuple[str, str]:
