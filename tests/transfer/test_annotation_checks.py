@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from examples.transfer.datasets.boxes import Boxes
 from examples.transfer.datasets.coco_boxes import coco_boxes
 from examples.transfer.datasets.sizes import is_turned, shown_size
 from examples.transfer.datasets.voc_boxes import voc_boxes
@@ -243,3 +245,45 @@ def test_thresholds_are_cocos_own():
     assert own.iouThrs.tolist() == OVERLAPS
     assert own.recThrs.tolist() == RECALLS
     assert torch.tensor(OVERLAPS).tolist() != OVERLAPS
+
+
+def renamed(given: dict) -> None:
+    given["categories"] = [{"id": 3, "name": "cat"}]
+
+
+def renumbered(given: dict) -> None:
+    given["categories"][0]["id"] = 1
+    for entry in given["annotations"]:
+        entry["category_id"] = 1
+
+
+def without_objects(given: dict) -> None:
+    given["annotations"].clear()
+
+
+def without_categories(given: dict) -> None:
+    given["annotations"].clear()
+    given["categories"].clear()
+
+
+@pytest.mark.parametrize(
+    ("split", "damage", "message"),
+    [
+        ("val", renamed, r"val.json: expected the categories of .*train.json, 3 dog, got 3 cat"),
+        ("val", renumbered, r"val.json: expected the categories of .*train.json, 3 dog, got 1 dog"),
+        ("val", without_objects, r"val.json: expected objects to evaluate on, got none in 3 images"),
+        ("train", without_objects, r"train.json: expected objects to train on, got none in 3 images"),
+        ("train", without_categories, r"train.json: expected COCO's json, got an empty list of categories"),
+    ],
+)
+def test_splits_that_do_not_fit_each_other(split, damage, message, folder):
+    for name in ("train", "val"):
+        given = content()
+        if name == split:
+            damage(given)
+        (folder / f"{name}.json").write_text(json.dumps(given))
+    data = Boxes("coco", str(folder), ["train"], ["val"], images=".", annotations="{split}.json", batch_size=1)
+    model = SimpleNamespace(hparams=SimpleNamespace(classes=1))
+    data.trainer = SimpleNamespace(lightning_module=model, world_size=1)
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")

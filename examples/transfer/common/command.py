@@ -68,6 +68,15 @@ class TransferCLI(LightningCLI):
         if self.pretrained is not None:
             self.model.hparams.pretrained = self.pretrained
 
+    def after_fit(self) -> None:
+        """Says what came out, and where it is."""
+        values = self.trainer.callback_metrics
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("val/"))
+        log.info("%d steps done; %s", self.trainer.global_step, figures or "not evaluated yet")
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        table = Path(self.trainer.log_dir, "metrics.csv")
+        log.info("the model is %s, its figures are in %s", Path(config["out"], "last.ckpt"), table)
+
 
 def options_of(path: str) -> dict[str, Any]:
     """The model's options in a checkpoint of a transfer recipe.

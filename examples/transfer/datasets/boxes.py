@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
 
 from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
-from examples.transfer.datasets.coco_boxes import coco_boxes, keep_share
+from examples.transfer.datasets.coco_boxes import CocoBoxes, coco_boxes, keep_share
 from examples.transfer.datasets.voc_boxes import NAMES, voc_boxes
 
 Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
@@ -59,6 +59,7 @@ class Boxes(pl.LightningDataModule):
         self.images, self.annotations, self.masks = images, annotations, masks
         self.batch_size, self.workers = batch_size, workers
         self.share, self.share_seed, self.drop_degenerate = share, share_seed, drop_degenerate
+        self._categories: tuple[Path, str] | None = None  # of the first file that was opened
 
     def setup(self, stage: str) -> None:
         """Opens what the stage reads, and checks every annotation before a step is made."""
@@ -77,6 +78,12 @@ class Boxes(pl.LightningDataModule):
             images = Path(self.folder, self.images.format(split=split))
             annotations = Path(self.folder, self.annotations.format(split=split))
             part = coco_boxes(images, annotations, transform, self.masks, stage == "train", self.drop_degenerate)
+            self._check_categories(part, annotations)
+            if not part.coco.anns:
+                purpose = "train" if stage == "train" else "evaluate"
+                raise ValueError(
+                    f"{annotations}: expected objects to {purpose} on, got none in {len(part.coco.imgs)} images"
+                )
             if stage == "train" and self.share != 1:
                 keep_share(part, self.share, self.share_seed)
             parts.append(part)
@@ -85,6 +92,14 @@ class Boxes(pl.LightningDataModule):
             if classes != expected:
                 raise ValueError(f"model.classes: expected {classes}, the categories of {annotations}, got {expected}")
         return ConcatDataset(parts)
+
+    def _check_categories(self, part: CocoBoxes, annotations: Path) -> None:
+        """Labels go by the order of a file's ids: in all files one number has to mean one thing."""
+        named = sorted((number, entry.get("name", "")) for number, entry in part.coco.cats.items())
+        here = ", ".join(f"{number} {name}".rstrip() for number, name in named)
+        first, there = self._categories = self._categories or (annotations, here)
+        if here != there:
+            raise ValueError(f"{annotations}: expected the categories of {first}, {there}, got {here}")
 
     def train_dataloader(self) -> DataLoader:
         """Whole batches, shuffled."""

@@ -30,6 +30,8 @@ def check_structure(content: Any) -> None:
         entries = content.get(what)
         if not isinstance(entries, list):
             raise ValueError(f"expected COCO's json, got no list of {what}")
+        if what == "categories" and not entries:
+            raise ValueError("expected COCO's json, got an empty list of categories")
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 raise ValueError(f"expected COCO's json, got {type(entry).__name__} as number {number} of {what}")

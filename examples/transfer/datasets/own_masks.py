@@ -1,13 +1,28 @@
-"""One's own masks: ``images/SPLIT/*``, ``masks/SPLIT/*.png`` of the same stems, and ``classes.txt``, a name a line."""
+"""One's own masks: ``images/`` and ``masks/*.png`` of the same names, and ``classes.txt``, a class a line.
+
+With sub-folders ``train`` and ``val`` in both, or without: then every fifth image is evaluated.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from examples.pretrain.common.data.decode import shown
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.data.sources import evenly
+from examples.transfer.datasets.sizes import is_turned
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+EVALUATED = 5  # every so-manieth image, where there are no folders for the splits
+CHECKED = 2000  # masks of a split that are read before the first step
+NOTHING = 255  # the number in a mask that neither loss nor metric counts
 
 
 def class_names(folder: str) -> list[str]:
@@ -29,19 +44,95 @@ def class_names(folder: str) -> list[str]:
 def find_masks(folder: str, split: str) -> tuple[list[Path], list[Path]]:
     """Photos of a split and their masks.
 
+    Args:
+        folder: Folder that holds ``images`` and ``masks``.
+        split: ``train``, ``val`` or ``test``.
+
     Raises:
-        ValueError: If there is no photo, if a mask has no photo, or if a mask is in colours; by file.
+        ValueError: If there is no photo, if a mask has no photo or two, or if a mask is in colours; by file.
     """
-    images = find_photos(Path(folder, "images", split))
-    place = Path(folder, "masks", split)
-    masks = [place / f"{path.stem}.png" for path in images]
-    orphans = sorted({path.stem for path in place.glob("[!.]*.png")} - {path.stem for path in images})
-    if orphans:
-        raise ValueError(f"data.folder: {place / orphans[0]}.png has no image ({len(orphans)} such masks)")
-    for path in masks:
+    images, masks = Path(folder, "images"), Path(folder, "masks")
+    there = [name for name in SPLITS if (images / name).is_dir()]
+    if there and split not in there:
+        wanted = f"a folder {split}" if split == "test" else "the folders train and val"
+        raise ValueError(
+            f"data.folder: expected {wanted} in {shown(images)}, or images without such folders, got "
+            f"{' and '.join(there)} alone"
+        )
+    if not there and split == "test":
+        raise ValueError(
+            f"data.folder: expected a folder test in {shown(images)}, for run test, got images without such folders"
+        )
+    if there:
+        images, masks = images / split, masks / split
+    found = list(find_photos(images))
+    places = [masks / path.relative_to(images).with_suffix(".png") for path in found]
+    _check_pairs(found, places, masks)
+    for path in places:
         if path.is_file():  # what is missing is told later, with its number
             _check_mode(path)
-    return images, masks
+    if not there:
+        kept = [i for i in range(len(found)) if (i % EVALUATED == EVALUATED // 2) == (split == "val")]
+        found, places = [found[i] for i in kept], [places[i] for i in kept]
+    return found, places
+
+
+def check_masks(images: Sequence[Path], masks: Sequence[Path], classes: int, train: bool) -> None:
+    """Reads masks before the first step, at most 2,000 of them; the others are checked when they are read.
+
+    Args:
+        images: Photos.
+        masks: Their masks, one channel of 8 bits, all in place.
+        classes: Number of classes.
+        train: Whether they are to be trained on, for which one class is not enough.
+
+    Raises:
+        ValueError: If a mask cannot be read, has another size than its photo, or holds the number of no class; by file.
+    """
+    seen = np.zeros(256, dtype=bool)
+    for i in evenly(len(masks), CHECKED):
+        try:
+            with Image.open(masks[i]) as file:
+                numbers = np.array(file)
+        except Exception as error:  # Pillow raises whatever its decoders do
+            raise ValueError(f"data.folder: {shown(masks[i])} cannot be read: {error}") from error
+        try:
+            is_turned(images[i], (numbers.shape[0], numbers.shape[1]))
+        except ValueError as error:
+            raise ValueError(f"data.folder: the mask {shown(masks[i])}: {error}") from error
+        here = np.bincount(numbers.ravel(), minlength=256) > 0
+        unknown = np.flatnonzero(here[classes:NOTHING]) + classes
+        if len(unknown):
+            raise ValueError(
+                f"data.folder: expected ids among 0..{classes - 1}, {NOTHING} in {shown(masks[i])}, got "
+                f"{', '.join(map(str, unknown[:8]))}; classes.txt has {classes} lines"
+            )
+        seen |= here
+    found = np.flatnonzero(seen[:NOTHING])
+    if train and len(found) < 2:
+        beside = f", beside {NOTHING}, which counts as nothing" if seen[NOTHING] else ""
+        raise ValueError(
+            f"data.folder: expected at least 2 classes in the masks of {shown(masks[0].parent)}, got "
+            f"{', '.join(map(str, found)) or 'none'}{beside}: a mask holds in each pixel the number of its class, 0, "
+            "1, 2, ..., a number for each line of classes.txt"
+        )
+    log.info("%d masks: %d with the right size and numbers", len(masks), min(len(masks), CHECKED))
+
+
+def _check_pairs(images: list[Path], places: list[Path], masks: Path) -> None:
+    """Each mask needs an image, and no two images share one."""
+    image_of: dict[Path, Path] = {}
+    for image, place in zip(images, places, strict=True):
+        other = image_of.setdefault(place, image)
+        if other is not image:
+            raise ValueError(
+                f"data.folder: expected one image for each mask, got {shown(other)} and {shown(image)} for "
+                f"{shown(place)}"
+            )
+    drawn = (path for path in masks.rglob("*.png") if not any(part[0] == "." for part in path.relative_to(masks).parts))
+    orphans = sorted(set(drawn) - set(places))
+    if orphans:
+        raise ValueError(f"data.folder: {shown(orphans[0])} has no image ({len(orphans)} such masks)")
 
 
 def _check_mode(path: Path) -> None:

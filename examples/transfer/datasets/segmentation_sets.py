@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from examples.pretrain.common.data.decode import read_photo
 from examples.pretrain.common.data.depths import as_bytes
-from examples.transfer.datasets.own_masks import class_names, find_masks
+from examples.transfer.datasets.own_masks import check_masks, class_names, find_masks
 
 IGNORE = 255  # the class number of pixels that neither loss nor metric counts, in all three
 CLASSES = {"cityscapes": 19, "voc": 21, "camvid": 11}
@@ -24,7 +24,7 @@ LAYOUT = {
     "cityscapes": "leftImg8bit/{split}/CITY/*_leftImg8bit.png and gtFine/{split}/CITY/*_gtFine_labelIds.png",
     "voc": "VOCdevkit/VOC2012/ with ImageSets/Segmentation/{split}.txt, JPEGImages and SegmentationClass",
     "camvid": "images/{split}/*.jpg or *.png and labels/{split}/*.png",
-    "own": "images/{split}/, masks/{split}/*.png and classes.txt",
+    "own": "images/, masks/*.png and classes.txt",
 }
 
 
@@ -167,7 +167,10 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
         images, labels = _with_sbd(dataset, folder, sbd)
     class_of = torch.full((256,), -1, dtype=torch.int16)
     class_of[list(known)] = torch.tensor(list(known.values()), dtype=torch.int16)
-    return Labelled(images, labels, class_of, transform)
+    data = Labelled(images, labels, class_of, transform)
+    if name == "own":
+        check_masks(images, labels, len(known) - 1, split == "train")
+    return data
 
 
 def _with_sbd(voc: VOCSegmentation, folder: str, sbd: str) -> tuple[list[Any], list[Any]]:
