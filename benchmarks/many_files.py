@@ -83,7 +83,10 @@ def main() -> None:
             print(f"{which} start: {count:,} files in {took:.1f} s, {cpu:.1f} s of a core")
         del source
         paths = list(find_photos(photos)) if args.objects else find_photos(photos)
-        print(f"main process: {megabytes('self', 'Rss'):.0f} MB, {base:.0f} MB of them before it has listed anything")
+        print(
+            f"main process: {megabytes('self', 'Rss'):.0f} MB, {base:.0f} MB of them before it has listed anything; "
+            f"{own(os.getpid()):.0f} MB are its own, the rest are pages of libraries, which processes share"
+        )
         loader = ResumableLoader(
             Looked(paths), batch_size=1000, rank=0, world_size=1, seed=0, workers=args.workers, batches=None
         )
