@@ -25,6 +25,7 @@ from examples.pretrain import (
     paka,
     pixcontrast,
     pixcontrast_instance,
+    pixcontrast_multicrop,
     pixpro,
     pixpro_instance,
     pixpro_video,
@@ -42,6 +43,7 @@ METHODS = {
     "pixpro": pixpro,
     "pixcontrast": pixcontrast,
     "pixcontrast_instance": pixcontrast_instance,
+    "pixcontrast_multicrop": pixcontrast_multicrop,
     "pixpro_instance": pixpro_instance,
     "pixpro_video": pixpro_video,  # FOLDER holds frames and flow
     "densecl": densecl,
@@ -112,7 +114,8 @@ def train(method, folder, out, workers, epochs, stop_at, number, *resume) -> Non
     module = Pretraining(made, optimizer, recipe.momentum or (0.0, 0.0))
     flow = {"flow": f"{folder}/flow", "scale": (0.4, 1.0)} if method == "pixpro_video" else {}
     folder = f"{folder}/frames" if flow else folder
-    data = photo_views(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3, **flow)
+    small = {"preset": "multicrop", "small": 2, "small_size": 16} if method == "pixcontrast_multicrop" else {}
+    data = photo_views(folder, workers=int(workers), size=32, batch_size=8, photometric="cpu", seed=3, **flow, **small)
     losses = Losses()
     trainer = pl.Trainer(
         max_epochs=int(epochs),

@@ -254,7 +254,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(folder, uninterru
     "methods",
     [
         ["pixpro", "pixpro_instance", "densecl", "vicregl", "pixpro_video"],
-        ["anchored", "pixcontrast_instance", "paka", "neco", "ibot_cross_view"],
+        ["anchored", "pixcontrast_instance", "paka", "neco", "ibot_cross_view", "pixcontrast_multicrop"],
     ],
 )
 def test_one_process_equals_two(methods, folder, tmp_path):

@@ -31,7 +31,8 @@ class Anchored(nn.Module):
     the mean of both views.
 
     Args:
-        method: ``forward(view1, view2) -> Step``. Its ``encoder`` calls the backbone once for each view.
+        method: ``forward(view1, view2) -> Step``. Its ``encoder`` calls the backbone once for each view; for small
+            views, which neither term is on, after the two.
         anchor: Weight of the Gram anchor; 0 leaves it out, and the copy too.
         koleo: Weight of KoLeo; 0 leaves it out.
 
@@ -71,11 +72,13 @@ class Anchored(nn.Module):
             self.start.eval()
         return self
 
-    def forward(self, view1: View | MaskedView, view2: View | MaskedView) -> Step:
+    def forward(self, view1: View | MaskedView, view2: View | MaskedView, *small: View | MaskedView) -> Step:
         self._maps.clear()
-        step = self.method(view1, view2)
+        step = self.method(view1, view2, *small)
         maps, views = list(self._maps), (view1, view2)
         self._maps.clear()
+        if small:
+            maps = maps[:2]  # those of the small views come after them
         if len(maps) != 2 or not all(isinstance(x, Tensor) for x in maps):
             raise ValueError(
                 f"method: expected an encoder that gives one map of each of two views, got {len(maps)} outputs of its "

@@ -42,6 +42,7 @@ def make_backbone(
     size: int = 224,
     channels: int = 3,
     freeze_statistics: bool = False,
+    small_size: int | None = None,
 ) -> tuple[FeatureMap, int]:
     """A backbone and the channels of its map.
 
@@ -61,7 +62,7 @@ def make_backbone(
             not fill the views.
     """
     kind = FrozenStatistics if freeze_statistics else FeatureMap
-    model = make_model(name, init == "imagenet", size, channels)
+    model = make_model(name, init == "imagenet", size, channels, several=small_size is not None)
     if init in ("random", "imagenet"):
         backbone = kind(model, layer)
     else:
@@ -69,6 +70,13 @@ def make_backbone(
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
+    if small_size is not None:
+        try:
+            log.info(
+                "%s: %d px views give %dx%d cells", name, small_size, *map_shape(backbone, small_size, channels)[1:]
+            )
+        except (ValueError, RuntimeError, AssertionError) as error:  # a model that was made for one size
+            raise ValueError(f"data.small_size: {name} does not take views of {small_size} px: {error}") from error
     return backbone, width
 
 
@@ -93,8 +101,11 @@ def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
     return features.shape[1:]
 
 
-def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Module:
-    """A torchvision or timm model for views of this size and number of channels; ValueError on unknown names."""
+def make_model(name: str, pretrained: bool, size: int, channels: int, several: bool = False) -> nn.Module:
+    """A torchvision or timm model for views of this size and number of channels; ValueError on unknown names.
+
+    With ``several`` for views of other sizes as well, where the model can be made so.
+    """
     if name in torchvision.models.list_models(torchvision.models):
         try:
             model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -106,7 +117,7 @@ def make_model(name: str, pretrained: bool, size: int, channels: int) -> nn.Modu
     import timm
 
     if timm.is_model(name):  # with or without the tag that names its weights
-        sized = _size_argument(name, size)
+        sized = _size_argument(name, size, several)
         try:
             model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **sized)
         except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -137,7 +148,7 @@ def _without_network(name: str, error: BaseException, place: str) -> ValueError:
     )
 
 
-def _size_argument(name: str, size: int) -> dict[str, int]:
+def _size_argument(name: str, size: int, several: bool) -> dict[str, int | bool]:
     """How the timm model of this name is told the size of its images: nothing for models that take every size.
 
     The name says little (fastvit, efficientvit and tiny_vit have no such argument, while eva02 and swin do): the
@@ -150,8 +161,9 @@ def _size_argument(name: str, size: int) -> dict[str, int]:
 
     with torch.device("meta"):  # without memory for the weights, or time to draw them
         probe = timm.create_model(name)
-    if "img_size" in inspect.signature(type(probe).__init__).parameters:
-        return {"img_size": size}
+    takes = inspect.signature(type(probe).__init__).parameters
+    if "img_size" in takes:
+        return {"img_size": size, **({"dynamic_img_size": True} if several and "dynamic_img_size" in takes else {})}
     own = probe.pretrained_cfg["input_size"][-1]
     if probe.pretrained_cfg.get("fixed_input_size") and size != own:
         raise ValueError(f"data.size: {name} takes images of {own} px alone, got {size}")

@@ -29,7 +29,7 @@ from examples.pretrain.common.data.options import photo_views
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
 from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
-from examples.pretrain.common.parsing import add_run_options, parse, settings_of
+from examples.pretrain.common.parsing import add_run_options, parse, settings_of, without_small
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
 from examples.pretrain.common.watch import add_probe_options, watching
@@ -115,7 +115,8 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     for name, text in WEIGHTS.items():
         if name not in recipe.without:
             parser.add_argument(f"--{name}", type=float, default=0.0, help=text)
-    parser.add_function_arguments(recipe.backbone, "backbone", skip={"size", "channels"} | left_out("backbone"))
+    sizes = {"size", "channels", "small_size"}
+    parser.add_function_arguments(recipe.backbone, "backbone", skip=sizes | left_out("backbone"))
     parser.add_class_arguments(recipe.optimizer, "optimizer", instantiate=False)
     if recipe.momentum is not None:
         parser.add_argument(
@@ -125,7 +126,7 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
             help="Momentum of the target encoder at the start and at the end of the run; a cosine leads from one to "
             "the other.",
         )
-    parser.add_function_arguments(photo_views, "data", skip={"seed"} | left_out("data"))
+    parser.add_function_arguments(photo_views, "data", skip={"seed"} | without_small(recipe.method) | left_out("data"))
     add_probe_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first weights and of everything drawn.")
     parser.add_argument("--compile", type=bool, default=False, help="Compile the encoders with torch.compile.")
@@ -188,6 +189,8 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     pl.seed_everything(config.seed, verbose=False)
     data = photo_views(**config.data, seed=config.seed)
     start = {**config.backbone, "init": config.backbone.init if begins else "random"}
+    if config.data.get("small"):
+        start["small_size"] = config.data.small_size
     with named("backbone", config.backbone):
         backbone, width = recipe.backbone(**start, size=config.data.size, channels=config.data.channels)
     options = dict(config.method)

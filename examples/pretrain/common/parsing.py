@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import re
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 
@@ -50,6 +52,12 @@ def settings_of(config: Namespace, budget: dict[str, Any]) -> Namespace:
     for name, value in {"config": None, "ckpt_path": None, "overwrite": False, "extend_to": None, **budget}.items():
         settings[name] = value
     return settings
+
+
+def without_small(method: type[nn.Module]) -> set[str]:
+    """The options of small views, for methods that take none: ``forward(view1, view2)`` without ``*small``."""
+    takes = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(method.forward).parameters.values())
+    return set() if takes else {"small", "small_size", "small_scale"}
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

@@ -21,7 +21,8 @@ class Pretraining(pl.LightningModule):
     """Trains a method: its loss, the update of its target encoder, optimiser, schedules and logs.
 
     Args:
-        method: ``forward(view1, view2) -> Step``. It holds ``encoder`` and, where it has one, ``target`` (EMA).
+        method: ``forward(view1, view2) -> Step``, with ``*small`` where it takes small views. It holds
+            ``encoder`` and, where it has one, ``target`` (EMA).
         optimizer: Called with the method, the images of a step and the number of steps; see optimizers.py.
         momentum: Momentum of the target encoder in the first step and at the end of the run; a cosine leads from one to
             the other.
@@ -54,7 +55,7 @@ class Pretraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # What a method draws is a function of the seed and of the batch's number, the same in every process.
         torch.manual_seed(seed_of(self.trainer.datamodule.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx))
-        step = self.method(batch.view1, batch.view2)
+        step = self.method(*batch.views)
         self.log("loss", step.loss, prog_bar=True)
         self.log_dict({f"loss/{name}": value.detach() for name, value in step.terms.items()})
         if is_logged(self.trainer):

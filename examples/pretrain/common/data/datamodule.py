@@ -6,7 +6,7 @@ of an epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,13 +22,13 @@ DeviceViews = Callable[..., View]  # as BatchAugment: a batch of views and a see
 
 
 class PhotoViews(pl.LightningDataModule):
-    """Two views of every photo of a source, a batch at a time.
+    """Views of every photo of a source, a batch at a time.
 
     Args:
         source: Where the images come from.
-        draw: Draws two views of an image, in the workers.
-        on_device: What is done to each of the two views on the device, such as colours and blur; None: nothing, the
-            views come normalised from the workers.
+        draw: Draws the views of an image, in the workers.
+        on_device: What is done to each of the views on the device, such as colours and blur, in their order; None:
+            nothing, the views come normalised from the workers.
         batch_size: Images of a step over all processes, before gradient accumulation.
         workers: Number of reading processes per GPU.
         channels: Number of channels of the images.
@@ -39,7 +39,7 @@ class PhotoViews(pl.LightningDataModule):
         self,
         source: FolderSource | ShardSource | FrameSource,
         draw: DrawViews,
-        on_device: tuple[DeviceViews, DeviceViews] | None = None,
+        on_device: Sequence[DeviceViews] | None = None,
         *,
         batch_size: int = 1024,
         workers: int = 8,
@@ -124,8 +124,8 @@ class PhotoViews(pl.LightningDataModule):
         """Colours on the device, drawn from (seed, batch, process, view); then the faster memory layout."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # of the batch that is about to start
         views = []
-        for index, view in enumerate((batch.view1, batch.view2)):
+        for index, view in enumerate(batch.views):
             if self.on_device is not None:
                 view = self.on_device[index](view, seed=seed_of(self.seed, step, self.trainer.global_rank, index))
             views.append(view._replace(image=view.image.contiguous(memory_format=torch.channels_last)))
-        return batch._replace(view1=views[0], view2=views[1])
+        return batch.with_views(views)

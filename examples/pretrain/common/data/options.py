@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from densessl import (
+    MultiView,
     View,
     byol_photometric,
     byol_views,
@@ -19,11 +21,13 @@ from densessl import (
     mocov2_views,
     multichannel_photometric,
     multichannel_views,
+    multicrop_photometric,
+    multicrop_views,
     simclr_photometric,
     simclr_views,
 )
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
-from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.datamodule import DeviceViews, PhotoViews
 from examples.pretrain.common.data.frames import FrameSource
 from examples.pretrain.common.data.segments import Felzenszwalb, Grid, NoData
 from examples.pretrain.common.data.sources import source_of
@@ -64,22 +68,13 @@ class Normalized:
         return view._replace(image=(x - self.mean.to(x.device)) / self.std.to(x.device))
 
 
-def only_normalized(mean: Sequence[float], std: Sequence[float]) -> tuple[Normalized, Normalized]:
-    """For two views whose colours stay."""
-    return Normalized(mean, std), Normalized(mean, std)
-
-
-def nothing(mean: Sequence[float], std: Sequence[float]) -> None:
-    """For views that come normalised from the workers."""
-
-
 def photo_views(
     folder: str,
     size: int = 224,
     batch_size: int = 1024,
     workers: int | None = None,
     scale: tuple[float, float] = (0.08, 1.0),
-    preset: Literal["byol", "mocov2", "simclr", "multichannel"] = "byol",
+    preset: Literal["byol", "mocov2", "simclr", "multichannel", "multicrop"] = "byol",
     photometric: Literal["device", "cpu", "none"] = "device",
     vertical_flip: bool = False,
     quarter_turns: bool = False,
@@ -96,9 +91,12 @@ def photo_views(
     flow: str | None = None,
     occluded: str | None = None,
     reduced: bool = True,
+    small: int = 0,
+    small_size: int = 96,
+    small_scale: tuple[float, float] = (0.05, 0.4),
     seed: int = 0,
 ) -> PhotoViews:
-    """Two views of every photo of a folder, or of tar shards.
+    """Views of every photo of a folder, or of tar shards.
 
     Args:
         folder: Folder of photos, sub-folders included; or tar shards: ``shards/{000..099}.tar``, a URL, or ``pipe:``
@@ -108,7 +106,7 @@ def photo_views(
         workers: Number of reading processes per GPU. None: 8, or as many as there are cores where those are fewer.
         scale: Smallest and largest share of the image's area that a crop covers.
         preset: Whose colours and blur: ``byol`` as PixPro, ``mocov2`` as DenseCL, ``simclr``; ``multichannel`` is ours,
-            for images other than colour.
+            for images other than colour; ``multicrop`` as DINO, whose small views ``small`` adds.
         photometric: Where colours and blur are changed: ``device``, on the GPU through kornia; ``cpu``, in the workers;
             ``none``, nowhere.
         vertical_flip: Also flip views upside down.
@@ -133,6 +131,9 @@ def photo_views(
         reduced: Decode JPEGs whose shorter side is at least four times the views' at a half, a quarter or an eighth,
             as the drawn crops allow; coords stay the file's. False decodes all pixels, which takes about twice as long
             for 12 million of them and leaves views that are sharper by some percent.
+        small: Number of small views beside the two of an image; with the preset ``multicrop``.
+        small_size: Side of the small views in pixels.
+        small_scale: Smallest and largest share of the image's area that a small crop covers.
         seed: Seed of everything that is drawn.
 
     Raises:
@@ -151,15 +152,20 @@ def photo_views(
         raise ValueError(
             f"data.segments: expected none with data.flow, got {segments}: a frame's are not the next one's"
         )
-    whole, on_device = PRESETS[preset]
+    if small and (preset != "multicrop" or flow is not None):
+        other = f"data.preset={preset}" if flow is None else "data.flow"
+        raise ValueError(f"data.small: expected 0 with {other}, got {small}; small views are those of multicrop alone")
+    whole, on_device = _halves(preset, small, small_size, small_scale)
     turns = [*([v2.RandomVerticalFlip()] if vertical_flip else []), *([QuarterTurn()] if quarter_turns else [])]
-    views = whole(size, photometric == "cpu", scale=scale, mean=mean, std=std, extra=turns)
+    views = whole(size, photometric=photometric == "cpu", scale=scale, mean=mean, std=std, extra=turns)
     mask_of = _mask_of(segments, grid, segment_scale, nodata)
     draw = DrawViews(views, seed=seed, redraws=redraws, size=size, mask_of=mask_of, reduced=reduced)
+    steps = {"device": lambda: on_device(mean=mean, std=std), "cpu": lambda: None}
+    steps["none"] = lambda: [Normalized(mean, std)] * len(views.transforms)
     return PhotoViews(
         source_of(folder, images) if flow is None else FrameSource(folder, flow, occluded),
         draw,
-        {"device": on_device, "none": only_normalized, "cpu": nothing}[photometric](mean, std),
+        steps[photometric](),
         batch_size=batch_size,
         workers=min(8, cores()) if workers is None else workers,
         channels=channels,
@@ -170,6 +176,15 @@ def photo_views(
 def cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _halves(
+    preset: str, small: int, small_size: int, small_scale: tuple[float, float]
+) -> tuple[Callable[..., MultiView], Callable[..., Sequence[DeviceViews]]]:
+    if preset != "multicrop":
+        return PRESETS[preset]
+    views = partial(multicrop_views, small_size=small_size, small=small, small_scale=small_scale)
+    return views, partial(multicrop_photometric, small)
 
 
 def _mask_of(segments: str, grid: int, segment_scale: int, nodata: float | None) -> MaskOf | None:

@@ -170,7 +170,9 @@ def _collate(samples: list[tuple[Batch, tuple[int, int, int]]]) -> tuple[Batch, 
 
 
 def _each(change: Callable[[tuple[Tensor, ...]], Tensor], *parts: Any) -> Any:
-    """Changes every tensor of nested NamedTuples."""
+    """Changes every tensor of nested NamedTuples, and of lists of them."""
     if isinstance(parts[0], Tensor):
         return change(parts)
+    if type(parts[0]) in (list, tuple):
+        return [_each(change, *fields) for fields in zip(*parts, strict=True)]
     return type(parts[0])(*(_each(change, *fields) for fields in zip(*parts, strict=True)))

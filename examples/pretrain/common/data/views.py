@@ -1,4 +1,4 @@
-"""From a decoded image to two views.
+"""From a decoded image to two views, and small ones beside them.
 
 Every draw is a function of (seed, epoch, sample index, view): the number of workers and processes changes nothing.
 """
@@ -6,7 +6,7 @@ Every draw is a function of (seed, epoch, sample index, view): the number of wor
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,29 +29,40 @@ MaskOf = Callable[[Tensor], Tensor]
 
 
 class Batch(NamedTuple):
-    """Two batches of views, and what happened while they were read.
+    """Batches of views, and what happened while they were read.
 
     Attributes:
         view1: The first views, of B images; with a mask where the loader makes one.
         view2: The second views, of the same images.
         unreadable: Number of files that could not be read before each image could, int64 ``(B,)``.
         enlarged: Which images are smaller than the views, bool ``(B,)``.
+        small: Further views of the same images, of a smaller size; none in most recipes.
     """
 
     view1: View | MaskedView
     view2: View | MaskedView
     unreadable: Tensor
     enlarged: Tensor
+    small: Sequence[View | MaskedView] = ()
+
+    @property
+    def views(self) -> list[View | MaskedView]:
+        """All views, the two large ones first."""
+        return [self.view1, self.view2, *self.small]
+
+    def with_views(self, views: Sequence[View | MaskedView]) -> Batch:
+        """The same with other views."""
+        return self._replace(view1=views[0], view2=views[1], small=tuple(views[2:]))
 
 
 class DrawViews:
-    """Two views of an image, drawn from the seed and the numbers that stand for the image in its epoch.
+    """Views of an image, drawn from the seed and the numbers that stand for the image in its epoch.
 
     Args:
-        views: Two pipelines, one for each view.
+        views: Two pipelines, one for each view; and one for each small view.
         seed: Seed of everything that is drawn.
-        redraws: How often to draw again where the two views share no cell, or none with data; for elongated images,
-            where that is common.
+        redraws: How often to draw again where the first two views share no cell, or none with data; for elongated
+            images, where that is common.
         size: Side of the views in pixels, to know which images are smaller.
         mask_of: Gives each image a mask, so that its views are ``MaskedView``; a function of the image alone. None: no
             masks.
@@ -142,13 +153,13 @@ class DrawViews:
         if enlarged:
             self.name_once(name, f"is smaller than the views ({width}x{height}): enlarged")
         views = self._attempted(draw, *numbers)
-        return Batch(*views, torch.tensor(unreadable), torch.tensor(enlarged))
+        return Batch(*views[:2], torch.tensor(unreadable), torch.tensor(enlarged), tuple(views[2:]))
 
     def _attempted(self, draw: Callable[[list[int]], list[Any]], *numbers: int) -> list[Any]:
         """Draws until the views share a cell, or there are no redraws left."""
         for attempt in range(self.redraws + 1):
-            views = draw([seed_of(self.seed, *numbers, view, attempt) for view in range(2)])
-            if attempt == self.redraws or self.share_cells(*views):
+            views = draw([seed_of(self.seed, *numbers, view, attempt) for view in range(len(self.views.transforms))])
+            if attempt == self.redraws or self.share_cells(*views[:2]):
                 break
         return views
 
@@ -168,10 +179,8 @@ class DrawViews:
 
 def collate(samples: list[Batch]) -> Batch:
     """Makes a batch of single images; 8 bits beside 16 become floating point in 0..1, as those are."""
-    for number in range(2):
-        images = alike([sample[number].image for sample in samples])
-        samples = [
-            sample._replace(**{f"view{number + 1}": sample[number]._replace(image=image)})
-            for sample, image in zip(samples, images, strict=True)
-        ]
-    return default_collate(samples)
+    views = [sample.views for sample in samples]
+    for number in range(len(views[0])):
+        for each, image in zip(views, alike([each[number].image for each in views]), strict=True):
+            each[number] = each[number]._replace(image=image)
+    return default_collate([sample.with_views(each) for sample, each in zip(samples, views, strict=True)])

@@ -112,7 +112,7 @@ def time_step(run: Run, batch: Batch, images: int, device: torch.device, steps: 
     method: nn.Module = run.method.to(device).train()
     optimizer, schedule = run.module.optimizer(method, run.data.batch_size, steps)
     chosen = torch.arange(images) % len(batch.unreadable)
-    views = [on_device(run, index, repeated(view, chosen, device)) for index, view in enumerate(batch[:2])]
+    views = [on_device(run, index, repeated(view, chosen, device)) for index, view in enumerate(batch.views)]
     precision = str(run.config.trainer.precision or "32")
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16
     seconds = []
