@@ -39,7 +39,7 @@ def test_a_configuration_belongs_to_the_longest_name():
 def test_a_recipe_uses_the_parts_of_its_row(recipe):
     folder = ROOT / "examples" / "pretrain"
     code = (folder / f"{recipe}.py").read_text(encoding="utf-8")
-    views = {"byol_views", "mocov2_views", "simclr_views"}
+    views = {"byol_views", "mocov2_views", "simclr_views", "multicrop_views"}
     for name in {name for _, _, name in LINK.findall(ROWS[recipe])} - views:
         assert re.search(rf"\b{name}\(", code), name
     (preset,) = views & {name for _, _, name in LINK.findall(ROWS[recipe])}

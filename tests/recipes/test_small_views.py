@@ -21,6 +21,7 @@ from examples.pretrain.common.data.views import Batch, collate
 from examples.pretrain.pixcontrast import recipe as pixcontrast
 from examples.pretrain.pixcontrast_multicrop import PixContrastMulticrop
 
+CONFIG = Path(__file__).parents[2] / "examples" / "pretrain" / "configs" / "pixcontrast_multicrop_r50.yaml"
 MULTICROP = {"preset": "multicrop", "photometric": "none", "size": 32, "small": 3, "small_size": 16}
 ARGS = ["--data.size=48", "--data.small=2", "--data.small_size=32", "--data.batch_size=4", "--data.workers=0",
         "--data.photometric=cpu", "--method.hidden_dim=32", "--method.dim=16", "--trainer.max_steps=2",
@@ -135,6 +136,14 @@ def test_two_steps_from_the_command_line(anchor, folder, tmp_path):
     else:  # 2 of 6 pairs are of large views alone
         for row in rows:
             assert float(row["loss"]) == pytest.approx((float(row["loss/large"]) + 2 * float(row["loss/small"])) / 3)
+
+
+def test_the_configuration(folder, tmp_path):
+    made = cli(PixContrastMulticrop, "--config", str(CONFIG), f"--data.folder={folder}", f"--out={tmp_path}",
+               "--backbone.init=random", "--backbone.name=resnet18", "--trainer.accelerator=cpu",
+               "--trainer.precision=32")  # fmt: skip
+    assert made.data.draw.views.transforms[2].transforms[0].size == (128, 128)
+    assert (len(made.data.on_device), made.method.anchor, made.trainer.max_steps) == (6, 20, 250)
 
 
 def test_colours_of_the_device_reach_every_view(folder):
