@@ -7,10 +7,12 @@ the photometric steps, per batch, on the GPU where there is one.
     python benchmarks/loader.py --large [--data FOLDER] (without FOLDER: generated 4000x3000 JPEGs)
 
 The second compares data.reduced, the loader's way with large JPEGs, with decoding all pixels: images/s, and of the same
-draws how far the views' pixels are apart, in place, sharpness and value.
+draws how far the views' pixels are apart, in place, sharpness and value. Then decoding alone at each scale, by Pillow and,
+where it is installed, by simplejpeg.
 """
 
 import argparse
+import io
 import tempfile
 import time
 from collections.abc import Callable
@@ -78,6 +80,36 @@ def rates(loads: list[Callable[[int], object]], count: int, rounds: int = 5) -> 
     return best
 
 
+def compare_decoders(paths: list[Path]) -> None:
+    """Prints the time of decoding alone; no scale saves the Huffman decoding, which all pixels have a part in."""
+    files = [path.read_bytes() for path in paths]
+
+    def pillow(step: int) -> Callable[[int], object]:
+        def decode(index: int) -> None:
+            with Image.open(io.BytesIO(files[index % len(files)])) as file:
+                file.draft(None, (file.width // step, file.height // step))
+                file.load()
+
+        return decode
+
+    ways = {f"Pillow, 1/{step}": pillow(step) for step in (1, 2, 4, 8)}
+    try:
+        import simplejpeg
+    except ImportError:
+        pass
+    else:
+        with Image.open(paths[0]) as file:
+            width, height = file.size
+        for step in (1, 2, 4, 8):
+            least = {"min_width": width // step, "min_height": height // step, "min_factor": 1}
+            fast = {"fastdct": True, "fastupsample": True, **least}
+            ways[f"simplejpeg, 1/{step}"] = lambda i, fast=fast: simplejpeg.decode_jpeg(files[i % len(files)], **fast)
+    print("\n| decoding alone | ms | times as fast as all pixels by Pillow |\n|---|---|---|")
+    times = [1 / rate for rate in rates(list(ways.values()), len(files), rounds=3)]
+    for name, seconds in zip(ways, times, strict=True):
+        print(f"| {name} | {1e3 * seconds:.1f} | {times[0] / seconds:.2f} |")
+
+
 def sharpness(image: torch.Tensor) -> float:
     """Mean square of the differences between neighbours."""
     grey = image.float().mean(0)
@@ -139,6 +171,7 @@ def main() -> None:
         paths = find_photos(args.data or scratch)[:100]
         if args.large:
             compare_large(paths)
+            compare_decoders(paths)
             return
         first, second = published(1.0, 0.0), published(0.1, 0.2)
 

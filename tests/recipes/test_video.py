@@ -142,7 +142,7 @@ def test_views_of_frame_b_hold_positions_in_frame_a(tmp_path, caplog):
     data = FramePairs(source_of._pairs(), drawing(redraws=20, scale=(0.3, 1.0), mean=[0] * 3, std=[1] * 3), channels=3)
     compared = 0
     for epoch in range(10):
-        view1, view2, unreadable, _ = data[(epoch, 0)]
+        view1, view2, unreadable, *_ = data[(epoch, 0)]
         assert view1.coords.shape == (3, 3)
         assert view2.coords.shape == (2, 32, 32)
         assert view1.source_size.tolist() == view2.source_size.tolist() == [height, width]
