@@ -7,8 +7,8 @@ the photometric steps, per batch, on the GPU where there is one.
     python benchmarks/loader.py --large [--data FOLDER] (without FOLDER: generated 4000x3000 JPEGs)
 
 The second compares data.reduced, the loader's way with large JPEGs, with decoding all pixels: images/s, and of the same
-draws how far the views' pixels are apart, in place, sharpness and value. Then decoding alone at each scale, by Pillow and,
-where it is installed, by simplejpeg.
+draws how far the views' pixels are apart, in place, sharpness and value. Then decoding alone at each scale, by Pillow
+and, where it is installed, by simplejpeg.
 """
 
 import argparse
