@@ -14,7 +14,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -61,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Scores the networks, prints and writes the comparison; returns the scores by network."""
     args = arguments(argv)
     logging.basicConfig(level=logging.WARNING)
+    out = args.out or args.checkpoint.parent / "evaluation"
     try:
         setting = setting_of(args)
+        make_folder(out)
         photos, note = read_photos(args, setting)
         labels = None
         if args.labels is not None:
@@ -70,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         found, maps, missing = compare(args.checkpoint, setting, photos, labels)
     except (ValueError, OSError) as error:
         raise SystemExit(f"evaluate: error: {error}") from error
-    out = args.out or args.checkpoint.parent / "evaluation"
     about = {"file": str(args.checkpoint), "network": f"{setting.name}, {setting.layer}", "photos": note}
     if labels is not None:
         about["labelled"] = (
@@ -106,7 +107,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         raise ValueError(f"CHECKPOINT: expected a file, got {args.checkpoint}, which is missing")
     near = [args.checkpoint.parent / "config.yaml", args.checkpoint.parent.parent / "config.yaml"]
     known = next((path for path in near if path.is_file()), None)
-    config = yaml.safe_load(known.read_text(encoding="utf-8")) if known else {}
+    config = settings_in(known) if known else {}
     backbone, data = config.get("backbone", {}), config.get("data", {})
     form = Form(
         data.get("channels", 3),
@@ -123,6 +124,26 @@ def setting_of(args: argparse.Namespace) -> Setting:
         data.get("folder"),
         config.get("probe", {}).get("images"),
     )
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The settings of a run; none where the file is that of another program, ValueError where it cannot be read."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected the settings of a run, got no YAML: {' '.join(str(error).split())}"
+        ) from error
+    is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in ("backbone", "data"))
+    return config if is_ours else {}
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder for the comparison, before the minutes that it takes; ValueError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: expected a folder that can be written to, got {path}: {error.strerror}") from error
 
 
 def read_photos(args: argparse.Namespace, setting: Setting) -> tuple[list[Tensor], str]:
@@ -189,7 +210,6 @@ def write(
         + gone
     )
     pictures = gallery(photos, maps)
-    out.mkdir(parents=True, exist_ok=True)
     text = page(
         f"Evaluation of {Path(about['file']).name}",
         facts(about),

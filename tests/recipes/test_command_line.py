@@ -28,6 +28,9 @@ def place(tmp_path_factory) -> Path:
     (root / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, root / "foreign.ckpt")
     (root / "unsafe.ckpt").write_bytes(pickle.dumps(Path("x")))
+    (root / "list.txt").write_text("photos/0.png\ngone.jpg\n")
+    (root / "list.csv").write_text("photos/0.png\n")
+    (root / "bytes.txt").write_bytes(bytes(range(128, 256)))
     (root / "bad.yaml").write_text("data: [1, {")
     (root / "unknown.yaml").write_text("data:\n  foldr: x\n")
     return root
@@ -77,6 +80,16 @@ WRONG = {
     "--extend_to=-5": "extend_to: expected at least 1, got -5",
     "--out=/proc/run": "out: expected a folder that can be written to, got /proc/run",
     "--out=PLACE/text.ckpt": "out: expected a folder that can be written to, got .*text.ckpt",
+    "--overwrite=true": "overwrite: expected no value, --overwrite alone, got 'true'",
+    "--data.folder=PLACE/none.txt": "data.folder: expected a folder, got .*none.txt, which is missing",
+    "--data.folder=PLACE/list.txt": "data.folder: .*list.txt names .*gone.jpg, where there is no file",
+    "--data.folder=PLACE/bytes.txt": "data.folder: .*bytes.txt names .*, where there is no file",
+    "--data.folder=PLACE/list.csv": "data.folder: expected a folder, got .*list.csv, which is a file, and no \\*.txt",
+    "--data.reduced=7": "data.reduced: expected true or false, got 7",
+    "--probe.images=abc": "probe.images: expected a whole number or null, got abc",
+    "--probe.score=foo": "probe.score: expected pck, pck_colour, neighbors, linear, got foo",
+    "--probe.photos=PLACE/empty": "probe.photos: expected images .* found none",
+    "--probe.labels=PLACE/photos": "probe.labels: expected the folders images and masks",
     "--out=": "out: expected the name of a folder, got none",
     "--config=PLACE/none.yaml": "config: .*none.yaml",
     "--config=PLACE/bad.yaml": "parsing config",
@@ -108,7 +121,8 @@ def test_a_wrong_command_line_ends_with_one_line(argument, place, tmp_path):
     assert "\n" not in error
     with pytest.raises(ValueError, match=f"^error: .*{WRONG[argument]}"):
         raise ValueError(error)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not list((tmp_path / "run").glob("**/*.ckpt"))
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the folder is free for the next attempt
 
 
 @pytest.mark.parametrize(

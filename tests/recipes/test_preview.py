@@ -150,6 +150,12 @@ def test_the_command_writes_a_page_and_pictures_and_leaves_the_run_alone(folder,
         (["--trainer.max_epochs=-1"], "error: trainer: expected a budget"),
         (["--trainer.max_epochs=1", "--data.folder=a.tar", "--data.images=9"], "error: preview: expected a folder of"),
         (["--trainer.max_epochs=1", "--data.folder=/no/such"], "error: data.folder: expected a folder"),
+        (["--trainer.max_epochs=1", "--out="], "error: out: expected the name of a folder, got none"),
+        (
+            ["--trainer.max_epochs=1", f"--out={__file__}"],
+            "error: out: expected a folder .*test_preview.py/preview: Not",
+        ),
+        (["--trainer.max_epochs=1", "--ckpt_path=last"], "error: ckpt_path: a preview is of a run that begins"),
     ],
 )
 def test_bad_input_is_one_line(args, message, folder, tmp_path):

@@ -266,6 +266,18 @@ def test_labels_that_do_not_fit(labelled, tmp_path):
         read_labels(with_mask(np.zeros((36, 48, 3), np.uint8)), 3, 32)
     with pytest.raises(ValueError, match=r"probe.labels: expected a mask of the image's size, got \(35, 48\)"):
         read_labels(with_mask(np.zeros((35, 48), np.uint8)), 3, 32)
+    with pytest.raises(ValueError, match=r"probe.labels: expected masks of at least 2 classes, got none in .*; 255"):
+        read_labels(with_mask(np.full((36, 48), 255, np.uint8)), 3, 32)
+    halves = np.zeros((36, 48), np.uint8)
+    halves[:, 24:] = 255
+    seven = with_mask(np.where(halves == 255, 7, halves))
+    assert read_labels(seven, 3, 32).classes == 8
+    Path(seven, "classes.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"probe.labels: expected numbers 0..1 of the lines of .*, got 7 in .*png"):
+        read_labels(seven, 3, 32)
+    Path(seven, "classes.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"probe.labels: expected at least 2 classes, a line each, .* got 1"):
+        read_labels(seven, 3, 32)
     missing = with_mask(np.zeros((36, 48), np.uint8))
     (Path(missing) / "masks" / "1.png").unlink()
     with pytest.raises(ValueError, match=r"probe.labels: expected the mask of .*1.png"):

@@ -223,6 +223,24 @@ def test_evaluate_scores_random_weights_after_batch_norm_has_seen_the_photos(fin
         assert torch.equal(value, random[name]) == ("running" not in name and "num_batches" not in name), name
 
 
+def test_evaluate_reads_no_settings_of_other_programs(finished, folder, tmp_path):
+    place = tmp_path / "other"
+    place.mkdir()
+    file = place / "weights.safetensors"
+    file.write_bytes((Path(finished.config.out) / "encoder.safetensors").read_bytes())
+    args = [str(file), "--photos", str(folder), "--backbone", "resnet18", "--layer", "layer2", "--size", "32"]
+    (place / "config.yaml").write_text("a: [")
+    with pytest.raises(SystemExit, match=r"config.yaml: expected the settings of a run, got no YAML"):
+        evaluate.main(args)
+    for text in ("", "- a", "backbone: 7"):
+        (place / "config.yaml").write_text(text)
+        assert evaluate.settings_in(place / "config.yaml") == {}
+    with pytest.raises(
+        SystemExit, match=r"--out: expected a folder that can be written to, got .*config.yaml: File exists"
+    ):
+        evaluate.main([*args, "--out", str(place / "config.yaml")])
+
+
 def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes((Path(finished.config.out) / "encoder.safetensors").read_bytes())

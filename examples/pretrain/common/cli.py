@@ -70,8 +70,9 @@ class Run(NamedTuple):
         if self.config.overwrite:
             self.data.source.count(1, self.data.workers)  # nothing is deleted for a run that cannot begin
             run_folder.clear(self.config.out)
-        with named("method", self.config.method), run_folder.watched(self.config.out):
-            self.trainer.fit(self.module, self.data, ckpt_path=self.config.ckpt_path)
+        out, start = self.config.out, self.config.ckpt_path
+        with named("method", self.config.method), run_folder.watched(out), run_folder.freed(out, start, self.trainer):
+            self.trainer.fit(self.module, self.data, ckpt_path=start)
 
 
 class Recipe(NamedTuple):

@@ -81,6 +81,9 @@ def _in_words(parser: ArgumentParser, message: str) -> str:
             return f"{of_key[1]}: expected {described(actions[of_key[1]]._typehint)}, got {got[1]}"
     if of_key:
         return f"{of_key[1]}: {of_key[2]}"
+    flag = re.match(r"argument (--\w+): ignored explicit argument (.*)", message)
+    if flag:
+        return f"{flag[1][2:]}: expected no value, {flag[1]} alone, got {flag[2]}"
     unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings if option[-1] != "+"]

@@ -178,11 +178,35 @@ def watched(out: str) -> Iterator[None]:
         raise ValueError(f"out: the folder of the run, {out}, can no longer be written to: {error}") from error
 
 
+@contextmanager
+def freed(out: str, start: str | None, trainer: pl.Trainer) -> Iterator[None]:
+    """Leaves the folder free for the next attempt, where the options of a run end it before its first step.
+
+    Args:
+        out: Folder of the run.
+        start: The checkpoint that is continued; None: the run begins.
+        trainer: What runs it.
+    """
+    try:
+        yield
+    except ValueError:
+        if start is None and trainer.global_step == 0:
+            remove_run(out)
+        raise
+
+
 @rank_zero_only
 def clear(out: str) -> None:
-    """Deletes what a run has left behind in the folder."""
+    """Deletes what a run has left behind in the folder, for ``--overwrite``."""
+    gone = remove_run(out)
+    if gone:
+        log.info("--overwrite: deleted %d files of the run that %s held", gone, out)
+
+
+@rank_zero_only
+def remove_run(out: str) -> int:
+    """Deletes what a run has left behind in the folder; gives the number of files."""
     gone = [path for pattern in LEFT_BEHIND for path in Path(out).glob(pattern)]
     for path in gone:
         path.unlink()
-    if gone:
-        log.info("--overwrite: deleted %d files of the run that %s held", len(gone), out)
+    return len(gone)

@@ -91,6 +91,8 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
     if not all(parts):
         raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
     names = class_names(root, name)
+    if len(names) == 1:
+        raise ValueError(f"{name}: expected at least 2 classes, a line each, in {shown(root / 'classes.txt')}, got 1")
     least = len(names) or IGNORED  # of the numbers that no class has
     read = [[_labelled(*part[i], channels, size, least, name) for i in evenly(len(part), most)] for part in parts]
     masks_read = [mask for part in read for _, mask in part]

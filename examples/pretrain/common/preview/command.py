@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from densessl import DistanceMatcher
+from examples.pretrain.common import run_folder
 from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.data.views import collate
@@ -45,7 +46,13 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
     """
     from examples.pretrain.common.cli import fit_parser, make_run
 
-    folder = Path(parse(fit_parser(recipe), arguments).out or "runs", "preview")
+    if any(word.partition("=")[0] == "--ckpt_path" for word in arguments):
+        raise ValueError("ckpt_path: a preview is of a run that begins; leave it out")
+    out = parse(fit_parser(recipe), arguments).out
+    if out == "":
+        raise ValueError("out: expected the name of a folder, got none")
+    folder = Path(out or "runs", "preview")
+    run_folder.prepare(str(folder))
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
         if not isinstance(run.data.source, FolderSource):
