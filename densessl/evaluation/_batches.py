@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from densessl._tensors import check_tensor
-from densessl.evaluation._refuse import check_finite, known_labels
+from densessl.evaluation._refuse import check_maps, known_labels
 from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation._together import dealt, processes, rank, same_in_all
 
@@ -82,6 +82,12 @@ def iter_of(items: Iterable[Any]) -> Iterator[Any]:
     return iter(items)
 
 
+def check_readable(labelled: Any, name: str) -> None:
+    """Raises ValueError if nothing can be read out of what should be labelled images, or a store."""
+    if not isinstance(labelled, StoredFeatures | Iterable) and not hasattr(labelled, "__getitem__"):
+        raise ValueError(f"{name}: expected (image, labels) pairs, got {type(labelled).__name__}")
+
+
 def image_count(labelled: Labelled | StoredFeatures) -> int:
     """How many images there are; the first is read to see whether they come in batches, all are read if they do."""
     if isinstance(labelled, StoredFeatures):
@@ -109,8 +115,13 @@ def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor,
 
 def masked(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """As ``pairs``, but what names no class is ignored whatever its number."""
-    known = ((images, _known(labels, classes)) for images, labels in iter_of(labelled))
-    return pairs(known, classes, name)
+
+    def known() -> Iterator[tuple[Tensor, Tensor]]:
+        for index, (images, labels) in enumerate(iter_of(labelled)):
+            check_tensor(labels, f"{name}[{index}]", "labels int64 (H, W)")
+            yield images, _known(labels, classes)
+
+    return pairs(known(), classes, name)
 
 
 def _known(labels: Tensor, classes: int) -> Tensor:
@@ -119,7 +130,7 @@ def _known(labels: Tensor, classes: int) -> Tensor:
 
 def check_pair(images: Tensor, labels: Tensor, name: str) -> None:
     """Raises ValueError unless they are an image or a batch of images, uint8, and int64 labels of their size."""
-    check_tensor(images, name, "an image uint8 (3, H, W)")
+    check_tensor(images, name, "an image uint8 (3, H, W) or a batch (B, 3, H, W)")
     check_tensor(labels, name, "labels int64 (H, W)")
     if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3 or 0 in images.shape:
         raise ValueError(
@@ -152,12 +163,7 @@ def encode(features: Features, images: Tensor) -> Tensor:
         ValueError: If the features are no maps, not one for each image, or not finite.
     """
     maps = features(images)
-    if maps.ndim != 4 or not maps.is_floating_point() or len(maps) != len(images):
-        raise ValueError(
-            f"features: expected it to return maps (B, C, h, w) with B = {len(images)}, "
-            f"got {maps.dtype} {tuple(maps.shape)}"
-        )
-    check_finite(maps, "features")
+    check_maps(maps, len(images))
     return maps.detach().float()
 
 
@@ -192,6 +198,7 @@ def encoded(
                 known_labels(labels, classes, name)
             yield maps, _known(labels, classes)
         return
+    check_readable(labelled, name)
     read = pairs(labelled, classes, name) if others == "refused" else masked(labelled, classes, name)
     for images, labels in batches(read, batch_size):
         maps = encode(features, images)

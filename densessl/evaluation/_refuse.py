@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from densessl._tensors import check_tensor
+from densessl._tensors import check_number, check_tensor
 
 
 def check_at_least(value: int, least: int, name: str) -> None:
@@ -25,9 +25,8 @@ def check_probe(classes: int, batch_size: int) -> None:
 
 
 def check_positive(value: float, name: str) -> None:
-    """Raises ValueError unless a setting is a number greater than 0."""
-    if not isinstance(value, Real) or not value > 0:
-        raise ValueError(f"{name}: expected a number greater than 0, got {value}")
+    """Raises ValueError unless a setting is a finite number greater than 0."""
+    check_number(value, name, "a number greater than 0", lambda number: number > 0)
 
 
 def check_finite(values: Tensor, name: str) -> None:
@@ -35,6 +34,15 @@ def check_finite(values: Tensor, name: str) -> None:
     # The least and the greatest value tell, without a mask as large as the values; NaN spreads to both.
     if values.numel() and not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def check_maps(maps: Tensor, count: int) -> None:
+    """Raises ValueError unless a function of features returned finite maps (B, C, h, w), one for each image."""
+    expected = f"it to return maps (B, C, h, w) with B = {count}"
+    check_tensor(maps, "features", expected)
+    if maps.ndim != 4 or not maps.is_floating_point() or len(maps) != count:
+        raise ValueError(f"features: expected {expected}, got {maps.dtype} {tuple(maps.shape)}")
+    check_finite(maps, "features")
 
 
 def check_floating(values: Tensor, shape: tuple[str, ...], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from densessl._normalize import normalized
 from densessl._tensors import check_tensor
 from densessl.evaluation._batches import Features
 from densessl.evaluation._processes import from_all
-from densessl.evaluation._refuse import check_at_least, check_finite
+from densessl.evaluation._refuse import check_at_least, check_maps
 from densessl.evaluation._together import dealt, in_batches, in_turn, summed
 from densessl.features import map_to_tokens
 from densessl.geometry import cell_centers, inside, warp
@@ -58,8 +59,11 @@ def correspondence_accuracy(
     check_at_least(batch_size, 1, "batch_size")
     if not (hasattr(photos, "__len__") and hasattr(photos, "__getitem__")):
         raise ValueError(f"photos: expected a sequence of images uint8 (3, H, W), got {type(photos).__name__}")
-    if len(distances) == 0:
+    if isinstance(distances, Sequence) and len(distances) == 0:
         raise ValueError("distances: expected at least one, got none")
+    several = isinstance(distances, Sequence) and not isinstance(distances, str)
+    if not several or not all(isinstance(distance, Real) and 0 < distance < math.inf for distance in distances):
+        raise ValueError(f"distances: expected positive numbers of cells, at least one, got {distances!r}")
     if sum(from_all(len(photos))) == 0:
         raise ValueError("photos: expected at least one, got none")
     generator = torch.Generator().manual_seed(seed)
@@ -84,8 +88,8 @@ def correspondence_accuracy(
 def _errors(features: Features, photos: Tensor, copies: Tensor, coords: Tensor) -> Tensor:
     """Distance in cells from the answer to the truth, of all cells of the copies that show part of their photo."""
     sought, maps = features(copies), features(photos)
-    check_finite(sought, "features")
-    check_finite(maps, "features")
+    check_maps(sought, len(copies))
+    check_maps(maps, len(photos))
     h, w = maps.shape[2:]
     queries, keys = normalized(map_to_tokens(sought)), normalized(map_to_tokens(maps))
     rows = max(1, _TABLE // (h * w))

@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densessl._normalize import normalized
-from densessl.evaluation._batches import Features, Labelled, encoded, image_count, own_share, own_share_once
+from densessl.evaluation._batches import (
+    Features,
+    Labelled,
+    check_readable,
+    encoded,
+    image_count,
+    own_share,
+    own_share_once,
+)
 from densessl.evaluation._processes import from_all, total
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._stored import StoredFeatures
@@ -92,6 +100,7 @@ def _memory(
     features: Features, memory: Labelled | StoredFeatures, classes: int, cells: int, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Unit features (M, C) and class shares (M, classes) of at most ``cells`` labelled cells."""
+    check_readable(memory, "memory")
     together = not isinstance(memory, StoredFeatures)
     images = sum(from_all(image_count(memory))) if together else image_count(memory)
     if images == 0:
