@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from densessl._tensors import check_number, check_tensor
+from densessl.coords._matrices import check_camera, matrix_of, refuse_half
 
 SourceSize = Tensor | Sequence[int] | None
 _BLOCK = 1 << 22  # distances between pixels and tracks that are held at once
@@ -123,11 +124,11 @@ def coords_from_depth(
     """
     depth = _one_channel(depth, "depth")
     depth = depth if depth.device.type == "mps" else depth.double()  # which that device does not have
-    camera = _matrix(intrinsics, "intrinsics", 3, depth)
-    other = camera if source_intrinsics is None else _matrix(source_intrinsics, "source_intrinsics", 3, depth)
-    move = _matrix(pose, "pose", 4, depth)
+    camera = matrix_of(intrinsics, "intrinsics", 3, depth)
+    other = camera if source_intrinsics is None else matrix_of(source_intrinsics, "source_intrinsics", 3, depth)
+    move = matrix_of(pose, "pose", 4, depth)
     for matrix, name in ((camera, "intrinsics"), (other, "source_intrinsics"), (move, "pose")):
-        _check_camera(matrix, name)
+        check_camera(matrix, name)
     x, y = _pixel_centers(depth)
     with torch.autocast(depth.device.type, enabled=False):
         pixels = torch.stack([x.expand(y.shape[0], -1), y.expand(-1, x.shape[1]), torch.ones_like(x + y)])
@@ -175,7 +176,7 @@ def coords_from_points(
         torch.Size([1, 2, 60, 80])
     """
     for values, name in ((points, "points"), (source_points, "source_points")):
-        _refuse_half(values, name, "(B, N, 2) or (N, 2)")
+        refuse_half(values, name, "(B, N, 2) or (N, 2)")
     points = _batched(points, "points", "(B, N, 2) or (N, 2)", 3)
     source_points = _batched(source_points, "source_points", "(B, N, 2) or (N, 2)", 3)
     if points.shape[2] != 2:
@@ -209,13 +210,6 @@ def coords_from_points(
     return _finished(torch.cat(found, 1).mT.unflatten(2, (len(y), x.shape[1])), None, source_size)
 
 
-def _refuse_half(values: Tensor, name: str, expected: str) -> None:
-    """Positions in half precision are up to pixels wrong: 8 bits do not tell 1,001 from 1,004."""
-    check_tensor(values, name, f"float32 or float64 {expected}")
-    if values.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(f"{name}: expected float32 or float64 {expected}, got {values.dtype}")
-
-
 def _batched(values: Tensor, name: str, expected: str, dims: int, channels: int | None = None) -> Tensor:
     """Values with a leading B, in float32 or float64."""
     check_tensor(values, name, f"floating point {expected}")
@@ -232,33 +226,6 @@ def _one_channel(values: Tensor, name: str) -> Tensor:
     if values.ndim == 4 and values.shape[1] == 1:
         values = values[:, 0]
     return _batched(values, name, "(B, H, W), (B, 1, H, W) or (H, W)", 3)
-
-
-def _matrix(matrix: Tensor, name: str, side: int, like: Tensor) -> Tensor:
-    """(B or 1, side, side), float64."""
-    _refuse_half(matrix, name, f"({side}, {side}) or (B, {side}, {side})")
-    batched = matrix if matrix.ndim == 3 else matrix[None]
-    if tuple(batched.shape) not in ((1, side, side), (len(like), side, side)) or not matrix.is_floating_point():
-        raise ValueError(
-            f"{name}: expected floating point ({side}, {side}) or (B, {side}, {side}) with B = {len(like)}, "
-            f"got {matrix.dtype} {tuple(matrix.shape)}"
-        )
-    if matrix.device != like.device:
-        raise ValueError(f"{name}: expected a tensor on {like.device} as the depth, got {matrix.device}")
-    return batched.to(like.dtype)
-
-
-def _check_camera(matrix: Tensor, name: str) -> None:
-    """On a CPU also the values: a transposed matrix is an easy mistake, and gives coords all the same."""
-    if matrix.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    last = torch.eye(matrix.shape[-1], dtype=matrix.dtype)[-1]
-    known = matrix[matrix.isfinite().all((1, 2))]  # NaN says that a camera is not known
-    if not torch.equal(known[:, -1], last.expand(len(known), -1)) or bool((torch.linalg.det(known) == 0).any()):
-        raise ValueError(
-            f"{name}: expected an invertible matrix whose last row is {' '.join(f'{x:.0f}' for x in last.tolist())}, "
-            f"got {matrix.tolist()}"
-        )
 
 
 def _check_sides(size: Any, name: str, kind: type) -> None:

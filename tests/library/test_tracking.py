@@ -285,6 +285,30 @@ def test_a_quarter_of_each_view_must_be_known():
         check_tracking(pipeline(0.78), draws=2)
 
 
+def test_errors_that_are_not_found_are_named():
+    """Those that the docstring names are not found, so that nobody relies on it."""
+
+    class Shift(v2.Transform):
+        def __init__(self, applies):
+            super().__init__()
+            self.applies = applies
+
+        def transform(self, inpt, params):
+            plain = inpt.as_subclass(torch.Tensor)
+            moves = isinstance(inpt, tv_tensors.Image) and self.applies(plain)
+            return tv_tensors.wrap(plain.roll(9, -1), like=inpt) if moves else inpt
+
+    for applies in (
+        lambda image: image.dtype == torch.uint8,
+        lambda image: max(image.shape) > 403,
+        lambda image: image.std() < 0.05,  # content
+    ):
+        check_tracking(Shift(applies), draws=4)
+    said = " ".join(check_tracking.__doc__.split())
+    for words in ("less often than once in ``draws``", "content or dtype", "larger than 403 pixels", "within the rim"):
+        assert words in said
+
+
 def test_generators_of_random_and_numpy_are_left_alone():
     class Draws(v2.Transform):
         def transform(self, inpt, params):
