@@ -73,8 +73,13 @@ class FeatureMap(nn.Module):
 
     def __init__(self, model: nn.Module, layer: str = "layer4", *, layers: Sequence[str] | None = None) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            what = repr(model) if isinstance(model, str) else type(model).__name__
+            raise ValueError(f"model: expected a module, such as torchvision.models.resnet50(), got {what}")
+        if layers is None and not isinstance(layer, str):
+            raise ValueError(f"layer: expected the name of a layer, got {layer!r}; layers=[...] takes several")
         names = [layer] if layers is None else list(layers)
-        if isinstance(layers, str) or not names:
+        if isinstance(layers, str) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"layers: expected a list of names of layers, got {layers!r}")
         part, self._programs, self._run = _prepare(model, names)
         # To hold the model's registries, instead of nesting it as a part, keeps the model's names.

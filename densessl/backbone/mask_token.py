@@ -102,6 +102,8 @@ def _by_patches(mask: Tensor, count: int, grid: tuple[int | None, int | None]) -
 
 
 def _embedding(backbone: nn.Module) -> nn.Module:
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"backbone: expected a module, got {type(backbone).__name__}")
     modules = dict(backbone.named_modules())
     for name in _EMBEDDINGS:
         if name in modules:

@@ -12,7 +12,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from densessl import EMA, FeatureMap
+from densessl import EMA, FeatureMap, MaskToken
 
 
 class Case(NamedTuple):
@@ -305,6 +305,15 @@ class Untraceable(nn.Module):
             lambda: FeatureMap(tv.resnet18(), "layer5"),
             r"layer: ResNet has no 'layer5'; its top modules are conv1, .*fc",
         ),
+        (lambda: FeatureMap("resnet18"), r"model: expected a module, such as .*, got 'resnet18'"),
+        (lambda: FeatureMap(tv.resnet18), r"model: expected a module, such as .*, got function"),
+        (lambda: FeatureMap(tv.resnet18().state_dict()), r"model: expected a module, such as .*, got OrderedDict"),
+        (
+            lambda: FeatureMap(tv.resnet18(), ["layer4"]),
+            r"layer: expected the name of a layer, .* layers=",
+        ),
+        (lambda: FeatureMap(tv.resnet18(), layers=[3]), r"layers: expected a list of names of layers, got \[3\]"),
+        (lambda: MaskToken("vit"), r"backbone: expected "),
         (lambda: FeatureMap(small_vit()), r"layer: VisionTransformer has no 'layer4'"),
         (lambda: FeatureMap(Untraceable()), r"model: the graph of Untraceable cannot be cut after 'layer4': .*"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -231,9 +231,13 @@ NO_IMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def encoders():
+    return FeatureMap(tv.resnet18()), FeatureMap(tv.resnet18(), layers=["layer4", "layer2"])
+
+
 @pytest.mark.parametrize("name", NO_IMAGES)
-def test_encoders_refuse_other_images_by_name(name):
-    encoders: list[nn.Module] = [FeatureMap(tv.resnet18()), FeatureMap(tv.resnet18(), layers=["layer4", "layer2"])]
+def test_encoders_refuse_other_images_by_name(name, encoders):
     for encoder in encoders:
         with pytest.raises(ValueError, match=r"^image: expected|^image: layer 'layer4' shrinks 8x8 pixels"):
             encoder(NO_IMAGES[name](torch.rand(2, 3, 64, 96)))

@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,8 @@ def test_a_text_file_with_a_path_a_line(folder, tmp_path):
     text.write_text(f"photos/a.jpg\n\n{elsewhere}\nphotos/a/2.png\n")
     found = list(find_photos(text))
     assert found == [folder / "a.jpg", elsewhere, folder / "a" / "2.png"]
+    text.write_bytes(BOM_UTF8 + text.read_bytes())  # as editors on Windows write it
+    assert list(find_photos(text)) == found
     source = FolderSource(str(text))
     source.hold_out(1)
     assert [*source.paths(), *source.held_out()] == [found[0], found[2], found[1]]

@@ -18,7 +18,7 @@ from examples.transfer.datasets.coco_boxes import coco_boxes
 from examples.transfer.datasets.voc_boxes import NAMES, voc_boxes
 
 SIZES = ((36, 52), (40, 44), (30, 64))
-CASES = 300
+CASES = 150
 NUMBERS = [math.nan, math.inf, -math.inf, -1, 0, 1, 2, 0.5, 3.7, 1e9, 1e-9, 10**20, 10**400, True]
 JUNK = [*NUMBERS, None, "", "7", "x", "\0", [], [1, 2], [None], [[]], {}, {"a": 1}, {"id": 5}]
 TEXTS = ["", " ", "x", "nan", "inf", "-inf", "-3", "0", "0.5", "17.0", "1e9", "1e400", "1_0", "٣", "None", "1,5"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _is_new(folder: str, seen: set[str]) -> bool:
 
 
 def _listed(file: Path, name: str) -> Names:
-    lines = [line for line in os.fsdecode(file.read_bytes()).splitlines() if line.strip()]
+    lines = [line for line in os.fsdecode(file.read_bytes().removeprefix(BOM_UTF8)).splitlines() if line.strip()]
     found = Names.of(file.parent, lines)
     if not len(found):
         raise ValueError(f"{name}: expected a path a line in {shown(file)}, got none")
