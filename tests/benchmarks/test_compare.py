@@ -153,3 +153,13 @@ def test_the_collapse_differs_in_one_part(tmp_path, monkeypatch, capsys):
     collapse.main()
     assert "| without PPM |" in capsys.readouterr().out
     assert len(read_rows(tmp_path / "collapse.csv")) == 2
+
+
+def test_the_rate_is_chosen_at_the_full_length_alone():
+    def row(lr, step, linear, split="val", arm="pixpro"):
+        return {"arm": arm, "lr": lr, "step": step, "split": split, "linear": linear}
+
+    rows = [row("0.5", "9", "0.6"), row("0.5", "3", "0.1"), row("1.0", "9", "0.5"), row("1.0", "3", "0.9")]
+    rows += [row("1.0", "9", "0.99", "test"), row("1.0", "9", "0.99", arm="byol")]
+    assert compare.chosen_lr(rows, "pixpro", 9) == 0.5
+    assert compare.chosen_lr(rows, "pixpro", 3) == 1.0
