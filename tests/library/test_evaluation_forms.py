@@ -115,7 +115,5 @@ def test_counts_are_whole_numbers(protocol, name):
 
 @pytest.mark.parametrize("bad", [(), 1.0, ("a",), (0.0,), (-1.0,), (float("nan"),), None])
 def test_distances_are_positive_numbers(bad):
-    with pytest.raises(
-        ValueError, match=r"^distances: expected (positive numbers of cells, at least one|at least one), got "
-    ):
+    with pytest.raises(ValueError, match=r"^distances: expected .*at least one, got "):
         correspondence(distances=bad)

@@ -20,7 +20,7 @@ from examples.transfer.datasets.sizes import is_turned
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-EVALUATED = 5  # every so-manieth image, where there are no folders for the splits
+EVALUATED = 5  # one image of so many, where there are no folders for the splits
 CHECKED = 2000  # masks of a split that are read before the first step
 NOTHING = 255  # the number in a mask that neither loss nor metric counts
 

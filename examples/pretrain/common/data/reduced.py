@@ -74,7 +74,7 @@ class LargeJpeg:
         return self.stored[::-1] if self.orientation in (5, 6, 7, 8) else self.stored
 
     def decode(self, step: int) -> None:
-        """Decodes every so-manieth pixel along each side: 1, 2, 4 or 8."""
+        """Decodes one pixel of so many along each side: 1, 2, 4 or 8."""
         with self._opened() as file:
             if step > 1:
                 file.draft("L" if self.channels == 1 else None, (file.width // step, file.height // step))
