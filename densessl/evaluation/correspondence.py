@@ -59,9 +59,7 @@ def correspondence_accuracy(
     check_at_least(batch_size, 1, "batch_size")
     if not (hasattr(photos, "__len__") and hasattr(photos, "__getitem__")):
         raise ValueError(f"photos: expected a sequence of images uint8 (3, H, W), got {type(photos).__name__}")
-    if isinstance(distances, Sequence) and len(distances) == 0:
-        raise ValueError("distances: expected at least one, got none")
-    several = isinstance(distances, Sequence) and not isinstance(distances, str)
+    several = isinstance(distances, Sequence) and not isinstance(distances, str) and len(distances) > 0
     if not several or not all(isinstance(distance, Real) and 0 < distance < math.inf for distance in distances):
         raise ValueError(f"distances: expected positive numbers of cells, at least one, got {distances!r}")
     if sum(from_all(len(photos))) == 0:
