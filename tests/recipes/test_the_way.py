@@ -146,7 +146,13 @@ def test_the_way(place, monkeypatch, capsys, caplog):
     for path in (out / "preview").glob("*.png"):
         Image.open(path).load()
     printed = capsys.readouterr().out
-    for line in (r"images to train on +18", r"kept for the probe +6", rf"steps +{STEPS} of 4", r"map of a view +2 x 2"):
+    for line in (
+        r"images to train on +18",
+        r"kept for the probe +6",
+        r"labelled for the probe +\d+ to fit on, \d+ to test on, \d classes",
+        rf"steps +{STEPS} of 4",
+        r"map of a view +2 x 2",
+    ):
         assert re.search(line, printed)
 
     # Watch, during; and stop.

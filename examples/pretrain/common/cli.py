@@ -203,7 +203,10 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     optimizer = recipe.optimizer(**config.optimizer)
     from_random = config.backbone.get("init", "random") == "random"
     if begins and from_random and config.backbone.get("freeze_statistics"):
-        log.warning("backbone.freeze_statistics: the statistics of backbone.init=random are those of no image")
+        raise ValueError(
+            "backbone.freeze_statistics: expected weights in backbone.init, got random, whose batch norm has seen no "
+            "image; from random weights take pixpro.py with own_images_random.yaml, or --backbone.freeze_statistics false"
+        )
     if begins and not from_random and isinstance(optimizer, LARS_RATES):
         log.warning(
             "optimizer: LARS at rates for random weights made pretrained ones worse wherever that was measured "

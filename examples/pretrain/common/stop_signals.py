@@ -90,7 +90,11 @@ class StopSignals:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_END + 2 * self._step_seconds)
             if rank_zero_only.rank == 0:  # os.write, because a print may have been interrupted
-                os.write(2, b"\nThe run ends after this step and writes last.ckpt. Ctrl-C once more ends it at once.\n")
+                os.write(
+                    2,
+                    b"\nThe run ends after this step and writes last.ckpt. Ctrl-C once more ends it at once, and what "
+                    b"was trained since the last.ckpt of before is lost.\n",
+                )
         elif time.monotonic() - self._since > SECONDS_OF_AN_ECHO or "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)

@@ -9,6 +9,7 @@ from PIL import Image
 from examples.pretrain.common.pages import facts, figure, grid, heading, page, paragraph
 from examples.pretrain.common.preview.look import Files, Pairs
 from examples.pretrain.common.preview.speed import Speed
+from examples.pretrain.common.samples import Labels
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 ALWAYS_BLURRED = ("byol",)  # presets whose first view is blurred with probability 1
 
 
-def numbers(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: tuple[int, int]) -> dict[str, str]:
+def numbers(
+    config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: tuple[int, int], labels: Labels | None = None
+) -> dict[str, str]:
     """Names and values, in the order in which one asks for them."""
     size, batch = config.data.size, config.data.batch_size
     redrawn = f", {pairs.unmatched_redrawn:.1%} with {config.data.redraws} redraws" if config.data.redraws else ""
@@ -25,6 +28,7 @@ def numbers(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: 
     return {
         "images to train on": f"{files.found:,}",
         "kept for the probe": f"{files.held_out:,}",
+        **({} if labels is None else {"labelled for the probe": labelled(labels)}),
         "unreadable": f"{len(files.unreadable)} of {files.looked_at:,} looked at",
         "median size": f"{files.sides[0]} x {files.sides[1]} px",
         f"smaller than the views ({size} px)": f"{files.small} of {files.looked_at:,} looked at",
@@ -42,6 +46,11 @@ def numbers(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: 
         "the run will take": hours(speed.hours),
         "memory": f"{speed.memory / 2**30:.1f} GB{timed}",
     }
+
+
+def labelled(labels: Labels) -> str:
+    """How many images the probe has labels of."""
+    return f"{len(labels.fit)} to fit on, {len(labels.test)} to test on, {labels.classes} classes"
 
 
 def passes(speed: Speed, batch: int, files: Files) -> float:
