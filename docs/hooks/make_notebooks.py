@@ -19,6 +19,7 @@ INSTALL = """\
 """
 CODE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INCLUDE = re.compile(r'^--8<-- "([^":]+):?(\w*)"$', re.MULTILINE)
+FOR_CODE_HOSTS = re.compile(r"^Reading this on a code host,.*\n\n", re.MULTILINE)  # the notebook shows the code itself
 LINK = re.compile(r"(\]\()(?!https?:|#|/)([^)\s]+\))")
 
 
@@ -39,6 +40,7 @@ def cell(kind: str, number: int, text: str) -> dict:
 def notebook(page: str) -> str:
     """A page of docs/ as a notebook: code blocks become cells, all else is text."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = FOR_CODE_HOSTS.sub("", text)
     text = INCLUDE.sub(included, re.sub(r"^<!--.*?-->\n", "", text, flags=re.MULTILINE | re.DOTALL))
     cells = [("code", INSTALL)]
     for number, part in enumerate(CODE.split(text)):  # prose and code in turns
