@@ -2,7 +2,7 @@
 
     python examples/quickstart/quickstart.py  # on generated scenes, no download
     python examples/quickstart/quickstart.py --data FOLDER  # on any folder of photos, scored on some that are kept out
-    python examples/quickstart/quickstart.py --data FOLDER --probe-data DIR  # probed on labels in CamVid's layout
+    python examples/quickstart/quickstart.py --data FOLDER --probe-data DIR  # scored on labelled images
 
 Afterwards ``runs/quickstart`` holds report.md, figures, and the backbone, which torchvision's own ResNet loads.
 """
@@ -13,7 +13,6 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -33,6 +32,7 @@ from examples.pretrain.pixcontrast import PixContrast
 from examples.pretrain.pixpro import PixPro
 from examples.pretrain.pixpro_instance import PixProInstance
 from examples.quickstart.loop import fill_statistics, frozen_features, seed_step, strong_colours, train
+from examples.quickstart.options import make_parser
 from examples.quickstart.photos import CAMVID_CLASSES, read_camvid, read_photos
 from examples.quickstart.report import MIOU, PCK, Measure, Outcome, health, write_figures, write_report
 from examples.quickstart.scenes import CLASSES, draw_scene
@@ -121,18 +121,7 @@ def draw_views(crop: MultiView, images: Sequence[Tensor], batch_size: int, devic
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="FOLDER", help="photos to train on, sub-folders included (generated scenes)")
-    parser.add_argument("--probe-data", metavar="FOLDER", help="labelled set in CamVid's layout (generated scenes)")
-    parser.add_argument("--method", choices=tuple(METHODS), default="pixpro+instance")
-    parser.add_argument("--steps", type=int, default=500, help="per seed (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step (%(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="side of the views in pixels (%(default)s)")
-    parser.add_argument("--lr", type=float, default=1.0, help="peak learning rate of LARS (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="pretraining runs, for the spread (%(default)s)")
-    parser.add_argument("--images", type=int, default=2000, help="at most so many to train on (%(default)s)")
-    parser.add_argument("--probe-images", type=int, default=200, help="scenes to fit, and to test, on (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run folder (%(default)s)")
+    parser = make_parser(__doc__, tuple(METHODS))
     args = parser.parse_args(argv)
     for name, least in (("steps", 1), ("batch_size", 2), ("size", 1), ("seeds", 1), ("images", 1), ("probe_images", 1)):
         if getattr(args, name) < least:
