@@ -27,7 +27,8 @@ from densessl.evaluation._sources import SOURCES, parse_source
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m densessl.evaluation",
-        description="Scores a frozen backbone on dense tasks, prints a table and writes a file of results. "
+        description="Scores a frozen backbone on dense tasks, prints a table and writes a file of results. Begin with "
+        "--protocols linear-fast,neighbors on labelled images, or --protocols correspondence on photos without labels. "
         "'torchrun --nproc_per_node N -m densessl.evaluation' shares the work over N processes; the scores are those "
         "of one.",
     )
@@ -38,14 +39,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", default="default", help="The weights of the backbone: 'default' takes those that the library has "
         "under the name, downloaded once; 'none' leaves the model as it is initialised; the path of a file loads that "
         "file into the model (default: %(default)s).")  # fmt: skip
-    add("--layer", help="Name of the module to cut after; by default the last one that gives a map, which in vision "
-        "transformers is behind the final norm.")  # fmt: skip
+    add("--layer", help="Name of the module after which the backbone is cut. By default it is the last one whose "
+        "output is a map, in vision transformers after the final norm.")  # fmt: skip
     add("--mean", help="One number, or three with commas, that are subtracted from the images in 0..1; by default the "
         "model's own.")  # fmt: skip
     add("--std", help="One number, or three with commas, by which the images are divided after that; by default the "
         "model's own.")  # fmt: skip
     add("--data", required=True, action="append", metavar="KIND:FOLDER", help="Kind and folder of a data set. The "
-        f"option may be given several times; KIND is one of {', '.join(SOURCES)}.")  # fmt: skip
+        f"option may be given several times; KIND is one of {', '.join(SOURCES)}. For 'own' the folder holds "
+        "images/SPLIT/*, masks/SPLIT/*.png of the same names with the class number of each pixel (255 where it is "
+        "ignored), and classes.txt with the name of one class a line; SPLIT is train and test. For 'photos' it holds "
+        "photos, in any sub-folders and without labels.")  # fmt: skip
     add("--protocols", required=True, help="Names of the protocols, separated by commas. Each runs on the data that it "
         f"can use. The names are {', '.join(PROTOCOLS)}.")  # fmt: skip
     add("--size", help="Size of the images in pixels, N or HxW, in place of the protocols' own sizes.")
@@ -59,11 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--store", help="Folder for the features while the run lasts, many GB for large data sets; by default the "
         "system's folder of temporary files. A run that is killed (SIGKILL) leaves its folder densessl-features-* "
         "there, which may be removed.")  # fmt: skip
-    add("--held-gb", type=float, default=0.5, help="Greatest memory in GB that features which a probe remembers may "
-        "take; beyond it they go to the store (default: %(default)s).")  # fmt: skip
-    add("--batch-size", type=int, default=16, help="Number of images that are encoded at once (default: %(default)s).")
-    add("--seed", type=int, default=0, help="Seed of all draws, those of initial weights included (default: "
+    add("--held-gb", type=float, default=0.5, help="Memory in GB that a probe may fill with the features it keeps, at "
+        "least 0; if they need more, they are kept in files (default: %(default)s).")  # fmt: skip
+    add("--batch-size", type=int, default=16, help="Number of images that are encoded at once, at least 1 (default: "
         "%(default)s).")  # fmt: skip
+    add("--seed", type=int, default=0, help="Seed of all random choices, those of initial weights included "
+        "(default: %(default)s).")  # fmt: skip
     add("--device", help="Device of torch that encodes the images; by default cuda where there is one, else cpu.")
     return parser
 

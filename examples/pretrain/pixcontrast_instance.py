@@ -23,9 +23,9 @@ class PixContrastInstance(nn.Module):
         alpha: Weight of the instance term.
         hidden_dim: Width of the hidden layers of the heads.
         dim: Number of channels of the projections.
-        threshold: Cells match below this distance, T, in diagonals of a cell.
+        threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
         temperature: Temperature of the softmax over cells.
-        pixel_distances: Measure in pixels of the source image, not per axis as published; for images far from square.
+        pixel_distances: Whether distances are in pixels, not per axis as published. Use it for images far from square.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class PixProInstance(nn.Module):
         alpha: Weight of the instance term, 1 in the paper.
         hidden_dim: Width of the hidden layers of the heads.
         dim: Number of channels of the projections.
-        threshold: Cells match below this distance, T, in diagonals of a cell.
+        threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
         pixel_distances: Measure distances in pixels of the source image, not per axis as published. Use it for images
             far from square.
     """

@@ -44,7 +44,7 @@ class ViTPostTraining(nn.Module):
         trained_blocks: Train the last so many blocks and the final norm; the rest is frozen. All by default.
         hidden_dim: Width of the hidden layers of the heads.
         dim: Number of channels of the projections.
-        threshold: Cells match below this distance, T, in diagonals of a cell.
+        threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
         temperature: Temperature of the softmax.
         sparse: Hold masks as lists of pairs, which take less memory from some 1,000 cells on.
         pixel_distances: Measure distances in pixels of the source image, not per axis; for images far from square.

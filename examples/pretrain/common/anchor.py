@@ -15,10 +15,10 @@ from examples.pretrain.common.step import Step, mean_over_cells, valid_cells
 
 # The options of a recipe that give the two terms their weights, and the help of each.
 WEIGHTS = {
-    "method.anchor": "Weight of a Gram anchor: the similarities between an image's cells stay those of the backbone as "
-    "it was before the first step. 0 leaves it out; DINOv3 has 2.",
-    "method.koleo": "Weight of KoLeo, which keeps the images of a batch apart. 0, the default, leaves it out; "
-    "DINOv2 has 0.1.",
+    "method.anchor": "Weight of a Gram anchor, at least 0. The anchor keeps the similarities between an image's cells "
+    "as they were in the backbone before the first step. 0 leaves it out; DINOv3 uses 2.",
+    "method.koleo": "Weight of the loss KoLeo, at least 0. KoLeo keeps the features of the images of a batch apart. 0 "
+    "leaves it out; DINOv2 uses 0.1.",
 }
 
 

@@ -47,15 +47,17 @@ def make_backbone(
     """A backbone and the channels of its map.
 
     Args:
-        name: Name of a torchvision or timm model, ViTs included. A tag of timm's chooses its weights.
+        name: Name of a torchvision or timm model, ViTs included. For timm a tag after the name, as in ``NAME.TAG``,
+            chooses among its weights.
         layer: Name of the layer after which the model is cut; its output is the feature map.
         init: Where the weights come from: ``random``; ``imagenet``, which downloads what torchvision or timm has under
-            the name (supervised, unless the name says otherwise); or a file: a checkpoint of a run,
-            encoder.safetensors, PixPro's own.
+            the name (supervised, unless the name says otherwise); or the path of a file, which may be a checkpoint of
+            a run, its encoder.safetensors, or a checkpoint of the authors' PixPro.
         size: Side of the views in pixels, for a first pass that shows the map's size.
-        channels: Number of channels of the images. Other than 3, the first convolution is made anew.
-        freeze_statistics: Whether batch norm keeps the statistics that come with ``init``, in the online and in the
-            target encoder; by default each takes those of its views.
+        channels: Number of channels of the images. If it is not 3, the first convolution is made anew.
+        freeze_statistics: Whether batch norm keeps the mean and variance that come with ``init``, in the online and in
+            the target encoder. If false, each encoder computes them from its own views, as training from random weights
+            needs.
 
     Raises:
         ValueError: If the model is unknown, a file does not fit, the map is a single cell, or the patches of a ViT do

@@ -111,7 +111,7 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     parser = ArgumentParser(
         description="Trains the method on a folder of images.", allow_abbrev=False, exit_on_error=False
     )
-    parser.add_argument("--config", action="config", help="YAML file of options; later options win.")
+    parser.add_argument("--config", action="config", help="YAML file of options. Options after it win.")
     parser.add_class_arguments(recipe.method, "method", skip={"backbone", "width"} | left_out("method"))
     for name, text in WEIGHTS.items():
         if name not in recipe.without:
@@ -124,13 +124,17 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
             "--momentum",
             type=tuple[float, float],
             default=recipe.momentum,
-            help="Momentum of the target encoder at the start and at the end of the run; a cosine leads from one to "
-            "the other.",
+            help="Momentum of the target encoder at the start and at the end of the run, each in 0..1; it follows a "
+            "cosine between them.",
         )
     parser.add_function_arguments(photo_views, "data", skip={"seed"} | without_small(recipe.method) | left_out("data"))
     add_probe_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the first weights and of everything drawn.")
-    parser.add_argument("--compile", type=bool, default=False, help="Compile the encoders with torch.compile.")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the random weights and of all random choices, in 0..4294967295."
+    )
+    parser.add_argument(
+        "--compile", type=bool, default=False, help="Whether the encoders are compiled by torch.compile."
+    )
     add_run_options(parser)
     parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OF_A_RECIPE, instantiate=False)
     parser.set_defaults({"trainer.log_every_n_steps": 10, "trainer.enable_model_summary": False, **recipe.defaults})

@@ -22,28 +22,40 @@ def add_run_options(parser: ArgumentParser) -> None:
         "--out",
         type=str | None,
         default=None,
-        help="Folder of the run; by default runs/METHOD-NUMBER, the first that is free. One that holds a run already "
-        "is refused.",
+        help="Folder of the run; by default runs/METHOD-NUMBER with the first number that is free. A folder that holds "
+        "a run already raises an error, unless --ckpt_path or --overwrite is given.",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="Delete the run that --out holds, and begin a new one there."
+        "--overwrite", action="store_true", help="Delete the run in the folder --out, and begin a new one there."
     )
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
         default=None,
-        help="Checkpoint of a run to continue, with the options that the run had. last: that of the run in --out; "
-        "auto: the same where there is one, and otherwise begin, for jobs that are queued again.",
+        help="Checkpoint of a run that is continued, which needs the options that the run had: the path of a file; "
+        "'last' for the newest checkpoint of the run in --out; or 'auto', which is 'last' if there is a checkpoint and "
+        "otherwise begins the run, for jobs that a cluster starts again. By default a new run begins.",
     )
     parser.add_argument(
         "--extend_to",
         type=int | None,
         default=None,
-        help="With --ckpt_path: train on to so many epochs, or steps where the run counts steps. From the continuation "
-        "on, learning rate and momentum are those of a run that had this budget from its start.",
+        help="New total length of a run that --ckpt_path continues: in epochs, or in steps if the run was begun with "
+        "trainer.max_steps; not less than before. From the continuation on, learning rate and momentum are those of a "
+        "run that had this length from its start. By default the length stays.",
     )
-    parser.add_argument("--save_every_n_epochs", type=int, default=10, help="Epochs between checkpoints that stay.")
-    parser.add_argument("--save_every_n_steps", type=int, default=1000, help="Steps between writings of last.ckpt.")
+    parser.add_argument(
+        "--save_every_n_epochs",
+        type=int,
+        default=10,
+        help="Number of epochs between two checkpoints that are kept, checkpoints/epoch=N.ckpt.",
+    )
+    parser.add_argument(
+        "--save_every_n_steps",
+        type=int,
+        default=1000,
+        help="Number of steps after which checkpoints/last.ckpt is written again, from which a stopped run goes on.",
+    )
 
 
 def settings_of(config: Namespace, budget: dict[str, Any]) -> Namespace:
