@@ -1,4 +1,4 @@
-"""Goes on from a pretrained CNN on unlabelled images: PixContrast, held to its start. Measured in docs/adapt.md.
+"""Goes on from a pretrained CNN: PixContrast + InfoNCE, held to its start. Measured in docs/adapt.md.
 
     python examples/pretrain/adapt.py fit --data.folder FOLDER --config examples/pretrain/configs/own_images.yaml
 
@@ -8,7 +8,7 @@ those of augmented crops do not fit whole images. A Gram anchor keeps the simila
 with a small rate for the backbone takes the place of LARS, whose published rates are made for random weights.
 """
 
-from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixcontrast_instance import PixContrastInstance
 
 
 def recipe():
@@ -29,7 +29,7 @@ def recipe():
         "data.scale": (0.2, 1.0),
         "trainer.max_steps": 250,
     }
-    return Recipe(PixContrast, BackboneAdamW, defaults=defaults)
+    return Recipe(PixContrastInstance, BackboneAdamW, defaults=defaults)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,8 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     if begins and from_random and config.backbone.get("freeze_statistics"):
         raise ValueError(
             "backbone.freeze_statistics: expected weights in backbone.init, got random, whose batch norm has seen no "
-            "image; from random weights take pixpro.py with own_images_random.yaml, or --backbone.freeze_statistics false"
+            "image; from random weights take pixpro.py with own_images_random.yaml, or add "
+            "--backbone.freeze_statistics false"
         )
     if begins and not from_random and isinstance(optimizer, LARS_RATES):
         log.warning(
