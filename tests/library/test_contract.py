@@ -449,7 +449,7 @@ BAD = {
         lambda: MATCH(EYE, EYE, (3, 5), valid_k=mask_of(2, 15, device="meta")),
         r"valid_k: expected a tensor on cpu as the coords, got meta",
     ),
-    "keep 0": (lambda: NearestMatcher(0), r"keep: expected at least 1 or None, got 0"),
+    "keep 0": (lambda: NearestMatcher(0), r"keep: expected a whole number of at least 1, or None, got 0"),
     "keep above": (lambda: NearestMatcher(4)(f32(2, 3, 9)), r"keep: expected at most .*3, got 4"),
     "cost shape": (lambda: NEAREST(f32(3, 4)), r"cost: .*\(B, Nq, Nk\), got torch\.float32 \(3, 4\)"),
     "cost empty": (lambda: NEAREST(f32(2, 3, 0)), r"cost: .* got torch\.float32 \(2, 3, 0\)"),
