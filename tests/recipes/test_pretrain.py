@@ -686,7 +686,7 @@ def test_bad_input_stops_before_training(args, message, folder, tmp_path):
     [
         (DenseCL, ["--optimizer.lr_at_256=0"], "optimizer.lr_at_256: expected a positive learning rate, got 0"),
         (VICRegL, [], "method.keep: expected at most the number of query cells, 16, got 20"),
-        (VICRegL, ["--method.keep=[4,0]"], "method.keep: expected at least 1 or None, got 0"),
+        (VICRegL, ["--method.keep=[4,0]"], "method.keep: expected a whole number of at least 1, or None, got 0"),
         (
             VICRegL,
             ["--method.keep=[4,4]", "--optimizer.lr_at_256=-1"],

@@ -140,8 +140,8 @@ def test_two_steps_from_the_command_line(anchor, folder, tmp_path):
 
 def test_the_configuration(folder, tmp_path):
     made = cli(PixContrastMulticrop, "--config", str(CONFIG), f"--data.folder={folder}", f"--out={tmp_path}",
-               "--backbone.init=random", "--backbone.name=resnet18", "--trainer.accelerator=cpu",
-               "--trainer.precision=32")  # fmt: skip
+               "--backbone.init=random", "--backbone.freeze_statistics=false", "--backbone.name=resnet18",
+               "--trainer.accelerator=cpu", "--trainer.precision=32")  # fmt: skip
     assert made.data.draw.views.transforms[2].transforms[0].size == (128, 128)
     assert (len(made.data.on_device), made.method.anchor, made.trainer.max_steps) == (6, 20, 250)
 
