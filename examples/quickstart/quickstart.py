@@ -34,7 +34,7 @@ from examples.pretrain.pixpro_instance import PixProInstance
 from examples.quickstart.loop import fill_statistics, frozen_features, seed_step, strong_colours, train
 from examples.quickstart.options import make_parser
 from examples.quickstart.photos import CAMVID_CLASSES, read_camvid, read_photos
-from examples.quickstart.report import MIOU, PCK, Measure, Outcome, health, write_figures, write_report
+from examples.quickstart.report import LOSS, MIOU, PCK, Measure, Outcome, health, write_figures, write_report
 from examples.quickstart.scenes import CLASSES, draw_scene
 
 METHODS = {
@@ -87,7 +87,7 @@ def pretrain(backbone: FeatureMap, images: Sequence[Tensor], name: str, args: ar
                     "loss": f"{float(losses[-1]):.3f}",
                     "lr": f"{scheduled.schedule.get_last_lr()[0]:.2g}",
                     "matched": f"{1 - float(metrics['health/images_without_match']):.0%}",
-                    "std": f"{float(deviations[-1]):.2f}/sqrt(C)",
+                    "std": f"{float(deviations[-1]):.2f}",
                     "img/s": f"{(step + 1) * args.batch_size / (time.perf_counter() - start):.0f}",
                 }
             )
@@ -228,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
         "device": f"{device}, {torch.get_num_threads()} threads",
         "time": f"{time.perf_counter() - start:.0f} s",
     }
-    load = LOAD.format(path=args.out)
-    print("\n" + write_report(args.out / "report.md", outcomes, CHANNELS, facts, load, probe.measure))
+    about = LOAD.format(path=args.out), probe.measure, LOSS[args.method]
+    print("\n" + write_report(args.out / "report.md", outcomes, CHANNELS, facts, *about))
     print(f"Written to {args.out}: report.md, backbone.safetensors, loss, correspondence, similarity, pca (.png)")
     return outcomes
 

@@ -15,15 +15,42 @@ from densessl import DistanceMatcher, View
 from densessl.plots import plot_correspondence, plot_pca, plot_similarity
 
 COLLAPSED_BELOW = 0.3  # feature standard deviation times sqrt(C); a healthy one is near 1
+JUDGED_FROM = 100  # steps: the quickstart spends some 60 below the line and rises again
 
 
 # What the curve of the spread does, for readers who see it fall below the line.
 DIP = (
-    'The spread of the projections (right curve of loss.png) may fall below the dashed line, "collapsed below", and '
-    "rise again: early on the views agree by all cells becoming alike, and only then are cells told apart. The "
-    'quickstart stays there for some 60 steps. A collapse is a spread that stays there: the column "projected" '
-    'is its mean over the last tenth of the steps, and "health" judges that one.'
+    "Early in training all cells become similar; later they separate again. In the quickstart this dip lasts about 60 "
+    "steps. Only a run that stays below the line has collapsed."
 )
+STD = (
+    "std is the standard deviation of the projected unit features times sqrt(C), as the progress bar and loss.png show "
+    'it; here it is the mean over the last tenth of the steps. Near 1 is healthy. "std, backbone" and the effective '
+    "rank are those of the frozen features of the backbone."
+)
+# Why the loss of a method is above 0, by the quickstart's names.
+LOSS = {
+    "pixpro": "The loss is twice minus a cosine in each direction, from -4 to 4; above 0 the matched cells are unlike.",
+    "pixcontrast": "The loss is above 0 because it is InfoNCE between cells, which is never below 0.",
+    "pixpro+instance": (
+        "The loss is above 0 where the InfoNCE of the instance term, which is never below 0, is larger than the term "
+        "of PixPro is negative (minus a cosine, at best -4). A positive loss is therefore no fault."
+    ),
+}
+# What to see in each figure.
+FIGURES = {
+    "loss": "The loss should fall. std should end above the dashed line.",
+    "correspondence": (
+        "Two views of one image. Lines join cells that show the same place; the training makes their features alike."
+    ),
+    "similarity": (
+        "How alike all cells are to the framed one. Bright cells should be the same object or the same kind of texture."
+    ),
+    "pca": (
+        "Equal colours mean alike features. The colours are the three main directions in which the features differ; "
+        '"3 components hold 39%" means that they show 39 % of all differences, and the picture leaves out the rest.'
+    ),
+}
 
 
 class Measure(NamedTuple):
@@ -49,8 +76,8 @@ class Outcome(NamedTuple):
         seed: Seed of the initial weights and of all random draws.
         untrained: Score of the frozen features before training, batch norm's statistics filled.
         trained: Score of the frozen features after training.
-        std: Standard deviation of the frozen unit features, times sqrt(C).
-        projected_std: Standard deviation of the unit projections, times sqrt(C), over the last tenth of the steps.
+        std: Standard deviation of the backbone's frozen unit features, times sqrt(C).
+        projected_std: The same of the projected unit features, mean over the last tenth of the steps.
         rank: Effective rank of the frozen features.
         losses: Loss of each step.
         deviations: ``projected_std`` of each step.
@@ -66,9 +93,21 @@ class Outcome(NamedTuple):
     deviations: list[float]
 
     @property
-    def collapsed(self) -> bool:
-        """Whether features or projections are the same everywhere."""
+    def below(self) -> bool:
+        """Whether features or projections are almost the same everywhere."""
         return not min(self.std, self.projected_std) >= COLLAPSED_BELOW
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether they still are after enough steps to have left the dip behind."""
+        return self.below and len(self.losses) >= JUDGED_FROM
+
+    @property
+    def health(self) -> str:
+        """The verdict, as in the table."""
+        if self.below:
+            return "**collapsed**" if self.collapsed else "too short to judge"
+        return "not collapsed"
 
 
 def write_report(
@@ -78,31 +117,39 @@ def write_report(
     facts: dict[str, str],
     load_line: str,
     measure: Measure = MIOU,
+    about_loss: str = "",
 ) -> str:
-    """Writes report.md and returns its text."""
+    """Writes report.md and returns its text; ``about_loss`` says why the loss is positive, where it is."""
     lines = ["# Quickstart", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     lines += [
         f"{measure.what}, before and after pretraining:",
         "",
-        f"| seed | untrained | trained | feature std x sqrt(C) | projected | effective rank of {channels} | health |",
+        f"| seed | untrained | trained | std | std, backbone | effective rank of {channels} | health |",
         "|---|---|---|---|---|---|---|",
     ]
     for o in outcomes:
-        health = "**collapsed**" if o.collapsed else "not collapsed"
         lines.append(
-            f"| {o.seed} | {o.untrained:.3f} | {o.trained:.3f} | {o.std:.2f} | {o.projected_std:.2f} | {o.rank:.1f} "
-            f"| {health} |"
+            f"| {o.seed} | {o.untrained:.3f} | {o.trained:.3f} | {o.projected_std:.2f} | {o.std:.2f} | {o.rank:.1f} "
+            f"| {o.health} |"
         )
     before, after = [o.untrained for o in outcomes], [o.trained for o in outcomes]
     lines += ["", f"{measure.name} untrained {_spread(before)}, trained {_spread(after)}."]
     if statistics.mean(after) <= statistics.mean(before):
         lines.append("The trained features are NOT better than the untrained ones here.")
-    if any(o.collapsed for o in outcomes):
+    if any(o.below for o in outcomes):
+        projected = any(not o.projected_std >= COLLAPSED_BELOW for o in outcomes)
+        whose = "projected" if projected else "backbone's"
         lines.append(
-            f"At least one run collapsed: a feature standard deviation below {COLLAPSED_BELOW} / sqrt(C) means that "
-            "all cells look alike."
+            f"In at least one run the {whose} features ended below "
+            f"{COLLAPSED_BELOW} / sqrt(C). In a run of under {JUDGED_FROM} steps this is normal; in a longer one it "
+            "means collapse."
         )
-    lines += ["", DIP, "", "The backbone in torchvision:", "", "```python", load_line, "```", ""]
+    lines += ["", STD, "", DIP, ""]
+    if about_loss and any(o.losses[-1] > 0 for o in outcomes):
+        lines += [about_loss, ""]
+    for name, what in FIGURES.items():
+        lines += [f"![{name}]({name}.png)", "", f"{name}.png: {what}", ""]
+    lines += ["The backbone in torchvision:", "", "```python", load_line, "```", ""]
     text = "\n".join(lines)
     path.write_text(text, encoding="utf-8")
     return text
@@ -150,11 +197,14 @@ def plot_losses(outcomes: Sequence[Outcome]):
 
     figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
+    smoothed = False
     for index, o in enumerate(outcomes):
-        left.plot(o.losses, color=f"C{index}", alpha=0.25, linewidth=0.8)
         width = max(1, len(o.losses) // 25)
-        smooth = np.convolve(o.losses, np.ones(width) / width, mode="valid")
-        left.plot(np.arange(len(smooth)) + (width - 1) / 2, smooth, color=f"C{index}", label=f"seed {o.seed}")
+        curve = np.convolve(o.losses, np.ones(width) / width, mode="valid")
+        if width > 1:
+            left.plot(o.losses, color=f"C{index}", alpha=0.25, linewidth=0.8)
+            smoothed = True
+        left.plot(np.arange(len(curve)) + (width - 1) / 2, curve, color=f"C{index}", label=f"seed {o.seed}")
         right.plot(o.deviations, color=f"C{index}", label=f"seed {o.seed}")
     right.axhline(COLLAPSED_BELOW, color="grey", linestyle="--", linewidth=0.8)
     right.text(
@@ -167,8 +217,8 @@ def plot_losses(outcomes: Sequence[Outcome]):
         va="bottom",
     )
     right.set_ylim(bottom=0)
-    left.set(title="loss (thin: each step; thick: running mean)", xlabel="step")
-    right.set(title="std of the projections x sqrt(C)", xlabel="step")
+    left.set(title="loss (thin: each step; thick: running mean)" if smoothed else "loss of each step", xlabel="step")
+    right.set(title="std (of the projected unit features, x sqrt(C))", xlabel="step")
     left.legend()
     return figure
 

@@ -59,7 +59,10 @@ def test_quickstart_trains_and_reports(method, tmp_path, capsys, monkeypatch):
     assert norms[-1] == 10
     assert method in text
     assert f"{outcome.untrained:.3f} | {outcome.trained:.3f}" in text
-    assert text in capsys.readouterr().out
+    seen = capsys.readouterr()
+    assert text in seen.out
+    assert "std=0." in seen.err  # the name of the report's column
+    assert "sqrt(C)" not in seen.err
 
 
 def test_quickstart_is_reproducible_and_its_backbone_loads_into_torchvision(tmp_path):
@@ -118,7 +121,7 @@ def test_photos_without_labels_are_scored_on_some_that_are_kept_out(tmp_path, ca
     assert "PCK within one cell" in text
     assert "mIoU" not in text
     assert f"PCK untrained {outcome.untrained:.3f}, trained {outcome.trained:.3f}" in text
-    assert "may fall below the dashed line" in text  # the dip is explained
+    assert "later they separate again" in text  # the dip is explained
     images = quickstart.read_photos(data, 20, side=64)
     left, probe = quickstart.make_probe(images, quickstart.arguments([*TINY, "--data", str(data)]))
     assert not any(image is kept for image in left for kept in (images[5], images[15]))
@@ -171,14 +174,58 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         quickstart.main([*TINY, "--lr", "1e38", "--steps", "10", "--out", str(tmp_path)])
 
 
-def test_the_report_says_collapsed(tmp_path):
-    healthy = report.Outcome(0, 0.2, 0.3, 0.7, 0.6, 40.0, [1.0], [0.6])
+def test_the_report_says_collapsed_only_after_the_dip(tmp_path):
+    def written(outcome: report.Outcome) -> str:
+        return report.write_report(tmp_path / "r.md", [outcome], 128, {"method": "any"}, "load")
+
+    healthy = report.Outcome(0, 0.2, 0.3, 0.7, 0.6, 40.0, [1.0] * 100, [0.6] * 100)
+    assert "| not collapsed |" in written(healthy)
+    assert "ended below" not in written(healthy)
+    for dead, what in (({"projected_std": 0.01}, "projected"), ({"std": 0.01}, "backbone's")):
+        text = written(healthy._replace(trained=0.1, **dead))
+        assert "| **collapsed** |" in text
+        assert f"In at least one run the {what} features ended below 0.3 / sqrt(C). In a run of under 100" in text
+        assert "NOT better" in text
+    short = healthy._replace(projected_std=0.01, losses=[1.0] * 99, deviations=[0.01] * 99)
+    assert not short.collapsed
+    assert "| too short to judge |" in written(short)
+    assert "**collapsed**" not in written(short)
+    assert "| not collapsed |" in written(short._replace(projected_std=0.6))
+
+
+def test_the_report_shows_its_figures_and_says_what_to_see(tmp_path):
+    outcome = report.Outcome(0, 0.2, 0.3, 0.7, 0.6, 40.0, [2.0], [0.6])
     facts = {"method": "any"}
-    assert "collapsed**" not in report.write_report(tmp_path / "r.md", [healthy], 128, facts, "load")
-    dead = healthy._replace(trained=0.1, projected_std=0.01)
-    text = report.write_report(tmp_path / "r.md", [dead], 128, facts, "load")
-    assert "**collapsed**" in text
-    assert "NOT better" in text
+    text = report.write_report(tmp_path / "r.md", [outcome], 128, facts, "load", about_loss=report.LOSS["pixcontrast"])
+    assert "| seed | untrained | trained | std | std, backbone |" in text
+    assert "InfoNCE" in text
+    lines = text.splitlines()
+    for name in FIGURES:
+        (at,) = [index for index, line in enumerate(lines) if line.startswith("![") and f"]({name}.png)" in line]
+        assert lines[at + 2].startswith(f"{name}.png: ")
+    assert "colours mean alike features" in text
+    assert "3 components hold 39%" in text
+    below = report.write_report(
+        tmp_path / "r.md", [outcome._replace(losses=[-2.0])], 128, facts, "load", about_loss=report.LOSS["pixcontrast"]
+    )
+    assert "InfoNCE" not in below
+
+
+@pytest.mark.parametrize("method", quickstart.METHODS)
+def test_every_method_of_the_quickstart_says_what_its_loss_is(method):
+    assert report.LOSS[method].startswith("The loss is ")
+
+
+@pytest.mark.parametrize(("steps", "smoothed"), [(3, False), (49, False), (50, True)])
+def test_the_figure_of_the_loss_names_what_it_draws(steps, smoothed):
+    values = [0.5] * steps
+    figure = report.plot_losses([report.Outcome(seed, 0.2, 0.3, 0.7, 0.6, 40.0, values, values) for seed in range(2)])
+    left, right = figure.axes
+    assert ("running mean" in left.get_title()) is smoothed
+    assert len(left.lines) == (4 if smoothed else 2)
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["seed 0", "seed 1"]
+    assert max(line.get_alpha() or 1 for line in left.lines) == 1
+    assert right.get_title().startswith("std ")
 
 
 def test_compose_your_own_runs(capsys):
