@@ -12,6 +12,8 @@ from densessl._tracer import claims, classify, folded, mask_positions
 _LEAST_SHARE_OF_A_VIEW = 0.25  # of a view's pixels, less the rims
 _JUMP = 4.0  # pixels of the other image between neighbouring pixels: more is the edge of something that moves
 _ROUNDING = 1e-3  # source pixels; what float32 loses where nothing moved is no error
+# Swapped channels and dropped pixels look like fill to a tracer.
+OR_COLOURS = "or a step of your own changed the colours: leave such steps out of the check"
 
 
 class Where(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from densessl._sightings import Seen, Where, compared_carried, compared_image, compared_mask, largest_excess
+from densessl._sightings import OR_COLOURS, Seen, Where, compared_carried, compared_image, compared_mask, largest_excess
 from densessl._tracer import (
     Tracer,
     classify,
@@ -139,7 +139,9 @@ def check_tracking(
                 total, pixels = total + float(image.errors.sum()), pixels + len(image.errors)
                 shown += image.shown
     if pixels == 0:
-        raise ValueError(f"transform: no pixel of {draws} draws could be compared: the views show nothing but fill")
+        raise ValueError(
+            f"transform: no pixel of {draws} draws could be compared: the views show nothing but fill, {OR_COLOURS}"
+        )
     if coords is not None and carried_pixels == 0:
         raise ValueError(
             f"coords: no pixel of {draws} draws could be compared in the other image: its place is unknown"
@@ -148,7 +150,7 @@ def check_tracking(
     if share < _LEAST_SHARE:
         raise ValueError(
             f"transform: only {share:.1%} of what the views show of their sources could be compared, at least "
-            f"{_LEAST_SHARE:.0%} expected: the coords know nothing of the rest, or it lies in the rims"
+            f"{_LEAST_SHARE:.0%} expected: the coords know nothing of the rest, it lies in the rims, {OR_COLOURS}"
         )
     return TrackingReport(worst, total / pixels, draws * len(pipelines), pixels, share)
 

@@ -177,6 +177,20 @@ def test_changed_colours_are_not_taken_for_fill(name, often):
             check_tracking(v2.Compose([v2.RandomResizedCrop(96), step]), draws=25)
 
 
+SPARSE = {
+    "swapped channels": lambda x: x[[2, 1, 0]],
+    "half of the pixels dropped": lambda x: x * (torch.rand(x.shape[1:]) > 0.5),
+    "a sixth of the pixels dropped": lambda x: x * (torch.rand(x.shape[1:]) > 0.17),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_changed_colours_that_look_like_fill_are_named_as_a_cause(name):
+    changed = "a step of your own changed the colours: leave such steps out of the check$"
+    with pytest.raises(ValueError, match=rf"(no pixel of 4 draws|only [1-4]\.\d% of what) .* or {changed}"):
+        check_tracking(OnImages(SPARSE[name]), draws=4)
+
+
 def test_a_choice_with_one_bad_branch_is_found():
     for bad in (OnImages(FORGETFUL["a shift of 2 px"]), Thrown(0.02)):
         with pytest.raises(ValueError, match="did not follow"):
