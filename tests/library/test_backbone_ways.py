@@ -3,6 +3,7 @@
 import copy
 import os
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -94,13 +95,16 @@ def shard(rank: int, folder: str, out: Any) -> None:
         features = encoder(x)
         features.sum().backward()
         out[rank, name] = float((features - expected).abs().max())
+    dist.barrier()  # both have told their figures before either ends
     dist.destroy_process_group()
 
 
 def test_fully_sharded_by_blocks(tmp_path):
     with mp.Manager() as manager:
         out = manager.dict()
-        mp.spawn(shard, (os.fspath(tmp_path), out), nprocs=2)
+        # On a busy machine a thread of gloo's now and then aborts a process that is ending; the figures are told by then.
+        with suppress(mp.ProcessExitedException):
+            mp.spawn(shard, (os.fspath(tmp_path), out), nprocs=2)
         assert len(out) == 4
         assert max(out.values()) < 1e-5
 
