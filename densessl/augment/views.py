@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from densessl.augment._alone import refuse_images_alone
 from densessl.augment._draws import generators_kept, seed_generators
 from densessl.augment._inputs import as_image, as_mask, checked_seeds, refuse_depth, refuse_values
 from densessl.augment._start import carried, checked_source_size, checked_start
@@ -93,7 +94,7 @@ class MultiView(nn.Module):
             padding came in. They cost memory and, per geometric step, about the time of a resize.
 
     Raises:
-        ValueError: If there is no transform, or one of them cannot be tracked.
+        ValueError: If there is no transform, or one of them cannot be tracked or takes an image without its coords.
 
     Examples:
         >>> crop = v2.RandomResizedCrop(64, antialias=True)
@@ -108,8 +109,11 @@ class MultiView(nn.Module):
             raise ValueError("transforms: expected at least one, one per view, got none")
         for transform in transforms:
             if not callable(transform):
-                raise ValueError(f"transforms: expected callables, one per view, got {type(transform).__name__}")
+                name = type(transform).__name__
+                hint = f"; write MultiView(*{name})" if isinstance(transform, list | tuple) else ""
+                raise ValueError(f"transforms: expected callables, one per view, got {name}{hint}")
             refuse_untrackable(transform, dense)
+            refuse_images_alone(transform)
         self.transforms = transforms
         self.dense = dense
         # PIL and tensors sometimes round the enlarged canvas of a rotation differently, by one pixel; the coords round

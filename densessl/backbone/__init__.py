@@ -22,6 +22,7 @@ __all__ = ["FeatureMap", "MaskToken"]
 
 # What torch says where windows or position embeddings were made for another size of the images.
 _OF_A_SIZE = re.compile(r"is invalid for input of size|must match the size of tensor")
+_FINAL_NORMS = ("norm", "encoder.ln")  # of timm's and of torchvision's vision transformers
 
 
 class FeatureMap(nn.Module):
@@ -186,6 +187,9 @@ def _prepare(
     for layer in layers:
         if layer not in modules:
             names = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"layer: {type(model).__name__} has no {layer!r}; its top modules are {names}")
+            usual = next(
+                (f"; for a vision transformer usually {name!r}" for name in _FINAL_NORMS if name in modules), ""
+            )
+            raise ValueError(f"layer: {type(model).__name__} has no {layer!r}; its top modules are {names}{usual}")
     part, (evaluation, training) = cut(model, layers)
     return part, (evaluation, training), GraphRun(layers)

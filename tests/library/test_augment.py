@@ -1,4 +1,5 @@
 import warnings
+from functools import partial, wraps
 
 import kornia.augmentation as K
 import pytest
@@ -22,6 +23,7 @@ from densessl import (
     ViewCoords,
     byol_photometric,
     byol_views,
+    check_tracking,
     mocov2_photometric,
     mocov2_views,
     simclr_photometric,
@@ -177,6 +179,82 @@ def test_what_cannot_be_followed_raises_with_its_name(transform, name):
         MultiView(transform)(photo())
 
 
+def brighter(image):
+    return image + 1
+
+
+class Brighter(nn.Module):
+    def forward(self, image):
+        return image + 1
+
+
+class BrighterTransform(v2.Transform):
+    def forward(self, image):
+        return image + 1
+
+
+class Callable:
+    def __call__(self, image, strength=1, *, both=False):
+        return image + strength
+
+    def method(self, image):
+        return image + 1
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (brighter, "brighter"),
+        (lambda x: x, "<lambda>"),
+        (Brighter(), "Brighter"),
+        (BrighterTransform(), "BrighterTransform"),
+        (Callable().method, "method"),
+        (partial(brighter), "partial"),
+    ],
+)
+def test_steps_that_take_the_image_alone_are_named(step, name):
+    message = f"transforms: expected steps that take the image and its coords, .*; {name} takes the image alone .see"
+    for pipeline in (
+        step,
+        v2.Compose([v2.Identity(), step]),
+        nn.Sequential(v2.Identity(), step) if isinstance(step, nn.Module) else step,
+        v2.Compose([v2.RandomChoice([v2.Identity(), v2.RandomApply([step], p=1.0)])]),
+    ):
+        for call in (lambda p: MultiView(v2.Identity(), p), lambda p: check_tracking(p, draws=1)):
+            with pytest.raises(ValueError, match=message):
+                call(pipeline)
+
+
+def test_steps_that_take_image_and_coords_in_any_way_are_not_refused():
+    def passed(image, coords, mask=None):
+        return (image, coords) if mask is None else (image, coords, mask)
+
+    @wraps(brighter)
+    def wrapper(*parts):
+        return parts
+
+    class ImageFirst(v2.Transform):
+        """Hands its children the image alone, which is its own affair."""
+
+        def __init__(self, transforms):
+            super().__init__()
+            self.transforms = transforms
+
+        def forward(self, image, *rest):
+            for transform in self.transforms:
+                image = tv_tensors.wrap(transform(image), like=image)
+            return (image, *rest)
+
+    def failing(image, coords):
+        return brighter(image, coords)  # a mistake inside of a step
+
+    for step in (passed, wrapper, ImageFirst([brighter]), lambda *parts: parts, partial(passed, mask=None)):
+        for pipeline in (step, v2.Compose([v2.Identity(), step])):
+            MultiView(pipeline)(photo())
+    with pytest.raises(TypeError, match="brighter"):
+        MultiView(failing)(photo())
+
+
 def test_a_functional_called_on_pixels_alone_cannot_hide_behind_a_container():
     sneaky = v2.RandomApply([Unmoved()], p=1.0)
     with pytest.raises(ValueError, match=r"Unmoved.*moved pixels and not the coords"):
@@ -188,6 +266,8 @@ def test_a_functional_called_on_pixels_alone_cannot_hide_behind_a_container():
     [
         (lambda: MultiView(), "transforms: expected at least one"),
         (lambda: MultiView(3), "transforms: expected callables.*int"),
+        (lambda: MultiView([v2.Identity(), v2.Identity()]), r"one per view, got list; write MultiView\(\*list\)$"),
+        (lambda: MultiView((v2.Identity(),)), r"one per view, got tuple; write MultiView\(\*tuple\)$"),
         (lambda: MultiView(v2.Identity())(torch.zeros(4, 4)), r"image: expected .*got \(4, 4\)"),
         (lambda: MultiView(v2.Identity())("a.jpg"), "image: expected .*got str"),
         (lambda: MultiView(v2.Identity())(torch.zeros(3, 0, 4)), r"image: expected .*got \(3, 0, 4\)"),

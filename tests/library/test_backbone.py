@@ -302,8 +302,16 @@ class Untraceable(nn.Module):
     ("build_it", "message"),
     [
         (
+            lambda: FeatureMap(small_vit()),
+            "has no 'layer4'; its top modules are .*heads; for a vision transformer usually 'encoder.ln'$",
+        ),
+        (
+            lambda: FeatureMap(timm.models.VisionTransformer(32, 16, embed_dim=32, depth=1, num_heads=2)),
+            "has no 'layer4'; its top modules are .*head; for a vision transformer usually 'norm'$",
+        ),
+        (
             lambda: FeatureMap(tv.resnet18(), "layer5"),
-            r"layer: ResNet has no 'layer5'; its top modules are conv1, .*fc",
+            r"layer: ResNet has no 'layer5'; its top modules are conv1, .*fc$",
         ),
         (lambda: FeatureMap("resnet18"), r"model: expected a module, such as .*, got 'resnet18'"),
         (lambda: FeatureMap(tv.resnet18), r"model: expected a module, such as .*, got function"),
