@@ -102,7 +102,7 @@ def shard(rank: int, folder: str, out: Any) -> None:
 def test_fully_sharded_by_blocks(tmp_path):
     with mp.Manager() as manager:
         out = manager.dict()
-        # On a busy machine a thread of gloo's now and then aborts a process that is ending; the figures are told by then.
+        # A thread of gloo's may abort a process that is ending, on a busy machine; the figures are told by then.
         with suppress(mp.ProcessExitedException):
             mp.spawn(shard, (os.fspath(tmp_path), out), nprocs=2)
         assert len(out) == 4
