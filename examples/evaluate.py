@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.backbones import make_backbone
+from examples.pretrain.common.bar import speak_plainly
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.pages import facts, heading, page, paragraph, table
@@ -60,7 +61,8 @@ class Setting(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Scores the networks, prints and writes the comparison; returns the scores by network."""
     args = arguments(argv)
-    logging.basicConfig(level=logging.WARNING)
+    speak_plainly()
+    logging.getLogger().setLevel(logging.WARNING)
     out = args.out or args.checkpoint.parent / "evaluation"
     try:
         setting = setting_of(args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 2 after an error of the user's, told in one line; 130 after a run that was stopped.
     """
     chosen = _parser().parse_args(arguments)
+    # Says every try to download; the error in the end is ours. The level of the logger above is set at its import.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     # A queue's signal ends the run as Ctrl-C does, so that its features are removed.
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None

@@ -1,6 +1,7 @@
 """The command line on tiny folders and tiny models, without a network."""
 
 import json
+import logging
 import os
 import signal
 
@@ -15,7 +16,7 @@ pytest.importorskip("tqdm")
 import evaluating
 from evaluating import camvid_folder, resnet_file, scores_of
 
-from densessl.evaluation import FAST, in_context_segmentation
+from densessl.evaluation import FAST, _command, in_context_segmentation
 from densessl.evaluation._backbones import features_of, make_backbone
 from densessl.evaluation._command import main
 from densessl.evaluation._protocols import PROTOCOLS as PROTOCOLS_OF_THE_COMMAND
@@ -152,6 +153,20 @@ def test_errors_are_told_in_a_line(folder, weights, tmp_path, capsys, options, m
     assert told.startswith(message)
     assert told.count("\n") == 1
     assert not (tmp_path / "o.json").exists()
+
+
+def test_nothing_is_said_of_each_try_to_download(folder, weights, tmp_path, monkeypatch, capsys, caplog):
+    def unreachable(*args):
+        logging.getLogger("huggingface_hub").setLevel(logging.WARNING)  # as its first import does
+        logging.getLogger("huggingface_hub.utils._http").warning("'Connection refused' thrown while requesting HEAD")
+        raise OSError("no network")
+
+    monkeypatch.setattr(_command, "make_backbone", unreachable)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub.utils._http"), "level", logging.NOTSET)
+    options = ["--backbone", "timm/resnet18", "--data", f"camvid:{folder}", "--out", str(tmp_path / "r.json")]
+    assert main([*options, "--protocols", "neighbors"]) == 2
+    assert capsys.readouterr().err == "error: no network\n"
+    assert not caplog.messages
 
 
 def test_a_report_of_something_else_is_not_overwritten(folder, weights, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The way after a run: its report, however it ended, and the comparison that the report names."""
 
+import logging
 import os
 import shlex
 import signal
@@ -239,6 +240,35 @@ def test_evaluate_reads_no_settings_of_other_programs(finished, folder, tmp_path
         SystemExit, match=r"--out: expected a folder that can be written to, got .*config.yaml: File exists"
     ):
         evaluate.main([*args, "--out", str(place / "config.yaml")])
+
+
+def test_evaluate_says_nothing_of_each_try_to_download(folder, tmp_path, monkeypatch):
+    said = []
+
+    def unreachable(*args, **kwargs):
+        http.warning("'Connection refused' thrown while requesting HEAD")
+        logging.getLogger("densessl.any").warning("what is ours")
+        raise ValueError("backbone.init: no network")
+
+    class Said(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    http, handler = logging.getLogger("huggingface_hub.utils._http"), Said()
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "level", logging.WARNING)  # as it is born
+    http.setLevel(logging.NOTSET)
+    monkeypatch.setattr(evaluate, "make_backbone", unreachable)
+    (tmp_path / "w.pth").touch()
+    loggers = http, logging.getLogger("densessl.any")
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with pytest.raises(SystemExit, match="no network"):
+            evaluate.main([str(tmp_path / "w.pth"), "--photos", str(folder), "--size", "32"])
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert said == ["what is ours"]
 
 
 def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_path):
