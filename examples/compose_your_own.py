@@ -42,6 +42,7 @@ def main(steps: int = 5) -> list[float]:
         query, key = student(a.image), teacher(b.image)
         allowed = near(a.coords, b.coords, (8, 8))
         mask = pairs_to_mask(nearest(feature_distance(query, key), valid=allowed), (64, 64))
+        # Every other cell is a negative here, also one that lies near but was not chosen.
         loss = pixcontrast_loss(query, key, mask)
         optimizer.zero_grad()
         loss.backward()

@@ -155,7 +155,7 @@ class GramLoss(nn.Module):
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Raises:
-        ValueError: If a option is not as described.
+        ValueError: If an option is not as described.
 
     Examples:
         >>> loss = GramLoss()(torch.rand(2, 32, 7, 7), torch.rand(2, 32, 7, 7))

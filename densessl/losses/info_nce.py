@@ -105,7 +105,7 @@ class InfoNCELoss(nn.Module):
         no_match: How an image without a valid pair counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: If a option is not as described.
+        ValueError: If an option is not as described.
 
     Examples:
         >>> query, key, negatives = torch.rand(2, 5, 32), torch.rand(2, 5, 32), torch.rand(100, 32)

@@ -75,7 +75,7 @@ class KernelAlignmentLoss(nn.Module):
         no_match: How an image with fewer than two valid cells counts in the mean: ``"skip"`` or ``"zero"``.
 
     Raises:
-        ValueError: If a option is not as described.
+        ValueError: If an option is not as described.
 
     Examples:
         >>> loss = KernelAlignmentLoss()(torch.rand(2, 32, 7, 7), torch.rand(2, 16, 7, 7))

@@ -130,7 +130,7 @@ class NeighborOrderLoss(nn.Module):
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Raises:
-        ValueError: If a option is not as described.
+        ValueError: If an option is not as described.
 
     Examples:
         >>> loss = NeighborOrderLoss()(torch.rand(1, 32, 3, 3), torch.rand(1, 32, 3, 3), torch.rand(1, 4, 32))

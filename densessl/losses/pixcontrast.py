@@ -25,15 +25,15 @@ def pixcontrast_loss(
 
     The loss of a query cell is ``-log(sum over positives of exp(cos / t) / sum over all key cells of exp(cos / t))``.
     It is averaged over the query cells that have a positive, then over images. Negatives are the other cells of the
-    same image's other view, as in the paper. The paper averages over "pixels in the intersection of the two views":
-    with T >= 0.5 and the larger cell as unit, each of those has a positive; cells on the rim that also have one count
-    here as well. The authors' code does not contain this loss. Between large maps the logits are computed in blocks,
-    once in the forward pass and once more in the backward pass, so that memory grows with the number of cells (a
-    strided mask itself aside).
+    same image's other view, as in the paper. A near pair that is taken out of the mask becomes a negative. The paper
+    averages over "pixels in the intersection of the two views": with T >= 0.5 and the larger cell as unit, each of
+    those has a positive; cells on the rim that also have one count here as well. The authors' code does not contain
+    this loss. Between large maps the logits are computed in blocks, once in the forward pass and once more in the
+    backward pass, so that memory grows with the number of cells (a strided mask itself aside).
 
     Args:
         query: Features of the online branch, ``(B, C, h, w)`` or ``(B, Nq, C)``.
-        key: Features of the momentum branch, ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        key: Features of the target, ``(B, C, h', w')`` or ``(B, Nk, C)``.
         mask: Positive pairs ``(B, Nq, Nk)``, boolean, strided or sparse COO.
         valid_k: Optional boolean tensor ``(B, Nk)`` or ``(B, h', w')``, for instance from ``densessl.cell_validity``:
             the key cells that the denominator sums over. Other key cells are not positives either, and what they hold,
@@ -127,7 +127,7 @@ class PixContrastLoss(nn.Module):
         no_match: How an image without positives counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: If a option is not as described.
+        ValueError: If an option is not as described.
 
     Examples:
         >>> mask = torch.eye(49, dtype=torch.bool).expand(2, 49, 49)

@@ -65,7 +65,7 @@ class PixProLoss(nn.Module):
         no_match: How an image without positives counts in the mean: ``"zero"`` or ``"skip"``.
 
     Raises:
-        ValueError: If a option is not as described.
+        ValueError: If an option is not as described.
 
     Examples:
         >>> mask = torch.eye(49, dtype=torch.bool).expand(2, 49, 49)
