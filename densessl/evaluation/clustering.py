@@ -68,16 +68,18 @@ def cluster_segmentation(
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
     test = test if isinstance(test, StoredFeatures) else own_share_once(test, "test")
     together = not isinstance(test, StoredFeatures) or test.shared
-    tokens, answers, sizes = Held(), Held(), []
+    tokens, answers, sizes, lengths = Held(), Held(), [], list[int]()
+    channels = 0
     for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):
         tokens.append(normalized(map_to_tokens(maps)).to("cpu", torch.float16))
         answers.append(labels.to("cpu", torch.int16 if classes < 1 << 15 else torch.int32))
         sizes.append((maps.shape[2], maps.shape[3]))
-    told = tokens[0].shape[2] if len(tokens) else 0
-    channels = max(from_all(told) if together else [told])
+        lengths += [maps.shape[2] * maps.shape[3]] * len(maps)
+        channels = maps.shape[1]
+    channels = max(from_all(channels) if together else [channels])
     if not channels:
         raise ValueError("test: expected (image, labels) pairs, got none")
-    first, count = _numbered(tokens, test, batch_size)
+    first, count = _numbered(lengths, test, batch_size)
     if count < clusters:
         raise ValueError(f"clusters: expected at most as many as there are cells, {count}, got {clusters}")
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:cells]
@@ -101,10 +103,15 @@ def cluster_segmentation(
     return float(class_ious(merged.mT).nanmean())
 
 
-def _numbered(tokens: Held, test: Labelled | StoredFeatures, batch_size: int) -> tuple[list[int], int]:
-    """The number of the first cell of each image of this process among the cells of all images, and their count."""
-    lengths = [part.shape[1] for part in tokens for _ in part]
-    if isinstance(test, StoredFeatures):  # of which each process has every so manieth batch
+def _numbered(lengths: list[int], test: Labelled | StoredFeatures, batch_size: int) -> tuple[list[int], int]:
+    """The number of the first cell of each image of this process among the cells of all images, and their count.
+
+    Args:
+        lengths: Number of cells of each image of this process.
+        test: The images, or a store of their features.
+        batch_size: Number of images that are read at once.
+    """
+    if isinstance(test, StoredFeatures):  # its batches are dealt to the processes in turn
         rank, world = place() if test.shared else (0, 1)
         own = [at for at in range(len(test)) if at // batch_size % world == rank]
         cells = test.size[1] * test.size[2]

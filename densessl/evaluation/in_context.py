@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from densessl.evaluation._batches import Features, Labelled, encoded, image_count, own_share
 from densessl.evaluation._disk import Growing, Rows
+from densessl.evaluation._held import HELD
 from densessl.evaluation._processes import from_all, from_first, place, total
 from densessl.evaluation._refuse import check_at_least, check_positive, check_probe
 from densessl.evaluation._stored import StoredFeatures
@@ -22,8 +23,6 @@ from densessl.evaluation.matched import iou_of_overlap, overlap_of
 from densessl.evaluation.retrieval import rare_first_cells, read_shares
 from densessl.evaluation.shares import class_shares
 from densessl.features import map_to_tokens, tokens_to_map
-
-_HELD = 1 << 28  # bytes of the memory's features, and of their class shares, that stay in memory
 
 
 class InContext(NamedTuple):
@@ -149,7 +148,7 @@ def _memory(
     chosen = _chosen(single, classes, protocol, count, torch.Generator().manual_seed(seed), batch_size, together)
     if not isinstance(memory, StoredFeatures) or _bytes(memory, count, classes) <= memory.held_bytes:
         # Several processes hold what they exchange.
-        most = _HELD if together and processes() == 1 else sys.maxsize
+        most = HELD if together and processes() == 1 else sys.maxsize
         keys, shares = Growing(folder / "keys", most), Growing(folder / "shares", most)
         parts: list[tuple[Tensor, Tensor]] = []
         for key, share, known in chosen:

@@ -34,7 +34,7 @@ def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
 
     Args:
         query: Predictions of the online branch, ``(B, C)``.
-        key: Projections of the momentum branch, ``(B, C)``.
+        key: Projections of the target, ``(B, C)``.
 
     Returns:
         A float32 scalar in [-2, 2].
@@ -60,7 +60,7 @@ def instance_contrast_loss(
 
     Args:
         query: Projections of the online branch, ``(B, C)``.
-        key: Projections of the momentum branch, ``(B, C)``; no gradient flows to them.
+        key: Projections of the target, ``(B, C)``; no gradient flows to them.
         temperature: Divisor of the similarities, above 0.
         gather_distributed: Whether negatives are also taken from all other processes.
 

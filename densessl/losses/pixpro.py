@@ -16,7 +16,7 @@ def pixpro_loss(
 
     Args:
         query: Propagated features of the online branch, ``(B, C, h, w)`` or ``(B, Nq, C)``.
-        key: Features of the momentum branch, ``(B, C, h', w')`` or ``(B, Nk, C)``.
+        key: Features of the target, ``(B, C, h', w')`` or ``(B, Nk, C)``.
         mask: Positive pairs ``(B, Nq, Nk)`` from a matcher, boolean, strided or sparse COO.
         reduction: ``"mean"`` over images, or ``"none"`` for one value per image.
         no_match: How an image without positives counts in the mean: as 0 (``"zero"``, as in the published code) or not

@@ -20,11 +20,11 @@ class PixContrastInstance(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        alpha: Weight of the instance term.
+        alpha: Weight of the instance term, at least 0; PixPro's paper has 1.
         hidden_dim: Width of the hidden layers of the heads.
         dim: Number of channels of the projections.
         threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
-        temperature: Temperature of the softmax over cells.
+        temperature: Temperature of the softmax over cells, above 0.
         pixel_distances: Whether distances are in pixels, not per axis as published. Use it for images far from square.
     """
 

@@ -23,9 +23,10 @@ class PixContrastMulticrop(nn.Module):
         width: Number of channels of that map.
         hidden_dim: Width of the projection head's hidden layer.
         dim: Number of channels of the projections.
-        threshold: Cells match below this distance, T, in diagonals of the larger cell.
-        temperature: Temperature of the softmax.
-        pixel_distances: Measure in pixels of the source image, not per axis; for images far from square.
+        threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
+        temperature: Temperature of the softmax, above 0; a smaller one weighs the most similar negatives more.
+        pixel_distances: Whether distances are in pixels of the source image, not per axis as published. Use it for
+            images far from square.
     """
 
     def __init__(

@@ -162,7 +162,7 @@ def test_a_memory_in_a_file_gives_what_one_in_memory_gives(tmp_path, monkeypatch
         expected = in_context_segmentation(features, mixed, ASKED, CLASSES, protocol, batch_size=3)
         for most in (0, 500, 1500):
             with monkeypatch.context() as patch:
-                patch.setattr(in_context, "_HELD", most)
+                patch.setattr(in_context, "HELD", most)
                 patch.setattr(tempfile, "tempdir", str(tmp_path))
                 assert in_context_segmentation(features, mixed, ASKED, CLASSES, protocol, batch_size=3) == expected
             assert [*tmp_path.iterdir()] == []

@@ -69,13 +69,12 @@ class TransferCLI(LightningCLI):
             self.model.hparams.pretrained = self.pretrained
 
     def after_fit(self) -> None:
-        """Says what came out, and where it is."""
+        """Says what came out, and where the model is."""
         values = self.trainer.callback_metrics
         figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("val/"))
         log.info("%d steps done; %s", self.trainer.global_step, figures or "not evaluated yet")
         config = self.config[self.subcommand] if self.subcommand else self.config
-        table = Path(self.trainer.log_dir, "metrics.csv")
-        log.info("the model is %s, its figures are in %s", Path(config["out"], "last.ckpt"), table)
+        log.info("the model is %s", Path(config["out"], "last.ckpt"))
 
 
 def options_of(path: str) -> dict[str, Any]:

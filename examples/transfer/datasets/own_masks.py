@@ -15,6 +15,7 @@ from PIL import Image
 from examples.pretrain.common.data.decode import shown
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import evenly
+from examples.pretrain.common.samples import IGNORED
 from examples.transfer.datasets.sizes import is_turned
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 EVALUATED = 5  # one image of so many, where there are no folders for the splits
 CHECKED = 2000  # masks of a split that are read before the first step
-NOTHING = 255  # the number in a mask that neither loss nor metric counts
 
 
 def class_names(folder: str) -> list[str]:
@@ -101,16 +101,16 @@ def check_masks(images: Sequence[Path], masks: Sequence[Path], classes: int, tra
         except ValueError as error:
             raise ValueError(f"data.folder: the mask {shown(masks[i])}: {error}") from error
         here = np.bincount(numbers.ravel(), minlength=256) > 0
-        unknown = np.flatnonzero(here[classes:NOTHING]) + classes
+        unknown = np.flatnonzero(here[classes:IGNORED]) + classes
         if len(unknown):
             raise ValueError(
-                f"data.folder: expected ids among 0..{classes - 1}, {NOTHING} in {shown(masks[i])}, got "
+                f"data.folder: expected ids among 0..{classes - 1}, {IGNORED} in {shown(masks[i])}, got "
                 f"{', '.join(map(str, unknown[:8]))}; classes.txt has {classes} lines"
             )
         seen |= here
-    found = np.flatnonzero(seen[:NOTHING])
+    found = np.flatnonzero(seen[:IGNORED])
     if train and len(found) < 2:
-        beside = f", beside {NOTHING}, which counts as nothing" if seen[NOTHING] else ""
+        beside = f", beside {IGNORED}, which counts as nothing" if seen[IGNORED] else ""
         raise ValueError(
             f"data.folder: expected at least 2 classes in the masks of {shown(masks[0].parent)}, got "
             f"{', '.join(map(str, found)) or 'none'}{beside}: a mask holds in each pixel the number of its class, 0, "
