@@ -173,6 +173,7 @@ ALLOWED = {
     "evaluation.in_context": {
         "evaluation._batches",
         "evaluation._disk",
+        "evaluation._held",
         "evaluation._processes",
         "evaluation._refuse",
         "evaluation._stored",
