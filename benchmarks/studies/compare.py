@@ -5,7 +5,7 @@
     python benchmarks/studies/compare.py --stage final --lr 1 --steps 400      # on scenes that it draws itself
     python benchmarks/studies/compare.py --report
 
-A labelled FOLDER holds ``images/SPLIT/*`` and ``labels/SPLIT/*.png`` for train, val and test. ``tune`` runs every
+A labelled FOLDER holds ``images/SPLIT/*`` and ``labels/SPLIT/*.png`` for train, val and test. ``tune`` searches for the
 learning rate on seed 100 and scores on val; ``final`` takes the rate with the best mean over the val sets (or ``--lr``)
 and scores on test. Every arm sees the same photos, views and steps. A row that is there is not made again, and a run
 that was killed goes on from its last state (every 100 steps), so that the work can be stopped, continued and shared by
@@ -188,17 +188,39 @@ def commit() -> str:
     return done.stdout.strip()
 
 
+def val_scores(rows: Sequence[dict[str, str]], arm: str, steps: int, sets: int = 1) -> dict[float, float]:
+    """Mean of the linear scores on the val sets at the full length, for each learning rate scored on all of them."""
+    done = [r for r in rows if r["arm"] == arm and r["split"] == "val" and r["step"] in (str(steps), "0")]
+    own = {lr: [float(r["linear"]) for r in done if float(r["lr"]) == lr] for lr in {float(r["lr"]) for r in done}}
+    return {lr: statistics.mean(values) for lr, values in own.items() if len(values) >= sets}
+
+
 def chosen_lr(rows: Sequence[dict[str, str]], arm: str, steps: int) -> float:
     """The learning rate with the best mean of the linear scores on the val sets, at the full length.
 
     Raises:
         ValueError: If no rate was tried.
     """
-    tried = [r for r in rows if r["arm"] == arm and r["split"] == "val" and r["step"] in (str(steps), "0")]
-    rates = sorted({float(row["lr"]) for row in tried})
-    if not rates:
+    scored = val_scores(rows, arm, steps)
+    if not scored:
         raise ValueError(f"--stage: expected rows of --stage tune for {arm} first, or --lr")
-    return max(rates, key=lambda lr: statistics.mean(float(r["linear"]) for r in tried if float(r["lr"]) == lr))
+    return max(sorted(scored), key=scored.__getitem__)
+
+
+def next_lr(scored: dict[float, float], lrs: Sequence[float]) -> float | None:
+    """The learning rate that tuning tries next; None where both neighbours of the best one are worse.
+
+    The search begins with the middle rates and climbs from the best one so far: rates beyond a worse one are not tried.
+
+    Args:
+        scored: Score of each rate tried so far.
+        lrs: Rates to choose from, in rising order.
+    """
+    for lr in lrs[(len(lrs) - 1) // 2 : len(lrs) // 2 + 1]:
+        if lr not in scored:
+            return lr
+    best = lrs.index(max(scored, key=scored.__getitem__))
+    return next((lr for lr in lrs[max(best - 1, 0) : best + 2] if lr not in scored), None)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -207,17 +229,19 @@ def run(args: argparse.Namespace) -> None:
     split = "val" if args.stage == "tune" else "test"
     photos, sets = read_images(args).to(args.device), read_labelled(args, split)
     path = args.out / "rows.csv"
-    for seed in [TUNE_SEED] if args.stage == "tune" else range(args.seeds):
+    if args.stage == "tune":
+        for name in args.only:
+            lrs = args.lrs if ARMS[name].make is not None else [0.0]
+            while (lr := next_lr(val_scores(read_rows(path), name, args.steps, len(sets)), lrs)) is not None:
+                run_arm(name, lr, TUNE_SEED, photos, sets, split, args)
+        return
+    for seed in range(args.seeds):
         for name in args.only:
             trained = ARMS[name].make is not None
-            if args.stage == "tune":
-                rates = args.lrs if trained else [0.0]
-            else:
-                rates = [0.0 if not trained else args.lr or chosen_lr(read_rows(path), name, args.steps)]
-            for lr in rates:
-                step = args.steps if trained else 0
-                if not has_row(path, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=list(sets)[-1]):
-                    run_arm(name, lr, seed, photos, sets, split, args)
+            lr = 0.0 if not trained else args.lr or chosen_lr(read_rows(path), name, args.steps)
+            step = args.steps if trained else 0
+            if not has_row(path, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=list(sets)[-1]):
+                run_arm(name, lr, seed, photos, sets, split, args)
 
 
 def report(rows: Sequence[dict[str, str]]) -> str:
@@ -250,7 +274,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="Folder of rows and encoders.")
     parser.add_argument("--stage", choices=("tune", "final"), default="final", help="What to run (%(default)s).")
     parser.add_argument("--only", default="", help="Arms with commas between (all for which there is a rate).")
-    parser.add_argument("--lrs", default="0.25,0.5,1,2", help="Learning rates of --stage tune (%(default)s).")
+    parser.add_argument(
+        "--lrs",
+        default="0.125,0.25,0.5,1,2,4",
+        help="Learning rates among which --stage tune climbs from the middle to the best (%(default)s).",
+    )
     parser.add_argument("--lr", type=float, help="Learning rate of --stage final (what tuning chose).")
     parser.add_argument("--steps", type=int, default=2500, help="Steps of a run (%(default)s).")
     parser.add_argument("--snapshots", default="", help="Steps at which to score (the last one).")
@@ -277,7 +305,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
-    args.lrs = [float(lr) for lr in args.lrs.split(",")]
+    args.lrs = sorted({float(lr) for lr in args.lrs.split(",")})
     args.snapshots = {*(int(step) for step in args.snapshots.split(",") if step), args.steps}
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args

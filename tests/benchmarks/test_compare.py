@@ -163,3 +163,27 @@ def test_the_rate_is_chosen_at_the_full_length_alone():
     rows += [row("1.0", "9", "0.99", "test"), row("1.0", "9", "0.99", arm="byol")]
     assert compare.chosen_lr(rows, "pixpro", 9) == 0.5
     assert compare.chosen_lr(rows, "pixpro", 3) == 1.0
+
+
+@pytest.mark.parametrize("best", [0.125, 0.25, 0.5, 1.0, 2.0, 4.0])
+def test_tuning_climbs_to_the_best_rate(best):
+    lrs, scored = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0], {}
+    while (lr := compare.next_lr(scored, lrs)) is not None:
+        assert lr not in scored
+        scored[lr] = -abs(lrs.index(lr) - lrs.index(best))
+    assert max(scored, key=scored.get) == best
+    assert list(scored)[:2] == [0.5, 1.0]
+    assert len(scored) == {0.5: 3, 1.0: 3, 0.25: 4, 2.0: 4, 0.125: 4, 4.0: 4}[best]
+
+
+def test_tuning_of_one_rate_or_three():
+    assert compare.next_lr({}, [1.0]) == 1.0
+    assert compare.next_lr({1.0: 0.5}, [1.0]) is None
+    assert compare.next_lr({}, [0.5, 1.0, 2.0]) == 1.0
+    assert compare.next_lr({1.0: 0.5, 0.5: 0.4}, [0.5, 1.0, 2.0]) == 2.0
+
+
+def test_a_rate_scored_on_one_set_of_two_is_not_done():
+    row = {"arm": "pixpro", "lr": "0.5000", "step": "9", "split": "val", "linear": "0.6"}
+    assert compare.val_scores([row], "pixpro", 9, sets=2) == {}
+    assert compare.val_scores([row, row | {"linear": "0.8"}], "pixpro", 9, sets=2) == {0.5: pytest.approx(0.7)}
