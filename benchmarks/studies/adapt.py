@@ -25,6 +25,7 @@ from typing import NamedTuple
 import kornia.augmentation as K
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize
@@ -92,8 +93,8 @@ RECIPES = {
 }  # fmt: skip
 
 
-def make_backbone(weights: Path | None, frozen: bool) -> FeatureMap:
-    """The backbone up to stride 16; None: random weights."""
+def make_backbone(weights: Path | None, frozen: bool, layer: str = "blocks.4") -> FeatureMap:
+    """The backbone up to a layer; None: random weights."""
     model = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     if weights is not None:
         read = torch.load(weights, map_location="cpu", weights_only=True)
@@ -101,7 +102,7 @@ def make_backbone(weights: Path | None, frozen: bool) -> FeatureMap:
         if [x.shape for x in read.values()] != [x.shape for x in own.values()]:
             raise ValueError(f"--weights: expected the entries of {type(model).__name__} in order, got other shapes")
         model.load_state_dict(dict(zip(own, read.values(), strict=True)))
-    backbone = (FrozenStatistics if frozen else FeatureMap)(model, "blocks.4")
+    backbone = (FrozenStatistics if frozen else FeatureMap)(model, layer)
     return backbone.to(memory_format=torch.channels_last)  # on a CPU its convolutions take two thirds of the time
 
 
@@ -163,6 +164,11 @@ def scores(backbone: nn.Module, labelled: dict, args: argparse.Namespace) -> dic
     }
 
 
+def encoder_file(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where the encoder of a run is kept."""
+    return args.out / f"{args.name}-{name}-seed{seed}.safetensors"
+
+
 def run_one(name: str, seed: int, photos: Sequence[Tensor], labelled: dict, args: argparse.Namespace) -> None:
     """Trains with one recipe and writes its row."""
     recipe, start = RECIPES[name], time.perf_counter()
@@ -187,6 +193,8 @@ def run_one(name: str, seed: int, photos: Sequence[Tensor], labelled: dict, args
 
         train(method, recipe.optimizer(method, args.batch_size, steps), draw, steps, after)
         bar.close()
+    weights = {key: value.contiguous() for key, value in backbone.state_dict().items()}
+    save_file(weights, encoder_file(args, name, seed))
     values = scores(backbone, labelled, args)
     loss, std = (statistics.mean(column) for column in zip(*seen, strict=True)) if seen else ("", "")
     facts = {"device": f"cpu {platform.machine()}", "torch": torch.__version__, "commit": commit()}
@@ -215,9 +223,9 @@ def report(rows: Sequence[dict[str, str]], split: str = "test") -> str:
     return "\n".join(lines)
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options that adapt.py and adapt_transfer.py share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="File of the ImageNet weights.")
     parser.add_argument("--name", default="images", help="What the rows call this set (%(default)s).")
     parser.add_argument("--photos", default="", help="Folders of unlabelled photos to train on, with commas between.")
@@ -237,6 +245,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--probe-steps", type=int, default=1000, help="Steps of the linear probe (%(default)s).")
     parser.add_argument("--out", type=Path, default=Path("runs/adapt"), help="Folder of the rows (%(default)s).")
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
     args = parser.parse_args(argv)
     args.scale = tuple(float(share) for share in args.scale.split(","))
     args.seeds, args.only = [int(seed) for seed in args.seeds.split(",")], args.only.split(",")
@@ -249,7 +262,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Makes the rows that are missing; returns the table."""
-    args = arguments(argv)
+    args = checked(parser_of(__doc__), argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.csv"
     if not args.report:
         photos, labelled = read_all(args)

@@ -5,7 +5,7 @@ import timm
 import torch
 from torchvision.io import decode_image, write_jpeg, write_png
 
-from benchmarks.studies import adapt
+from benchmarks.studies import adapt, adapt_transfer
 from benchmarks.studies.adapt_figure import draw
 from benchmarks.studies.rows import read_rows
 
@@ -55,6 +55,38 @@ def test_frozen_statistics_stay_and_weights_of_another_model_are_refused(command
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="--weights: expected the entries"):
         adapt.make_backbone(tmp_path / "other.pth", frozen=True)
+
+
+def test_an_adapted_backbone_is_fine_tuned_and_read_at_a_finer_stride(command, tmp_path, monkeypatch):
+    adapt.main([*command, "--only=pixcontrast"])
+    options = [*command, "--tune-steps=2"]
+    text = adapt_transfer.main([*options, "--only=start,pixcontrast"])
+    rows = read_rows(tmp_path / "out" / "transfer.csv")
+    tuned, frozen = list(adapt_transfer.SHARES), [f"finer {score}" for score in adapt.SCORES]
+    both = tuned + frozen
+    wanted = {("start", "0"): both, ("pixcontrast", "0"): both, ("start", "1"): tuned, ("pixcontrast", "1"): both}
+    made = [((row["arm"], row["seed"]), row["score"]) for row in rows]
+    assert made == [(key, score) for key, names in wanted.items() for score in names]
+    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    of_score = [row for row in rows if row["score"] == "fcn 10%"]
+    gains = [float(b["value"]) - float(a["value"]) for a, b in (of_score[:2], of_score[2:])]
+    (line,) = [line for line in text.splitlines() if "fcn 10%" in line and "PixContrast" in line]
+    assert f"| {sum(gains) / 2:+.3f} ± " in line
+    monkeypatch.setattr(adapt_transfer, "fine_tuned_miou", lambda *args, **options: pytest.fail("made again"))
+    assert adapt_transfer.main([*options, "--only=start,pixcontrast"]) == text
+    with pytest.raises(ValueError, match=r"--out: expected images-infonce-seed0.safetensors, which adapt.py writes"):
+        adapt_transfer.main([*options, "--only=infonce"])
+
+
+def test_the_finer_map_is_that_of_the_trained_weights(command, tmp_path):
+    args = adapt.checked(adapt.parser_of(""), command)
+    adapt.main([*command, "--only=pixcontrast", "--seeds=0"])
+    trained = adapt_transfer.backbone_of("pixcontrast", 0, args)
+    start = adapt_transfer.backbone_of("start", 0, args)
+    images = torch.rand(1, 3, 64, 96)
+    maps = [adapt_transfer.finer(backbone, args).eval()(images) for backbone in (trained, start)]
+    assert maps[0].shape == (1, 40, 8, 12)
+    assert not torch.equal(*maps)
 
 
 def test_the_figure_shows_every_seed(tmp_path):

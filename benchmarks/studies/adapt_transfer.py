@@ -1,0 +1,134 @@
+"""What a backbone adapted by adapt.py is worth elsewhere: fine-tuned on few and on all labels, and at a finer stride.
+
+    python benchmarks/studies/adapt.py --out runs/adapt --only pixcontrast+infonce ...   # makes the encoders
+    python benchmarks/studies/adapt_transfer.py --out runs/adapt --only start,pixcontrast+infonce ...   # as above
+    python benchmarks/studies/adapt_transfer.py --out runs/adapt --report
+
+``fcn 10%`` and ``fcn 100%`` fine-tune the backbone with an FCN head on that share of the labels; start and adapted
+backbone see the same labels, crops and head for each seed. The other scores are those of adapt.py at ``blocks.2``
+(stride 8, 40 channels). Rows go to transfer.csv; a row that is there is not made again. The protocol: docs/adapt.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.studies.adapt import (
+    MEAN,
+    RECIPES,
+    SCORES,
+    STD,
+    checked,
+    encoder_file,
+    make_backbone,
+    parser_of,
+    read_all,
+    scores,
+)
+from benchmarks.studies.compare import commit
+from benchmarks.studies.finetune import fine_tuned_miou
+from benchmarks.studies.rows import add_row, has_row, read_rows
+from densessl import FeatureMap
+
+SHARES = {"fcn 10%": 0.1, "fcn 100%": 1.0}
+FINER = "blocks.2"
+COLUMNS = ["set", "arm", "seed", "split", "score", "value", "seconds", "torch", "commit"]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images, uint8, as the weights want them."""
+    return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+def backbone_of(name: str, seed: int, args: argparse.Namespace) -> FeatureMap:
+    """The start, or an encoder that adapt.py left in ``--out``.
+
+    Raises:
+        ValueError: If there is no such encoder.
+    """
+    backbone = make_backbone(args.weights, frozen=True)
+    if name != "start":
+        path = encoder_file(args, name, seed)
+        if not path.is_file():
+            raise ValueError(f"--out: expected {path.name}, which adapt.py writes, got none in {args.out}")
+        backbone.load_state_dict(load_file(path))
+    return backbone
+
+
+def finer(backbone: FeatureMap, args: argparse.Namespace) -> FeatureMap:
+    """The same network, cut at stride 8."""
+    cut, weights = make_backbone(args.weights, frozen=True, layer=FINER), backbone.state_dict()
+    cut.load_state_dict({key: weights[key] for key in cut.state_dict()})
+    return cut
+
+
+def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> None:
+    """Makes the rows of one backbone that are missing."""
+    backbone, path = backbone_of(name, seed, args), args.out / "transfer.csv"
+    facts = {"set": args.name, "arm": name, "seed": seed, "split": args.split}
+    fit, test = labelled["train"], labelled[args.split]
+    tune = partial(fine_tuned_miou, backbone, fit, test, args.classes, normalize, steps=args.tune_steps, seed=seed)
+    jobs: dict[tuple[str, ...], Callable[[], list[float]]] = {
+        (score,): lambda share=share: [tune(share=share, lr=args.tune_lr)] for score, share in SHARES.items()
+    }
+    if name != "start" or seed == args.seeds[0]:  # frozen, the start does not depend on a seed
+        names = tuple(f"finer {score}" for score in SCORES)
+        jobs[names] = lambda: list(scores(finer(backbone, args), labelled, args).values())
+    for names, job in jobs.items():
+        if all(has_row(path, **facts, score=score) for score in names):
+            continue
+        begin = time.perf_counter()
+        values = job()
+        extra = {"seconds": round(time.perf_counter() - begin), "torch": torch.__version__, "commit": commit()}
+        for score, value in zip(names, values, strict=True):
+            add_row(path, COLUMNS, facts | {"score": score, "value": value} | extra)
+
+
+def report(rows: Sequence[dict[str, str]], split: str = "test") -> str:
+    """Markdown: mean and standard deviation over seeds, and the mean difference to the start."""
+    rows = [row for row in rows if row["split"] == split]
+    lines = ["| set | score | recipe | seeds | mIoU or PCK | to the start |", "|---" * 6 + "|"]
+    for of_set, score in sorted({(row["set"], row["score"]) for row in rows}):
+        own = [row for row in rows if (row["set"], row["score"]) == (of_set, score)]
+        start = {row["seed"]: float(row["value"]) for row in own if row["arm"] == "start"}
+        for name, recipe in RECIPES.items():
+            values = {row["seed"]: float(row["value"]) for row in own if row["arm"] == name}
+            if not values:
+                continue
+            spread = f" ± {statistics.stdev(values.values()):.3f}" if len(values) > 1 else ""
+            cells = [of_set, score, recipe.title, str(len(values)), f"{statistics.mean(values.values()):.3f}{spread}"]
+            # Paired by seed where the start was tuned with that seed, and against its one value where it was frozen.
+            one = next(iter(start.values()), None) if len(start) == 1 else None
+            gains = [value - start.get(seed, one) for seed, value in values.items() if start.get(seed, one) is not None]
+            apart = f" ± {statistics.stdev(gains):.3f}" if len(gains) > 1 else ""
+            cells.append("" if name == "start" or not gains else f"{statistics.mean(gains):+.3f}{apart}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Makes the rows that are missing; returns the table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--tune-steps", type=int, default=400, help="Steps of the fine-tuning (%(default)s).")
+    parser.add_argument("--tune-lr", type=float, default=1e-4, help="Peak learning rate of the backbone (%(default)s).")
+    args = checked(parser, argv)
+    if not args.report:
+        _, labelled = read_all(args)
+        for seed in args.seeds:
+            for name in args.only:
+                run_one(name, seed, labelled, args)
+    text = report(read_rows(args.out / "transfer.csv"), args.split)
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()
