@@ -83,7 +83,7 @@ def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> N
         names = tuple(f"finer {score}" for score in SCORES)
         jobs[names] = lambda: list(scores(finer(backbone, args), labelled, args).values())
     for names, job in jobs.items():
-        if all(has_row(path, **facts, score=score) for score in names):
+        if names[0].split()[0] not in args.what or all(has_row(path, **facts, score=score) for score in names):
             continue
         begin = time.perf_counter()
         values = job()
@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser = parser_of(__doc__)
     parser.add_argument("--tune-steps", type=int, default=400, help="Steps of the fine-tuning (%(default)s).")
     parser.add_argument("--tune-lr", type=float, default=1e-4, help="Peak learning rate of the backbone (%(default)s).")
+    parser.add_argument("--what", nargs="+", choices=("fcn", "finer"), default=("fcn", "finer"), help="Rows to make.")
     args = checked(parser, argv)
     if not args.report:
         _, labelled = read_all(args)

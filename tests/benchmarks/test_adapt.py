@@ -74,6 +74,8 @@ def test_an_adapted_backbone_is_fine_tuned_and_read_at_a_finer_stride(command, t
     assert f"| {sum(gains) / 2:+.3f} ± " in line
     monkeypatch.setattr(adapt_transfer, "fine_tuned_miou", lambda *args, **options: pytest.fail("made again"))
     assert adapt_transfer.main([*options, "--only=start,pixcontrast"]) == text
+    adapt_transfer.main([*options, "--only=start", "--seeds=2", "--what=finer"])
+    assert {row["score"] for row in read_rows(tmp_path / "out" / "transfer.csv") if row["seed"] == "2"} == set(frozen)
     with pytest.raises(ValueError, match=r"--out: expected images-infonce-seed0.safetensors, which adapt.py writes"):
         adapt_transfer.main([*options, "--only=infonce"])
 
