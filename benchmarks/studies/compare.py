@@ -33,7 +33,9 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY, Arm
+from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.rows import add_row, has_row, read_rows
+from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from densessl import FeatureMap, MaskedView, View
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
@@ -45,7 +47,6 @@ from examples.quickstart.photos import read_camvid, read_photos
 from examples.quickstart.scenes import CLASSES, draw_scene
 
 SIDE = 128  # of the photos that are held in memory
-SCORES = ("linear", "neighbors", "pck", "pck_colour")
 TUNE_SEED = 100
 SAVE_EVERY = 100  # steps
 CLASS_COUNTS = {"camvid": 11, "nuclei": 2, "scenes": len(CLASSES)}
@@ -124,6 +125,11 @@ def scores(backbone: nn.Module, sets: dict[str, tuple[Labelled, Labelled]], args
         )
 
 
+def encoder_file(args: argparse.Namespace, name: str, lr: float, seed: int, step: int) -> Path:
+    """Where the encoder of a run is kept, as it was after so many steps."""
+    return args.out / f"{name}-lr{lr:g}-seed{seed}-{step}.safetensors"
+
+
 def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: str, args: argparse.Namespace) -> None:
     """Trains one arm, and writes a row for each snapshot and labelled set."""
     arm: Arm = ARMS[name]
@@ -147,7 +153,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
         for module, training in modes:
             module.training = training
         weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
-        save_file(weights, args.out / f"{name}-lr{lr:g}-seed{seed}-{step}.safetensors")
+        save_file(weights, encoder_file(args, name, lr, seed, step))
 
     if arm.make is None:
         fill_statistics(backbone, draw, min(args.steps, 100))
@@ -188,39 +194,11 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def val_scores(rows: Sequence[dict[str, str]], arm: str, steps: int, sets: int = 1) -> dict[float, float]:
-    """Mean of the linear scores on the val sets at the full length, for each learning rate scored on all of them."""
-    done = [r for r in rows if r["arm"] == arm and r["split"] == "val" and r["step"] in (str(steps), "0")]
-    own = {lr: [float(r["linear"]) for r in done if float(r["lr"]) == lr] for lr in {float(r["lr"]) for r in done}}
-    return {lr: statistics.mean(values) for lr, values in own.items() if len(values) >= sets}
-
-
-def chosen_lr(rows: Sequence[dict[str, str]], arm: str, steps: int) -> float:
-    """The learning rate with the best mean of the linear scores on the val sets, at the full length.
-
-    Raises:
-        ValueError: If no rate was tried.
-    """
-    scored = val_scores(rows, arm, steps)
-    if not scored:
-        raise ValueError(f"--stage: expected rows of --stage tune for {arm} first, or --lr")
-    return max(sorted(scored), key=scored.__getitem__)
-
-
-def next_lr(scored: dict[float, float], lrs: Sequence[float]) -> float | None:
-    """The learning rate that tuning tries next; None where both neighbours of the best one are worse.
-
-    The search begins with the middle rates and climbs from the best one so far: rates beyond a worse one are not tried.
-
-    Args:
-        scored: Score of each rate tried so far.
-        lrs: Rates to choose from, in rising order.
-    """
-    for lr in lrs[(len(lrs) - 1) // 2 : len(lrs) // 2 + 1]:
-        if lr not in scored:
-            return lr
-    best = lrs.index(max(scored, key=scored.__getitem__))
-    return next((lr for lr in lrs[max(best - 1, 0) : best + 2] if lr not in scored), None)
+def final_lr(name: str, args: argparse.Namespace) -> float:
+    """The learning rate of an arm in --stage final."""
+    if ARMS[name].make is None:
+        return 0.0
+    return args.lr or chosen_lr(read_rows(args.out / "rows.csv"), name, args.steps)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -238,37 +216,14 @@ def run(args: argparse.Namespace) -> None:
     for seed in range(args.seeds):
         for name in args.only:
             trained = ARMS[name].make is not None
-            lr = 0.0 if not trained else args.lr or chosen_lr(read_rows(path), name, args.steps)
-            step = args.steps if trained else 0
+            lr, step = final_lr(name, args), args.steps if trained else 0
             if not has_row(path, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=list(sets)[-1]):
                 run_arm(name, lr, seed, photos, sets, split, args)
 
 
-def report(rows: Sequence[dict[str, str]]) -> str:
-    """Markdown: mean and standard deviation over seeds of every score, per labelled set, arm and step."""
-    rows = [row for row in rows if row["split"] == "test"]
-    lines = [
-        "| set | method | steps | lr | seeds | linear | neighbours | PCK | PCK, colours | std |",
-        "|---" * 10 + "|",
-    ]
-    order = list(ARMS)
-    keys = sorted({(row["set"], int(row["step"]), order.index(row["arm"])) for row in rows})
-    for of_set, step, number in keys:
-        arm = order[number]
-        own = [r for r in rows if (r["set"], int(r["step"]), r["arm"]) == (of_set, step, arm)]
-        cells = [of_set, ARMS[arm].title, str(step), f"{float(own[0]['lr']):g}", str(len(own))]
-        for score in SCORES:
-            values = [float(row[score]) for row in own]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}")
-        stds = [float(row["std"]) for row in own if row["std"]]
-        lines.append("| " + " | ".join([*cells, f"{statistics.mean(stds):.2f}" if stds else ""]) + " |")
-    return "\n".join(lines)
-
-
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options that compare.py and compare_transfer.py share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", default="", help="Folders of photos with commas between (drawn scenes).")
     parser.add_argument("--labelled", default="", help="NAME=FOLDER with commas between (drawn scenes).")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="Folder of rows and encoders.")
@@ -295,6 +250,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Train in bfloat16 by autocast on a CPU as well (only on a GPU); worth it on CPUs with AMX.",
     )
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
     args = parser.parse_args(argv)
     args.only = args.only.split(",") if args.only else [name for name in ARMS if name not in BESIDE_THE_STUDY]
     if unknown := set(args.only) - set(ARMS):
@@ -313,10 +273,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Makes the rows that are missing; returns the table."""
-    args = arguments(argv)
+    args = checked(parser_of(__doc__), argv)
     if not args.report:
         run(args)
-    text = report(read_rows(args.out / "rows.csv"))
+    rows = read_rows(args.out / "rows.csv")
+    text = "\n\n".join(filter(None, (report(rows), endpoints(rows, args.steps))))
     print(text)
     return text
 

@@ -7,7 +7,7 @@ import torch
 from torchvision.io import write_jpeg, write_png
 
 from benchmarks.performance import step
-from benchmarks.studies import collapse, compare
+from benchmarks.studies import collapse, compare, compare_report, compare_transfer, tuning
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY
 from benchmarks.studies.rows import read_rows
 
@@ -161,14 +161,14 @@ def test_the_rate_is_chosen_at_the_full_length_alone():
 
     rows = [row("0.5", "9", "0.6"), row("0.5", "3", "0.1"), row("1.0", "9", "0.5"), row("1.0", "3", "0.9")]
     rows += [row("1.0", "9", "0.99", "test"), row("1.0", "9", "0.99", arm="byol")]
-    assert compare.chosen_lr(rows, "pixpro", 9) == 0.5
-    assert compare.chosen_lr(rows, "pixpro", 3) == 1.0
+    assert tuning.chosen_lr(rows, "pixpro", 9) == 0.5
+    assert tuning.chosen_lr(rows, "pixpro", 3) == 1.0
 
 
 @pytest.mark.parametrize("best", [0.125, 0.25, 0.5, 1.0, 2.0, 4.0])
 def test_tuning_climbs_to_the_best_rate(best):
     lrs, scored = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0], {}
-    while (lr := compare.next_lr(scored, lrs)) is not None:
+    while (lr := tuning.next_lr(scored, lrs)) is not None:
         assert lr not in scored
         scored[lr] = -abs(lrs.index(lr) - lrs.index(best))
     assert max(scored, key=scored.get) == best
@@ -177,13 +177,59 @@ def test_tuning_climbs_to_the_best_rate(best):
 
 
 def test_tuning_of_one_rate_or_three():
-    assert compare.next_lr({}, [1.0]) == 1.0
-    assert compare.next_lr({1.0: 0.5}, [1.0]) is None
-    assert compare.next_lr({}, [0.5, 1.0, 2.0]) == 1.0
-    assert compare.next_lr({1.0: 0.5, 0.5: 0.4}, [0.5, 1.0, 2.0]) == 2.0
+    assert tuning.next_lr({}, [1.0]) == 1.0
+    assert tuning.next_lr({1.0: 0.5}, [1.0]) is None
+    assert tuning.next_lr({}, [0.5, 1.0, 2.0]) == 1.0
+    assert tuning.next_lr({1.0: 0.5, 0.5: 0.4}, [0.5, 1.0, 2.0]) == 2.0
 
 
 def test_a_rate_scored_on_one_set_of_two_is_not_done():
     row = {"arm": "pixpro", "lr": "0.5000", "step": "9", "split": "val", "linear": "0.6"}
-    assert compare.val_scores([row], "pixpro", 9, sets=2) == {}
-    assert compare.val_scores([row, row | {"linear": "0.8"}], "pixpro", 9, sets=2) == {0.5: pytest.approx(0.7)}
+    assert tuning.val_scores([row], "pixpro", 9, sets=2) == {}
+    assert tuning.val_scores([row, row | {"linear": "0.8"}], "pixpro", 9, sets=2) == {0.5: pytest.approx(0.7)}
+
+
+def of_seeds(arm, *values, split="test", step="9"):
+    return [
+        {"arm": arm, "seed": str(seed), "split": split, "step": step, "linear": str(value + shift)}
+        for seed, value in enumerate(values)
+        for shift in (-0.1, 0.1)  # two labelled sets, whose mean counts
+    ]
+
+
+def test_the_primary_endpoint_is_paired_by_seed_against_the_better_instance_arm():
+    rows = (
+        of_seeds("pixpro", 0.32, 0.35, 0.33) + of_seeds("byol", 0.10, 0.12, 0.11) + of_seeds("infonce", 0.3, 0.31, 0.3)
+    )
+    assert compare_report.endpoints(rows, 9) == ""
+    rows += of_seeds("pixpro+infonce", 0.305, 0.309, 0.302) + of_seeds("pixpro", 0.9, 0.9, 0.9, split="val")
+    rows += of_seeds("pixpro", 0.9, 0.9, step="3")
+    first, second = compare_report.endpoints(rows, 9).splitlines()[2:]
+    # Differences 0.02, 0.04, 0.03: their deviation is 0.01, and t(0.975, 2) = 4.3027.
+    assert first == "| PixPro - instance, InfoNCE form | 3 | +0.030 | +0.005 to +0.055 | ahead |"
+    assert second.endswith("| level |")
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "word"),
+    [(0.02, 0.01, "ahead"), (-0.02, 0.01, "behind"), (0.02, 0.03, "undecided"), (0.009, 0.001, "level")],
+)
+def test_words_of_the_endpoint(mean, half, word):
+    assert compare_report.verdict(mean, half) == word
+    assert compare_report.verdict(*compare_report.paired({0: 0.5}, {0: 0.3})[:2]) == "undecided"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_encoders_of_the_final_runs_are_fine_tuned_once(folder, tmp_path, monkeypatch):
+    data = ["--photos", str(folder / "photos"), "--labelled", f"camvid={folder / 'camvid'}", "--out", str(tmp_path)]
+    command = [*TINY, *data, "--only=rate-0,pixpro", "--lr=0.5"]
+    with pytest.raises(ValueError, match=r"--out: expected rate-0-lr0-seed0-0.safetensors, which compare.py writes"):
+        compare_transfer.main(command)
+    compare.main(command)
+    text = compare_transfer.main([*command, "--tune-steps=2"])
+    rows = read_rows(tmp_path / "transfer.csv")
+    assert [(row["arm"], row["lr"], row["step"], row["share"]) for row in rows] == [
+        ("rate-0", "0.0000", "0", "0.1000"), ("pixpro", "0.5000", "2", "0.1000")]  # fmt: skip
+    assert f"| camvid | PixPro | 0.5 | 1 | 10% | {float(rows[1]['miou']):.3f} |" in text
+    monkeypatch.setattr(compare_transfer, "fine_tuned_miou", lambda *args, **options: pytest.fail("made again"))
+    assert compare_transfer.main(command) == text

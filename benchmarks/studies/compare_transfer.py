@@ -1,0 +1,105 @@
+"""Fine-tunes the encoders of compare.py's final runs with an FCN head, on a tenth of the labels.
+
+    python benchmarks/studies/compare.py --stage final --out runs/study ...   # makes the encoders
+    python benchmarks/studies/compare_transfer.py --seeds 3 --out runs/study ...   # the same options otherwise
+    python benchmarks/studies/compare_transfer.py --out runs/study --report
+
+All arms see the same labels, crops and head for each seed. Rows go to transfer.csv; a row that is there is not made
+again. The protocol: docs/study.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.studies.arms import ARMS
+from benchmarks.studies.compare import (
+    CLASS_COUNTS,
+    checked,
+    commit,
+    encoder_file,
+    final_lr,
+    make_backbone,
+    parser_of,
+    read_labelled,
+)
+from benchmarks.studies.finetune import fine_tuned_miou
+from benchmarks.studies.rows import add_row, has_row, read_rows
+from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+
+COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "torch", "commit"]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images, uint8, as the encoders want them."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
+    """Makes the rows of one encoder that are missing.
+
+    Raises:
+        ValueError: If compare.py has not left that encoder in ``--out``.
+    """
+    arm, lr = ARMS[name], final_lr(name, args)
+    step = 0 if arm.make is None else args.steps
+    file = encoder_file(args, name, lr, seed, step)
+    if not file.is_file():
+        raise ValueError(f"--out: expected {file.name}, which compare.py writes, got none in {args.out}")
+    backbone, path = (arm.backbone or make_backbone)(), args.out / "transfer.csv"
+    backbone.load_state_dict(load_file(file))
+    for of_set, (fit, test) in sets.items():
+        facts = {"arm": name, "lr": f"{lr:.4f}", "seed": seed, "step": step, "set": of_set, "share": args.share}
+        if has_row(path, **facts | {"share": f"{args.share:.4f}"}):
+            continue
+        begin = time.perf_counter()
+        miou = fine_tuned_miou(
+            backbone, fit, test, CLASS_COUNTS[of_set], normalize,
+            share=args.share, steps=args.tune_steps, lr=args.tune_lr, seed=seed,
+        )  # fmt: skip
+        extra = {"seconds": round(time.perf_counter() - begin), "torch": torch.__version__, "commit": commit()}
+        add_row(path, COLUMNS, facts | {"miou": miou} | extra)
+
+
+def report(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown: mean and standard deviation over seeds for each labelled set and arm."""
+    lines = ["| set | method | lr | seeds | labels | FCN, fine-tuned, mIoU |", "|---" * 6 + "|"]
+    for of_set in sorted({row["set"] for row in rows}):
+        for name in ARMS:
+            own = [row for row in rows if (row["set"], row["arm"]) == (of_set, name)]
+            if own:
+                values = [float(row["miou"]) for row in own]
+                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                facts = [of_set, ARMS[name].title, f"{float(own[0]['lr']):g}", str(len(own))]
+                share = f"{float(own[0]['share']):.0%}"
+                lines.append("| " + " | ".join([*facts, share, f"{statistics.mean(values):.3f}{spread}"]) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Makes the rows that are missing; returns the table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--share", type=float, default=0.1, help="Share of the labels to train on (%(default)s).")
+    parser.add_argument("--tune-steps", type=int, default=400, help="Steps of the fine-tuning (%(default)s).")
+    parser.add_argument("--tune-lr", type=float, default=1e-3, help="Peak learning rate of the backbone (%(default)s).")
+    args = checked(parser, argv)
+    if not args.report:
+        sets = read_labelled(args, "test")
+        for seed in range(args.seeds):
+            for name in args.only:
+                run_one(name, seed, sets, args)
+    text = report(read_rows(args.out / "transfer.csv"))
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()
