@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.io import write_jpeg, write_png
+from torchvision.io import decode_image, write_jpeg, write_png
 
 from benchmarks.performance import step
-from benchmarks.studies import collapse, compare, compare_report, compare_transfer, tuning
+from benchmarks.studies import collapse, compare, compare_figure, compare_report, compare_transfer, tuning
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY
 from benchmarks.studies.rows import read_rows
 
@@ -233,3 +233,16 @@ def test_encoders_of_the_final_runs_are_fine_tuned_once(folder, tmp_path, monkey
     assert f"| camvid | PixPro | 0.5 | 1 | 10% | {float(rows[1]['miou']):.3f} |" in text
     monkeypatch.setattr(compare_transfer, "fine_tuned_miou", lambda *args, **options: pytest.fail("made again"))
     assert compare_transfer.main(command) == text
+
+
+def test_the_figure_has_a_panel_for_each_set_and_score(tmp_path):
+    rows = [
+        {"arm": arm, "seed": str(seed), "step": step, "split": "test", "set": of_set}
+        | {score: str(0.1 * seed + int(step) / 9000) for score in compare.SCORES}
+        for of_set in ("camvid", "nuclei")
+        for arm, steps in (("rate-0", ["0"]), ("pixpro", ["500", "2500"]), ("infonce", ["500", "2500"]))
+        for step in steps
+        for seed in (0, 1)
+    ]
+    compare_figure.draw(rows, tmp_path / "study.png")
+    assert decode_image(str(tmp_path / "study.png")).shape[1:] == (960, 1800)
