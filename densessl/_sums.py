@@ -11,23 +11,24 @@ from densessl._normalize import normalized
 from densessl._tensors import check_tensor
 
 
-def check_mask(mask: Tensor) -> None:
+def check_mask(mask: Tensor, name: str = "mask") -> None:
     """Refuses what is no mask of pairs: other dtypes, other shapes, and sparse tensors that are not plain COO.
 
     Args:
         mask: Boolean tensor ``(B, Nq, Nk)``, strided, or sparse COO with three sparse dimensions.
+        name: The argument's name, for the error.
 
     Raises:
         ValueError: If the mask is anything else.
     """
-    check_tensor(mask, "mask", "bool (B, Nq, Nk)")
+    check_tensor(mask, name, "bool (B, Nq, Nk)")
     if mask.ndim != 3 or mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected bool (B, Nq, Nk), got {mask.dtype} {tuple(mask.shape)}")
+        raise ValueError(f"{name}: expected bool (B, Nq, Nk), got {mask.dtype} {tuple(mask.shape)}")
     if mask.layout not in (torch.strided, torch.sparse_coo):
-        raise ValueError(f"mask: expected a strided or sparse COO mask, got {mask.layout}")
+        raise ValueError(f"{name}: expected a strided or sparse COO mask, got {mask.layout}")
     if mask.layout == torch.sparse_coo and mask.dense_dim():
         raise ValueError(
-            f"mask: expected a sparse COO mask with 3 sparse dimensions, got a hybrid one with {mask.sparse_dim()} "
+            f"{name}: expected a sparse COO mask with 3 sparse dimensions, got a hybrid one with {mask.sparse_dim()} "
             f"sparse and {mask.dense_dim()} dense"
         )
 

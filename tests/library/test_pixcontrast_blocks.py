@@ -206,4 +206,4 @@ def test_operator_is_described_truly(layout):
     mask = torch.rand(2, 6, 4) < 0.4
     positives = (None, mask.nonzero().T.contiguous()) if layout == "sparse" else (mask, None)
     for valid in (None, torch.tensor([[True, False, True, True]] * 2)):
-        torch.library.opcheck(_streaming._forward, (query, key, *positives, valid, 0.3))
+        torch.library.opcheck(_streaming._forward, (query, key, *positives, valid, None, 0.3))

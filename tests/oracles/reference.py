@@ -117,8 +117,12 @@ def pixcontrast_loss(
     reduction: str = "mean",
     no_match: str = "zero",
     valid_k: Tensor | None = None,
+    ignore: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 2, one direction: the sum over positives stands inside the logarithm; invalid keys are as if not there."""
+    """Eq. 2, one direction: the sum over positives stands inside the logarithm; invalid keys are as if not there.
+
+    Ignored pairs stand in neither sum, except for those that are positive.
+    """
     query, key = tokens(query), tokens(key)
     per_image: list[Tensor | None] = []
     for b in range(len(query)):
@@ -128,7 +132,8 @@ def pixcontrast_loss(
             if any(mask[b, i, j] for j in there):
                 terms = (cosine(query[b, i], key[b]) / temperature).exp()
                 positives = sum(terms[j] for j in there if mask[b, i, j])
-                per_cell.append(-(positives / sum(terms[j] for j in there)).log())
+                every = [j for j in there if ignore is None or mask[b, i, j] or not ignore[b, i, j]]
+                per_cell.append(-(positives / sum(terms[j] for j in every)).log())
         per_image.append(sum(per_cell) / len(per_cell) if per_cell else None)
     return over_images(per_image, reduction, no_match, 0 * (query.sum() + key.sum()))
 
