@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from densessl._tracer import claims, classify, folded, mask_positions
+from densessl._tracer import claims, classify, colours_changed, folded, mask_positions, reach_of, without_rim
 
 _LEAST_SHARE_OF_A_VIEW = 0.25  # of a view's pixels, less the rims
 _JUMP = 4.0  # pixels of the other image between neighbouring pixels: more is the edge of something that moves
 _ROUNDING = 1e-3  # source pixels; what float32 loses where nothing moved is no error
 # Swapped channels and dropped pixels look like fill to a tracer.
 OR_COLOURS = "or a step of your own changed the colours: leave such steps out of the check"
+LEAVE_OUT = "Leave steps that change colours without torchvision's functionals out of the audit"
 
 
 class Where(NamedTuple):
-    """Names a draw in an error; a pipeline's text is long, and only made when it is needed."""
+    """Names a draw in an error; a pipeline's text is long, and only made when it is needed.
+
+    ``recoloured`` looks for a step whose change of colours looks like a move, where an error has been found.
+    """
 
     size: tuple[int, int]
     draw: int
     pipeline: Any
     step: Any = None
+    recoloured: Callable[[], Any] | None = None
 
     def __str__(self) -> str:
         by = "" if self.step is None else f"by {self.step!r}, "
@@ -43,9 +49,17 @@ def largest_excess(seen: Seen, tolerance: float, what: str, where: Where) -> flo
         return 0.0
     excess = float((seen.errors - seen.allowance).max())
     if not excess <= tolerance:
+        step = None if where.recoloured is None else where.recoloured()
+        if step is not None:
+            raise ValueError(
+                f"transform: colours changed, cannot be compared: {what} look moved, but how depends on the tracer's "
+                f"colours, {where._replace(step=step)}. {LEAVE_OUT}"
+            )
+        # Nothing told a change of colours from a move here.
+        cause = f", {OR_COLOURS}" if what == "pixels" and where.recoloured is None else ""
         raise ValueError(
             f"transform: {what} moved and coords did not follow: {float(seen.errors.max()):.2f} source pixels apart, "
-            f"{tolerance + seen.allowance:.2f} allowed, {where}"
+            f"{tolerance + seen.allowance:.2f} allowed, {where}{cause}"
         )
     return excess if excess > _ROUNDING else 0.0
 
@@ -66,6 +80,25 @@ def compared_image(
         )
     beyond = ~((claimed >= 0) & (claimed <= 1)).all(-1) & ~claimed.isnan().any(-1)
     return Seen(errors, allowance, int((~pixels.fill & (~beyond | compared)).sum()))
+
+
+def compared_images(first: Tensor, second: Tensor, enlarged: float, most: float, where: Where) -> list[Tensor]:
+    """Both passes without their rims; ValueError where the step between changed colours.
+
+    Enlarging widens rims and seams in view pixels: ``enlarged`` is by how much at least, ``most`` at most.
+    """
+    if first.shape != second.shape or first.shape[-3] != 3:
+        raise ValueError(
+            f"transform: expected images (3, H, W) of one size in two passes of one draw, got {tuple(first.shape)} "
+            f"and {tuple(second.shape)}, {where}"
+        )
+    pixels = classify(first, second)
+    changed = colours_changed(pixels, reach_of(3 * most + 1, first.shape))
+    if changed > 0:
+        raise ValueError(
+            f"transform: colours changed, cannot be compared: at least {changed:.1%} of the view, {where}. {LEAVE_OUT}"
+        )
+    return without_rim((first, second), pixels, reach_of(2 * enlarged, first.shape))
 
 
 def compared_carried(

@@ -77,12 +77,12 @@ def colours_changed(pixels: Pixels, reach: int) -> float:
     Interpolation mixes pixels with fill beside fill, and where a thin line of fill was scaled away. Such seams are
     narrow, whereas a change of colours fills patches.
     """
-    return float(_eroded(pixels.changed, reach).float().mean())
+    return float(eroded(pixels.changed, reach).float().mean())
 
 
 def without_rim(images: tuple[Tensor, Tensor], pixels: Pixels, reach: int) -> list[Any]:
     """Both passes with their marks replaced in a rim around the view and around all that is not comparable."""
-    inner = _eroded(pixels.known, reach)
+    inner = eroded(pixels.known, reach)
     out = []
     for image, mark, rim in zip(images, MARKS, RIMS, strict=True):
         plain = image.as_subclass(Tensor)
@@ -92,7 +92,7 @@ def without_rim(images: tuple[Tensor, Tensor], pixels: Pixels, reach: int) -> li
     return out
 
 
-def _eroded(flags: Tensor, reach: int) -> Tensor:
+def eroded(flags: Tensor, reach: int) -> Tensor:
     padded = nn.functional.pad(flags.float()[None], [reach] * 4)
     # Row by row and column by column: the same minimum, with far fewer comparisons.
     rows = nn.functional.max_pool2d(-padded, (1, 2 * reach + 1), stride=1)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from densessl._sightings import OR_COLOURS, Seen, Where, compared_carried, compared_image, compared_mask, largest_excess
+from densessl._recoloured import recoloured_step
+from densessl._sightings import (
+    OR_COLOURS,
+    Seen,
+    Where,
+    compared_carried,
+    compared_image,
+    compared_images,
+    compared_mask,
+    largest_excess,
+)
 from densessl._tracer import (
     Tracer,
-    classify,
-    colours_changed,
-    reach_of,
     source_steps,
     tracers,
     tracing_masks,
-    without_rim,
 )
 from densessl._untouched import colours_untouched
 from densessl.augment import BatchAugment, MaskedView, MultiView
@@ -72,9 +79,11 @@ def check_tracking(
     The tracer's colours are positions. torchvision's photometric functionals and kornia's intensity augmentations leave
     it alone, so published pipelines can be checked as they are. Each draw is made twice, with different marks in the
     tracer's third channel. A pixel whose value does not depend on the mark is fill; a pixel whose value depends on it
-    but is not the mark has had its colours changed. A step of your own that changes colours without torchvision's
-    functionals can therefore not be compared and is an error: leave it out of the check. If the pipeline takes a mask,
-    one is sent along in the same way. A BatchAugment gets views that were cropped and flipped before.
+    but is not the mark has had its colours changed. Where pixels seem moved, the draw is made once more with the
+    tracer's channels swapped and inverted, which changes nothing for a move, but does for a change of colours. A step
+    of your own that changes colours without torchvision's functionals can therefore not be compared and is an error:
+    leave it out of the check. If the pipeline takes a mask, one is sent along in the same way. A BatchAugment gets
+    views that were cropped and flipped before; there the third draw is not made.
 
     Three things are not compared: fill; a rim of two pixels around the view and around fill, where interpolation has
     too few neighbours; and padding that mirrors or repeats the source's pixels, because the coords place it outside of
@@ -126,11 +135,12 @@ def check_tracking(
         for pipeline in pipelines:
             where = Where(size, draw, pipeline)
             if isinstance(pipeline, BatchAugment):
-                views = _batch_draw(pipeline, size, seed + draw, where)
+                views, look = _batch_draw(pipeline, size, seed + draw, where), where
             else:
                 views = _draw(pipeline, size, dense, seed + draw, where, start)
+                look = where._replace(recoloured=partial(recoloured_step, pipeline, size, dense, seed + draw))
             for image, mask, carried_on in views:
-                worst = max(worst, largest_excess(image, tolerance, "pixels", where))
+                worst = max(worst, largest_excess(image, tolerance, "pixels", look))
                 if mask is not None:
                     largest_excess(mask, tolerance, "the mask's pixels", where)
                 if carried_on is not None:
@@ -216,7 +226,7 @@ def _steps_drawn(
         kept = [first[0], second[0]]
         if [(id(image), image._version) for image in kept] != versions:  # else the step left them alone
             least = min(source_steps(first[1], first[1].canvas_size, size, span))
-            kept = _compared_images(
+            kept = compared_images(
                 kept[0], kept[1], max(1.0, before / span), max(1.0, before / least), where._replace(step=transform)
             )
         parts = [[image.as_subclass(Tracer), *rest] for image, rest in zip(kept, (first[1:], second[1:]), strict=True)]
@@ -230,26 +240,6 @@ def _steps_drawn(
     place = carried(parts[0][1], start.coords)
     positions = compared_carried(parts[0][0], parts[1][0], place, start.dense, start.other, _half(coarsest))
     return [(image, labels, positions)]
-
-
-def _compared_images(first: Tensor, second: Tensor, enlarged: float, most: float, where: Where) -> list[Tensor]:
-    """Both passes without their rims; ValueError where the step between changed colours.
-
-    Enlarging widens rims and seams in view pixels: ``enlarged`` is by how much at least, ``most`` at most.
-    """
-    if first.shape != second.shape or first.shape[-3] != 3:
-        raise ValueError(
-            f"transform: expected images (3, H, W) of one size in two passes of one draw, got {tuple(first.shape)} "
-            f"and {tuple(second.shape)}, {where}"
-        )
-    pixels = classify(first, second)
-    changed = colours_changed(pixels, reach_of(3 * most + 1, first.shape))
-    if changed > 0:
-        raise ValueError(
-            f"transform: colours changed, cannot be compared: at least {changed:.1%} of the view, {where}. Leave steps "
-            "that change colours without torchvision's functionals out of the audit"
-        )
-    return without_rim((first, second), pixels, reach_of(2 * enlarged, first.shape))
 
 
 def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: Where) -> _Views:
@@ -280,7 +270,7 @@ def _batch_draw(augment: BatchAugment, size: tuple[int, int], seed: int, where: 
         canvas = (int(first.image.shape[-2]), int(first.image.shape[-1]))
         spans = source_steps(coords, canvas, size, 1.0)
         span, most = max(spans), max(1.0, 1 / min(spans))
-        one, two = _compared_images(first.image[index], second.image[index], max(1.0, 1 / span), most, where)
+        one, two = compared_images(first.image[index], second.image[index], max(1.0, 1 / span), most, where)
         slack = 2 + 2 * max(1.0, span)
         image = compared_image(one, two, coords, size, _half(max(1.0, span) if nearest else 0.0), slack, where)
         mask = compared_mask(first.mask[index], second.mask[index], coords, size, _half(1.0), slack, where)

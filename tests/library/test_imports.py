@@ -57,7 +57,9 @@ ALLOWED = {
     "_tracer": {"coords._functionals", "geometry"},
     "_sightings": {"_tracer"},
     "_untouched": set(),
+    "_recoloured": {"_tracer", "augment._draws", "augment._steps", "coords"},
     "tracking": {
+        "_recoloured",
         "_sightings",
         "_tracer",
         "_untouched",

@@ -1,3 +1,5 @@
+import functools
+import operator
 import random
 
 import kornia.augmentation as K
@@ -408,3 +410,81 @@ def test_other_starts_of_an_audit_are_refused():
         check_tracking(MultiView(CROP), draws=2, coords=torch.full((2, 90, 80), torch.nan))
     with pytest.raises(ValueError, match="coords: expected None for a BatchAugment"):
         check_tracking(byol_photometric()[0], coords=wavy((150, 190)))
+
+
+# --- colours that change and look like a move, and steps without a signature ------------------------------------------
+
+
+def solarized(x):
+    return torch.where(x.as_subclass(torch.Tensor) > 0.8, 1 - x, x)
+
+
+def noisy(x):
+    return torch.cat([x[:1] + 0.2 * torch.randn_like(x[:1]), x[1:]])
+
+
+LOOK_MOVED = {
+    "swapped x and y": lambda x: x[[1, 0, 2]],
+    "noise in one channel": noisy,
+    "one channel inverted": lambda x: torch.cat([x[:1], 1 - x[1:2], x[2:]]),
+    "solarized above the marks": solarized,
+}
+
+
+@pytest.mark.parametrize("name", LOOK_MOVED)
+@pytest.mark.parametrize("often", [1.0, 0.3])
+def test_changed_colours_that_look_like_a_move_are_told_from_it(name, often):
+    bad = v2.RandomApply([OnImages(LOOK_MOVED[name])], p=often)
+    for pipeline in ([bad], [v2.RandomResizedCrop(96), bad, v2.RandomRotation(20, fill=0.5)]):
+        with pytest.raises(ValueError, match=r"colours changed, cannot be compared: .*by RandomApply"):
+            check_tracking(v2.Compose(pipeline), draws=10)
+
+
+@pytest.mark.parametrize("name", FORGETFUL)
+def test_moves_are_not_taken_for_changed_colours(name):
+    """Behind fill of another value in each channel as well."""
+    rotated = v2.RandomAffine(20, fill=[0.9, 0.1, 0.4], interpolation=v2.InterpolationMode.BILINEAR)
+    with pytest.raises(ValueError, match="pixels moved and coords did not follow"):
+        check_tracking(v2.Compose([rotated, OnImages(FORGETFUL[name])]), draws=10)
+
+
+class WithoutSignature:
+    """Python code whose signature cannot be read."""
+
+    __signature__ = 3
+
+    def __init__(self, function):
+        self.__call = function
+
+    def __call__(self, image, coords):
+        return image, coords
+
+
+class AloneWithoutSignature(WithoutSignature):
+    def __call__(self, image):
+        return image
+
+
+BUILTIN = {
+    "neg": torch.neg,
+    "method": torch.Tensor.neg,
+    "itemgetter": operator.itemgetter(0),
+    "partial": functools.partial(torch.flip, dims=[-1]),
+    "type": dict,
+    "inside": v2.RandomApply([torch.neg]),
+    "alone": AloneWithoutSignature(None),
+}
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_steps_without_a_signature_are_refused_by_what_to_write(name):
+    message = r"transforms: expected steps that take the image and its coords, .*(v2\.Lambda|takes the image alone)"
+    for make in (MultiView, check_tracking):
+        with pytest.raises(ValueError, match=message):
+            make(v2.Compose([BUILTIN[name]]))
+
+
+def test_python_steps_without_a_signature_work():
+    step = WithoutSignature(None)
+    assert MultiView(step)(torch.rand(3, 16, 20))[0].image.shape == (3, 16, 20)
+    assert check_tracking(step, draws=2).max_error == 0
