@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from densessl._tensors import check_tensor
@@ -22,6 +23,8 @@ __all__ = ["FeatureMap", "MaskToken"]
 
 # What torch says where windows or position embeddings were made for another size of the images.
 _OF_A_SIZE = re.compile(r"is invalid for input of size|must match the size of tensor")
+# And where a layer's parameters are of another precision than what it is given.
+_OF_A_DTYPE = re.compile(r"should be the same|scalar type|same dtype")
 _FINAL_NORMS = ("norm", "encoder.ln")  # of timm's and of torchvision's vision transformers
 
 
@@ -136,8 +139,9 @@ class FeatureMap(nn.Module):
             A feature map ``(B, C, h, w)``, or with ``layers`` a list of maps.
 
         Raises:
-            ValueError: If the image has another shape, another number of channels or integer values; if the model does
-                not take images of this size; or if a map has a single cell, or no map comes out.
+            ValueError: If the image has another shape, another number of channels or integer values; if it has another
+                precision than the parameters, which the model does not convert itself, without autocast; if the model
+                does not take images of this size; or if a map has a single cell, or no map comes out.
         """
         check_tensor(image, "image", "floating point images (B, C, H, W)")
         if image.ndim != 4 or not image.is_floating_point():
@@ -152,6 +156,7 @@ class FeatureMap(nn.Module):
         except AssertionError as error:  # timm and torchvision raise this at sizes that they do not take
             raise ValueError(f"image: the model does not take {size[0]}x{size[1]} pixels: {error}") from error
         except RuntimeError as error:  # torch raises this at another number of channels, and in many other cases
+            _refuse_precision(self, image, error)
             channels = _input_channels(self)
             if channels in (None, image.shape[1]):
                 if _OF_A_SIZE.search(str(error)) is None:
@@ -161,6 +166,22 @@ class FeatureMap(nn.Module):
             raise ValueError(f"image: expected {channels} channels, got {image.shape[1]}{last}") from error
         maps = [layout(out, size) for layout, out in zip(self._layouts, outs, strict=True)]
         return maps if self._several else maps[0]
+
+
+def _refuse_precision(model: nn.Module, image: Tensor, error: RuntimeError) -> None:
+    """Raises ValueError in place of torch's error if the image has another precision than all parameters.
+
+    Not before the model runs, because some models convert their images, and sharded parameters are converted later.
+    """
+    if _OF_A_DTYPE.search(str(error)) is None or torch.is_autocast_enabled(image.device.type):
+        return
+    own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if len(own) == 1 and image.dtype not in own:
+        expected = own.pop()
+        raise ValueError(
+            f"image: expected {expected} as the model's parameters, got {image.dtype}; convert it, "
+            f"image.to({expected}), or run the model under torch.autocast"
+        ) from error
 
 
 def _input_channels(model: nn.Module) -> int | None:

@@ -244,3 +244,49 @@ def test_torch_hub_dino(kind):
         FeatureMap(model)
     with pytest.raises(ValueError, match="image: expected sides that are multiples"):
         encoder(torch.zeros(1, 3, 25, 40))
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm", "vit"])
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_images_of_another_precision_are_refused_by_name(kind, model_dtype, dtype):
+    encoder = {
+        "resnet": lambda: FeatureMap(tv.resnet18(), "layer2"),
+        "timm": lambda: FeatureMap(small_timm_vit(), "blocks.0"),
+        "vit": lambda: FeatureMap(tv.VisionTransformer(32, 8, 2, 2, 32, 64), "encoder.ln"),
+    }[kind]()
+    encoder = encoder.eval().to(model_dtype)
+    image = torch.rand(1, 3, *((32, 32) if kind == "vit" else (64, 96)), dtype=dtype)
+    if dtype == model_dtype:
+        assert encoder(image).dtype == dtype
+        return
+    message = rf"^image: expected {model_dtype} as the model's parameters, got {dtype}; .*autocast"
+    with pytest.raises(ValueError, match=message) as caught:
+        encoder(image)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), suppress(RuntimeError):
+        encoder(image)  # whatever autocast does with it, it is not refused by us
+
+
+def test_models_that_convert_images_themselves_take_any_precision():
+    class Converting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.to(self.conv.weight.dtype))
+
+    encoder = FeatureMap(Converting(), "conv")
+    assert encoder(torch.rand(1, 3, 16, 24).half()).dtype == torch.float32
+
+
+def test_other_errors_of_images_of_another_precision_stay_as_they_are():
+    encoder = FeatureMap(tv.resnet18(), "layer2").eval()
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of something")
+
+    encoder.conv1.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of something"):
+        encoder(torch.rand(1, 3, 64, 96).half())
