@@ -18,10 +18,12 @@ class PixPro(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        hidden_dim: Width of the projection head's hidden layer.
-        dim: Number of channels of the projections.
-        threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
-        pixel_distances: Whether distances are in pixels, not per axis as published. Use it for images far from square.
+        hidden_dim: Number of channels of the hidden layer of the projection head, at least 1.
+        dim: Number of channels of the projections, which are the output of the projection head; at least 1.
+        threshold: Two cells are a positive pair if their centres lie less than this distance apart in the source image,
+            in diagonals of the larger cell; above 0. The published value is 0.7.
+        pixel_distances: Whether distances between cells are measured in pixels of the source image. If false, as
+            published, x is divided by the image's width and y by its height; set it to true for images far from square.
     """
 
     def __init__(

@@ -22,9 +22,10 @@ class PixProVideo(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        hidden_dim: Width of the projection head's hidden layer.
-        dim: Number of channels of the projections.
-        threshold: Cells match below this distance, T, in diagonals of a cell of the first view.
+        hidden_dim: Number of channels of the hidden layer of the projection head, at least 1.
+        dim: Number of channels of the projections, which are the output of the projection head; at least 1.
+        threshold: Two cells are a positive pair if their centres lie less than this distance apart in the first view's
+            frame, in diagonals of the first view's cell; above 0. PixPro's published value is 0.7.
     """
 
     def __init__(

@@ -41,13 +41,18 @@ class ViTPostTraining(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to the map of a ViT's tokens, pretrained.
         width: Number of channels of that map.
-        trained_blocks: Train the last so many blocks and the final norm; the rest is frozen. All by default.
-        hidden_dim: Width of the hidden layers of the heads.
-        dim: Number of channels of the projections.
-        threshold: Cells match below this distance T of their centres, in diagonals of the larger cell; above 0.
-        temperature: Temperature of the softmax.
-        sparse: Hold masks as lists of pairs, which take less memory from some 1,000 cells on.
-        pixel_distances: Measure distances in pixels of the source image, not per axis; for images far from square.
+        trained_blocks: Number of the ViT's last blocks that are trained, together with the final norm, while all before
+            them is frozen; at least 1. By default the whole backbone is trained.
+        hidden_dim: Number of channels of the hidden layer of the projection head, at least 1.
+        dim: Number of channels of the projections, which are the output of the projection head; at least 1.
+        threshold: Two cells are a positive pair if their centres lie less than this distance apart in the source image,
+            in diagonals of the larger cell; above 0. The value that PixPro published is 0.7.
+        temperature: Temperature of the softmax over cells, above 0; a smaller one weighs the most similar negatives
+            more.
+        sparse: Whether the masks of positive pairs are held as lists of pairs, which take less memory on maps of more
+            than about 1,000 cells; the loss is the same.
+        pixel_distances: Whether distances between cells are measured in pixels of the source image. If false, x is
+            divided by the image's width and y by its height, as PixPro does; in images far from square the two differ.
     """
 
     def __init__(

@@ -37,8 +37,9 @@ class Detection(pl.LightningModule):
         detector: Name of the detector; detectors.py has them all.
         classes: Number of object classes, without the background.
         backbone: Name of a torchvision ResNet.
-        pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
-            ``"none"``; see weights.py.
+        pretrained: Where the backbone's weights come from: the path of a checkpoint of densessl or of a file that
+            ``densessl export`` wrote; ``imagenet``, which downloads torchvision's weights, trained with ImageNet's
+            labels; or ``none``, for random weights.
         sizes: Lengths of the shorter side in pixels, one is drawn in training; the last is the test's.
         max_size: Greatest length of the longer side in pixels.
         rois: Number of regions that are sampled per image in training, for detectors with proposals.

@@ -27,8 +27,9 @@ class LinearProbe(pl.LightningModule):
     Args:
         classes: Number of classes.
         backbone: Name of a torchvision ResNet.
-        pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
-            ``"none"``; see weights.py.
+        pretrained: Where the backbone's weights come from: the path of a checkpoint of densessl or of a file that
+            ``densessl export`` wrote; ``imagenet``, which downloads torchvision's weights, trained with ImageNet's
+            labels; or ``none``, for random weights.
         lr_at_256: Learning rate at 256 images a step; others follow in proportion.
         momentum: Momentum of SGD.
         weight_decay: Weight decay of the classifier, at least 0.

@@ -31,12 +31,15 @@ class Segmentation(pl.LightningModule):
     """An FCN of output stride 16, trained end to end.
 
     Args:
-        classes: Number of classes, background included.
-        backbone: Name of a torchvision ResNet.
-        pretrained: Where the backbone's weights come from: a densessl checkpoint, an exported file, ``"imagenet"`` or
-            ``"none"``; see weights.py.
-        lr: Learning rate; a tenth of it from 70 % of the steps on, a hundredth from 90 % on.
-        momentum: Momentum of SGD.
+        classes: Number of classes, background included: that of the data set, 19 for cityscapes, 21 for voc and 11 for
+            camvid; of your own masks the number of lines in ``classes.txt``.
+        backbone: Name of a torchvision ResNet, as ``resnet50``.
+        pretrained: Where the backbone's weights come from: the path of a checkpoint of densessl or of a file that
+            ``densessl export`` wrote; ``imagenet``, which downloads torchvision's weights, trained with ImageNet's
+            labels; or ``none``, for random weights.
+        lr: Learning rate at the start, above 0. It falls to a tenth once 0.7 of the steps are done, and to a
+            hundredth at 0.9; it does not follow the batch size.
+        momentum: Momentum of SGD, in 0..1.
         weight_decay: Weight decay of all parameters, at least 0.
     """
 

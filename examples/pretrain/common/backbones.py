@@ -47,17 +47,18 @@ def make_backbone(
     """A backbone and the channels of its map.
 
     Args:
-        name: Name of a torchvision or timm model, ViTs included. For timm a tag after the name, as in ``NAME.TAG``,
-            chooses among its weights.
-        layer: Name of the layer after which the model is cut; its output is the feature map.
-        init: Where the weights come from: ``random``; ``imagenet``, which downloads what torchvision or timm has under
-            the name (supervised, unless the name says otherwise); or the path of a file, which may be a checkpoint of
-            a run, its encoder.safetensors, or a checkpoint of the authors' PixPro.
+        name: Name of a torchvision or timm model, ViTs included. For timm, a tag after the name chooses among its
+            weights, as in ``NAME.TAG``.
+        layer: Name of the layer after which the model is cut; its output is the feature map. In ResNets ``layer4``
+            gives a cell for 32 x 32 pixels, ``layer3`` one for 16 x 16; in most ViTs of timm the last is ``norm``.
+        init: Where the weights come from: ``random``; ``imagenet``, which downloads the weights that torchvision or
+            timm has under the name (trained with ImageNet's labels, unless the name says otherwise); or the path of a
+            file: a checkpoint of a run, its encoder.safetensors, or a checkpoint of another library or publication.
         size: Side of the views in pixels, for a first pass that shows the map's size.
         channels: Number of channels of the images. If it is not 3, the first convolution is made anew.
         freeze_statistics: Whether batch norm keeps the mean and variance that come with ``init``, in the online and in
-            the target encoder. If false, each encoder computes them from its own views, as training from random weights
-            needs.
+            the target encoder. If false, each encoder computes them from its own views, which training from random
+            weights needs.
 
     Raises:
         ValueError: If the model is unknown, a file does not fit, the map is a single cell, or the patches of a ViT do

@@ -56,9 +56,12 @@ class SquareRootLARS:
     """LARS at ``lr_at_1024 * sqrt(batch / 1024)``: 4.0 at 1,024 images a step, 2.83 at 512 (zdaxie/PixPro issue 5).
 
     Args:
-        lr_at_1024: Learning rate at 1,024 images a step; the published value is 4.0.
-        weight_decay: Weight decay of tensors of more than one dimension; the published value is 1e-5.
-        warmup: Share of the steps in which the rate rises; published are 5 epochs of 100.
+        lr_at_1024: Learning rate at 1,024 images a step, above 0; for another number it follows by the square root, so
+            that at 256 it is a half. The published value is 4.0.
+        weight_decay: Weight decay of the weights of all layers, at least 0; biases and norms have none. The published
+            value is 1e-5.
+        warmup: Share of the run's steps, in 0..1, in which the learning rate rises to its full value; a cosine to
+            almost 0 follows. The published value is 5 epochs of 100.
     """
 
     lr_at_1024: float = 4.0
@@ -75,9 +78,10 @@ class LinearLARS:
     """LARS at ``lr_at_256 * batch / 256``, as VICRegL, DetCon and SlotCon have it.
 
     Args:
-        lr_at_256: Learning rate at 256 images a step.
-        weight_decay: Weight decay of tensors of more than one dimension.
-        warmup: Share of the steps in which the rate rises.
+        lr_at_256: Learning rate at 256 images a step, above 0; for another number it follows in proportion.
+        weight_decay: Weight decay of the weights of all layers, at least 0; biases and norms have none.
+        warmup: Share of the run's steps, in 0..1, in which the learning rate rises to its full value; a cosine to
+            almost 0 follows.
     """
 
     lr_at_256: float
@@ -94,8 +98,8 @@ class LinearSGD:
     """SGD as in MoCo v2 and DenseCL: momentum 0.9, a cosine to 0 over the steps, no warm-up.
 
     Args:
-        lr_at_256: Learning rate at 256 images a step; it grows linearly with the images of a step.
-        weight_decay: Weight decay of every parameter, those of batch norm included, as published.
+        lr_at_256: Learning rate at 256 images a step, above 0; for another number it follows in proportion.
+        weight_decay: Weight decay of every parameter, those of batch norm included, as published; at least 0.
     """
 
     lr_at_256: float = 0.03
@@ -113,10 +117,13 @@ class BackboneAdamW:
     """AdamW with a small rate for a pretrained backbone and a larger one for all other parts; a cosine to 0.
 
     Args:
-        lr_backbone: Learning rate of the backbone, for the batch size that is used.
-        lr_head: Learning rate of all other parameters.
-        weight_decay: Weight decay of the layers' weights, not of biases, norms, embeddings and tokens.
-        warmup: Share of the steps in which the rates rise.
+        lr_backbone: Learning rate of the backbone, above 0. It is used as it is given, whatever the batch size.
+        lr_head: Learning rate of all other parameters, which start from random weights; above 0. It is used as it is
+            given as well.
+        weight_decay: Weight decay of the weights of all layers, at least 0; biases, norms, embeddings and tokens have
+            none.
+        warmup: Share of the run's steps, in 0..1, in which both learning rates rise to their full values; a cosine to 0
+            follows.
     """
 
     lr_backbone: float = 1e-5

@@ -50,15 +50,20 @@ def dense_probe(
         data: The data of the run; the probe's images are held out of its source.
         form: How images go into the network.
         out: Folder of the run.
-        images: Number of images of ``data.folder`` that are kept for the probe and never trained on. None: 64, at most
-            a tenth of the images, and none of fewer than 100. Which ones follows from the list of files alone. 0: none.
-        every_n_steps: Steps between two readings. None: a fortieth of the run, at least 200. 0: never, not at the start
-            either; the images are kept out of the training all the same.
-        photos: Folder of other photos to probe on, which are not in ``data.folder``; nothing is then held out. Tar
-            shards need it.
-        labels: Folder of labelled images, ``images/`` and ``masks/``, for the probes with labels. None: without them.
-        score: The score by which ``best.safetensors`` is kept: ``pck``, ``pck_colour``, or with labels ``neighbors`` or
-            ``linear``.
+        images: Number of images of ``data.folder`` that are kept for the probe and never trained on, at most half of
+            them; 0 keeps none. The same folder always gives the same ones. By default a tenth of the images are kept,
+            at most 64, and none from fewer than 100.
+        every_n_steps: Number of steps between two readings of the probe; it is also read before the first step and
+            after the last. 0 switches it off, and its images are kept out of the training all the same. By default it
+            is a fortieth of the run's steps, and at least 200.
+        photos: Folder of other photos to probe on, at most 64 of them, which must not be in ``data.folder``; they take
+            the place of ``images``. Tar shards need them, because nothing can be kept out of a shard.
+        labels: Folder of labelled images, to probe with labels too: photos in ``images/``, and for each a PNG of its
+            name in ``masks/`` that holds in each pixel the number of its class. By default there are no probes with
+            labels.
+        score: Which score decides what ``best.safetensors`` keeps: ``pck``, correspondence between two crops of a
+            photo; ``pck_colour``, the same with changed colours; or, with labels, ``neighbors``, nearest neighbours, or
+            ``linear``, a linear layer on top.
 
     Raises:
         ValueError: If a number is negative, or the score needs labels that are not there.

@@ -23,7 +23,7 @@ class TransferCLI(LightningCLI):
     """``python RECIPE.py fit --config FILE.yaml --data.folder FOLDER --model.pretrained WEIGHTS --out FOLDER``."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_argument("--out", type=str, default="runs/transfer", help="run folder")
+        parser.add_argument("--out", type=str, default="runs/transfer", help="Folder of the checkpoint and the scores.")
         parser.set_defaults({"trainer.enable_model_summary": False})
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

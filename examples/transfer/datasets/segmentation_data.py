@@ -42,13 +42,17 @@ class SegmentationData(pl.LightningDataModule):
     """Training batches of crops; validation and test images whole, one at a time, as they are.
 
     Args:
-        dataset: Name of the data set whose layout ``folder`` has; see segmentation_sets.py.
+        dataset: Which layout the folder has: that of ``cityscapes``, ``voc`` (VOC 2012) or ``camvid``; ``own`` is for
+            masks of your own: photos in ``images``, in ``masks`` a PNG of the same name for each, and ``classes.txt``
+            with the name of a class a line.
         folder: Folder of the data set, the one that holds ``leftImg8bit``, ``VOCdevkit`` or ``images``.
-        crop: Height and width of the training crops in pixels; what an image lacks gets the mean colour and is ignored.
-        scale: Smallest and largest factor of the random scale.
-        batch_size: Number of images of a step over all processes.
-        workers: Number of reading processes per GPU.
-        sbd: Folder of the Semantic Boundaries Dataset, to train on VOC with its 10,582 images.
+        crop: Height and width of the training crops in pixels. An image that is smaller is filled up with the mean
+            colour, which does not count.
+        scale: Smallest and largest factor, above 0, by which a training image is resized before it is cropped.
+        batch_size: Number of images of a step, summed over all GPUs; a multiple of their number.
+        workers: Number of processes that read images, for each GPU; 0 reads in the training's own process.
+        sbd: Folder of the Semantic Boundaries Dataset, to train on VOC with its 10,582 images. By default VOC's own
+            1,464 are trained on.
     """
 
     def __init__(

@@ -99,41 +99,55 @@ def photo_views(
     """Views of every photo of a folder, or of tar shards.
 
     Args:
-        folder: Folder of photos, sub-folders included; or tar shards: ``shards/{000..099}.tar``, a URL, or ``pipe:``
-            and a command that writes one.
-        size: Side of the views in pixels.
-        batch_size: Images of a step over all processes, before gradient accumulation.
-        workers: Number of reading processes per GPU. None: 8, or as many as there are cores where those are fewer.
-        scale: Smallest and largest share of the image's area that a crop covers.
-        preset: Whose colours and blur: ``byol`` as PixPro, ``mocov2`` as DenseCL, ``simclr``; ``multichannel`` is ours,
-            for images other than colour; ``multicrop`` as DINO, whose small views ``small`` adds.
-        photometric: Where colours and blur are changed: ``device``, on the GPU through kornia; ``cpu``, in the workers;
-            ``none``, nowhere.
-        vertical_flip: Also flip views upside down.
-        quarter_turns: Also turn views by multiples of 90 degrees.
-        channels: Number of channels of the images. The published photometric steps take 3 (colour), those of
-            ``multichannel`` any number.
-        mean: Mean of each channel, for images in 0..1.
-        std: Standard deviation of each channel.
-        redraws: How often to draw views again that share no cell; for elongated images, where that is common.
-        max_unreadable: Share of unreadable files, 0..1, above which the run stops.
-        images: Number of images in all shards; a folder is counted.
-        segments: What each image is divided into, for methods that compare regions. The views then come with a mask of
-            segment ids.
-        grid: Number of rectangles along each side of the grid.
-        segment_scale: Scale of Felzenszwalb's segments and least number of pixels of one, in the image as it is read.
-        nodata: Value of pixels without data, in all channels: 0 to 255, and 0 to 1 from 16 bits. Cells of which less
-            than half is data then neither match nor count.
-        flow: Folder of optical flow, ``.flo``, ``.npy`` or KITTI's PNG, for pairs of frames: the first view is of the
-            frame after, the second of the frame of the flow's name, with positions in the one after. ``folder`` then
-            holds the frames, a sub-folder a scene.
-        occluded: Folder of masks with the names of the frames, not 0 where a pixel is hidden in the frame after.
-        reduced: Decode JPEGs whose shorter side is at least four times the views' at a half, a quarter or an eighth,
-            as the drawn crops allow; coords stay the file's. False decodes all pixels, which takes about twice as long
-            for 12 million of them and leaves views that are sharper by some percent.
-        small: Number of small views beside the two of an image; with the preset ``multicrop``.
-        small_size: Side of the small views in pixels.
-        small_scale: Smallest and largest share of the image's area that a small crop covers.
+        folder: Folder of photos, which are found in its sub-folders too; or a text file with the path of a photo a
+            line; or tar shards, as ``shards/{000..099}.tar``, a URL, or ``pipe:`` and a command that writes one.
+        size: Side of the square views in pixels, at least 1.
+        batch_size: Number of images in a batch, summed over all GPUs; a multiple of their number. A step of the
+            optimiser takes one batch, or as many as ``trainer.accumulate_grad_batches`` says.
+        workers: Number of processes that read images, for each GPU. 0 reads in the training's own process. By default
+            8, or as many as there are cores if those are fewer.
+        scale: Smallest and largest share of an image's area that a crop covers, above 0 and at most 1.
+        preset: How colours and blur are changed: ``byol`` as in BYOL and PixPro, ``mocov2`` as in MoCo v2 and DenseCL,
+            ``simclr`` as in SimCLR, and ``multicrop`` as in DINO. ``multichannel`` is ours, for images of any number of
+            channels.
+        photometric: Where colours and blur are changed: ``device`` changes them on the GPU with kornia, ``cpu`` in the
+            processes that read, and ``none`` leaves them as they are.
+        vertical_flip: Whether a view is also flipped upside down, with probability 0.5; for images without an up.
+        quarter_turns: Whether a view is also turned by 0, 90, 180 or 270 degrees, each as likely; for images without an
+            up.
+        channels: Number of channels of the images, at least 1. If it is not 3, ``preset`` must be ``multichannel`` or
+            ``photometric`` be ``none``, and ``mean`` and ``std`` need as many numbers.
+        mean: Mean of each channel, for pixels in 0..1, which is subtracted. The default is that of ImageNet, with which
+            most pretrained weights were trained.
+        std: Standard deviation of each channel, above 0, by which the pixels are then divided. The default is that of
+            ImageNet.
+        redraws: How many times at most two views are drawn again that share no cell, at least 0. 0, as published, keeps
+            them; take 5 for elongated images, where such views are common.
+        max_unreadable: Share of the files, in 0..1, that may be unreadable. Another image takes the place of each; the
+            run stops if there are more.
+        images: Number of images in all tar shards together, which tells how many steps an epoch has. Shards need it;
+            the images of a folder are counted.
+        segments: What each image is divided into, for methods that compare regions: ``grid`` are equal rectangles,
+            ``felzenszwalb`` segments of similar colour, and ``none`` leaves it whole.
+        grid: Number of rectangles along each side of an image, in 1..15, if ``segments`` is ``grid``.
+        segment_scale: Least number of pixels of a segment, and at the same time the scale of Felzenszwalb's algorithm:
+            larger values give larger segments. At least 1; used if ``segments`` is ``felzenszwalb``.
+        nodata: Value that a pixel without data has in all channels: 0 to 255 in images of 8 bits, 0 to 1 in images of
+            16 bits. A cell with data in less than half of its area then matches nothing. By default every pixel has
+            data.
+        flow: Folder of optical flow in pixels, as ``.flo``, ``.npy`` or PNG files in the format of KITTI. The file with
+            a frame's name says where the pixels of this frame are in the next one. ``folder`` then holds the frames,
+            with a sub-folder for each scene. The first view is of the next frame, the second of this one.
+        occluded: Folder of masks with the names of the frames. A mask is 0 where a pixel is visible in the next frame,
+            and another number where it is hidden. By default all that ``flow`` covers counts as visible.
+        reduced: Whether large JPEGs are decoded at a half, a quarter or an eighth of their size where the drawn crops
+            need no more; only those whose shorter side is at least four times that of the views. False decodes every
+            pixel, which takes about twice as long at 12 million pixels, and gives views that are sharper by some
+            percent.
+        small: Number of small views of an image, beside its two large ones; at least 0, and 0 unless ``preset`` is
+            ``multicrop``.
+        small_size: Side of the small views in pixels, at least 1.
+        small_scale: Smallest and largest share of an image's area that a small view covers, above 0 and at most 1.
         seed: Seed of everything that is drawn.
 
     Raises:
