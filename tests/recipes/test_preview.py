@@ -132,12 +132,15 @@ def test_the_command_writes_a_page_and_pictures_and_leaves_the_run_alone(folder,
     names = {path.name for path in (tmp_path / "preview").glob("*.png")}
     assert {"crops-1.png", "views-1.png", "draw-4-crops.png"} <= names
     printed = capsys.readouterr().out
-    for name in ("images to train on", "pairs that match nothing", "loader", "the run will take", "memory"):
+    for name in ("images to train on", "pairs that match nothing", "loader", "probe", "the run will take", "memory"):
         assert name in printed
         assert name in text
     assert "12 images are fewer than 20 batches" in printed
     assert "more than 300" in printed  # 5,000 steps of 4
     assert "map of a view                   4 x 4 cells" in printed
+    assert "WARNING: The map of a view has 4 x 4 cells" in printed
+    assert "26 readings of " in printed  # at the start and every 200 of 5,000 steps
+    assert " for the probe" in printed
 
 
 @pytest.mark.parametrize(
@@ -172,18 +175,75 @@ def test_warnings_name_what_is_off_alone():
     config = Namespace(data=data, backbone=Namespace(init="random"))
     files = look_at_files([], 0, 64)._replace(found=5000)
     pairs = draw_pairs_of(unmatched_redrawn=0.05)
-    taken = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5, 1)
-    assert warnings(config, files, pairs, taken) == []
-    assert "14% of the pairs share no cell" in warnings(config, files, draw_pairs_of(unmatched_redrawn=0.14), taken)[0]
-    assert "30% of the crops" in warnings(config, files, draw_pairs_of(enlarged=0.3), taken)[0]
-    few = warnings(config, files._replace(found=100), pairs, taken)[0]
+    taken = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5, 1, 0, 0.0)
+    cells = (7, 7)
+    assert warnings(config, files, pairs, taken, cells) == []
+    assert warnings(config, files, pairs, taken, (4, 5)) == []
+    assert (
+        "14% of the pairs share no cell"
+        in warnings(config, files, draw_pairs_of(unmatched_redrawn=0.14), taken, cells)[0]
+    )
+    assert "30% of the crops" in warnings(config, files, draw_pairs_of(enlarged=0.3), taken, cells)[0]
+    few = warnings(config, files._replace(found=100), pairs, taken, cells)[0]
     assert "100 images are fewer than 20 batches of 8" in few
     assert "begin from weights" in few
     config.backbone.init = "weights.pth"
-    assert "begin from weights" not in warnings(config, files._replace(found=100), pairs, taken)[0]
+    assert "begin from weights" not in warnings(config, files._replace(found=100), pairs, taken, cells)[0]
     data.preset = "byol"
-    assert "details below some 12 px" in warnings(config, files, draw_pairs_of(shrinking=3.0), taken)[0]
-    assert numbers(config, files, pairs, taken, (7, 7))["the run will take"] == "30.0 minutes"
+    assert "details below some 12 px" in warnings(config, files, draw_pairs_of(shrinking=3.0), taken, cells)[0]
+    small, _ = warnings(config, files, pairs, taken, (4, 4))
+    assert "map of a view has 4 x 4 cells, one for" in small
+    assert "data.size (now 64)" in small
+    assert "backbone.layer" not in small  # of a backbone that has no such option
+    config.backbone.layer = "layer4"
+    assert "backbone.layer (now layer4)" in warnings(config, files, pairs, taken, (4, 3))[0]
+
+
+def test_the_hours_are_those_of_the_steps_and_of_the_probe():
+    from jsonargparse import Namespace
+
+    config = Namespace(data=Namespace(size=64, batch_size=8, redraws=0))
+    files = look_at_files([], 0, 64)._replace(found=5000)
+    taken = Speed(100.0, 0.5, 8, 2**30, "CPU", 1000, 0.5, 1, 0, 0.0)
+    values = numbers(config, files, draw_pairs_of(), taken, (7, 7))
+    assert (values["probe"], values["the run will take"]) == ("off", "30.0 minutes")
+    probed = numbers(config, files, draw_pairs_of(), taken._replace(readings=6, reading=100.0), (7, 7))
+    assert probed["probe"] == "6 readings of 100.00 s"
+    assert probed["the run will take"] == "40.0 minutes, 10.0 minutes of them (25.0%) for the probe"
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"), [(250, 50, 6), (250, 60, 6), (30, 200, 2), (1, 1, 2), (250, 0, 0)]
+)
+def test_the_probe_is_read_at_the_start_every_n_steps_and_at_the_end(steps, every, expected):
+    reads = {0, steps, *range(every, steps + 1, every)} if every else set()
+    assert speed.readings_of(steps, every) == len(reads) == expected
+
+
+def test_one_reading_of_the_probe_is_timed(folder, tmp_path, monkeypatch):
+    from making import cli
+
+    from examples.pretrain.pixpro import PixPro
+
+    def slow(features, photos, labels):
+        features(torch.stack(photos))
+        time.sleep(0.2)
+        return {"pck": 0.5}
+
+    monkeypatch.setattr(speed, "scores", slow)
+    args = [*options(folder), "--trainer.max_steps=7", "--probe.every_n_steps=3", "--probe.images=2"]
+    for index, (more, readings, least) in enumerate(
+        [([], 4, 0.2), (["--probe.every_n_steps=0"], 0, 0.0), (["--probe.images=0"], 0, 0.0)]
+    ):
+        run = cli(PixPro, *args, *more, "--out", str(tmp_path / str(index)))
+        before = [value.clone() for value in (*run.method.parameters(), *run.method.buffers())]
+        watch = speed.probe_of(run)
+        found = speed.time_probe(run, watch, 7, torch.device("cpu"))
+        after = [*run.method.parameters(), *run.method.buffers()]
+        assert found[0] == readings
+        assert least <= found[1] < least + 2
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert watch.readings == []
 
 
 def draw_pairs_of(**changed):

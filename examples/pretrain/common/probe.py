@@ -97,6 +97,7 @@ class DenseProbe(Callback):
     Attributes:
         readings: A row for each reading: its step and its scores by name.
         sample: The photos, uint8 ``(C, size, size)``, from the start of the run on.
+        labelled: The labelled images, from the start of the run on; None: there are none.
         seconds: Time that all readings took.
     """
 
@@ -115,12 +116,12 @@ class DenseProbe(Callback):
         self.readings: list[dict[str, float]] = []
         self.sample: list[Tensor] = []
         self.seconds, self.warned = 0.0, False
-        self._labelled: Labels | None = None
+        self.labelled: Labels | None = None
 
     @property
     def is_on(self) -> bool:
         """Whether there is something to score on, and a step at which to do it."""
-        return self.every_n_steps != 0 and bool(self.sample or self._labelled)
+        return self.every_n_steps != 0 and bool(self.sample or self.labelled)
 
     def state_dict(self) -> dict[str, Any]:
         return {"readings": self.readings, "seconds": self.seconds, "warned": self.warned}
@@ -130,19 +131,19 @@ class DenseProbe(Callback):
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         """Reads the sample, once; the spacing follows from the run's length."""
-        if not trainer.is_global_zero or self.sample or self._labelled:
+        if not trainer.is_global_zero or self.sample or self.labelled:
             return
         paths = self.data.source.held_out() if self.photos is None else find_photos(self.photos, "probe.photos")
         if self.photos is not None:
             paths = [paths[i] for i in evenly(len(paths), HELD_OUT)]
         if self.labels is not None:
-            self._labelled = read_labels(self.labels, self.form.channels, self.form.size)
+            self.labelled = read_labels(self.labels, self.form.channels, self.form.size)
         self.sample = read_squares(paths, self.form.channels, self.form.size)
-        if not self.sample and self._labelled is not None and self.score.startswith("pck"):
+        if not self.sample and self.labelled is not None and self.score.startswith("pck"):
             self.score = "neighbors"  # correspondence needs photos
         if self.every_n_steps is None:
             self.every_n_steps = max(LEAST, steps_of(trainer) // READINGS)
-        if not self.sample and self._labelled is None:
+        if not self.sample and self.labelled is None:
             log.warning(
                 "probe: off, no image was kept out of the training: shards, and folders of fewer than 100 images, give "
                 "none by themselves. --probe.photos names a folder of other photos, --probe.images a number to keep out"
@@ -181,7 +182,7 @@ class DenseProbe(Callback):
             return
         begun = time.perf_counter()
         with frozen(backbone, self.form) as features:
-            found = scores(features, self.sample, self._labelled)
+            found = scores(features, self.sample, self.labelled)
             pictures = features(torch.stack(self.sample[:SHOWN])).cpu() if self.sample else None
         self.readings.append({"step": step, **found})
         for logger in trainer.loggers:

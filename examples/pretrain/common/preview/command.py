@@ -20,8 +20,7 @@ from examples.pretrain.common.parsing import parse
 from examples.pretrain.common.preview.draw import joined, outlined, seen
 from examples.pretrain.common.preview.look import Drawn, draw_pairs, look_at_files, match_of
 from examples.pretrain.common.preview.page import numbers, warnings, write_page
-from examples.pretrain.common.preview.speed import measure, on_device, planned_steps
-from examples.pretrain.common.samples import read_labels
+from examples.pretrain.common.preview.speed import measure, on_device, planned_steps, probe_of
 from examples.pretrain.common.watch import form_of
 
 if TYPE_CHECKING:
@@ -68,15 +67,15 @@ def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:
     config, data, form = run.config, run.data, form_of(run.config)
     paths = data.source.paths()
     planned_steps(run)  # what does not fit is told before the seconds that follow
-    place = config.probe.labels
-    labels = None if place is None else read_labels(place, form.channels, form.size)
+    labels = probe_of(run).labelled
     files = look_at_files(paths, len(data.source.held_out()), config.data.size)
     cells = map_size(run, form.size, form.channels)
     threshold, in_pixels = (config.method.get(name, other) for name, other in MATCHING.items())
     pairs, drawn, unreadable = draw_pairs(paths, data.draw, form.channels, cells, threshold, in_pixels)
     files = files._replace(unreadable=list(dict.fromkeys([*files.unreadable, *unreadable])))
     speed, _ = measure(run)
-    values, words = numbers(config, files, pairs, speed, cells, labels), warnings(config, files, pairs, speed)
+    values = numbers(config, files, pairs, speed, cells, labels)
+    words = warnings(config, files, pairs, speed, cells)
     folder.mkdir(parents=True, exist_ok=True)
     match = DistanceMatcher(threshold)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 ALWAYS_BLURRED = ("byol",)  # presets whose first view is blurred with probability 1
+FEW_CELLS = 16  # of a map, at and below which the preview warns: 4 x 4
 
 
 def numbers(
@@ -43,7 +44,8 @@ def numbers(
         "loader": f"{speed.loader:.0f} images/s, {speed.workers} workers",
         "step": f"{speed.step:.2f} s on {speed.device}{timed}",
         "slower of the two": waits,
-        "the run will take": hours(speed.hours),
+        "probe": f"{speed.readings} readings of {speed.reading:.2f} s" if speed.readings else "off",
+        "the run will take": duration_of(speed),
         "memory": f"{speed.memory / 2**30:.1f} GB{timed}",
     }
 
@@ -58,12 +60,20 @@ def passes(speed: Speed, batch: int, files: Files) -> float:
     return speed.steps * batch / max(1, files.found)
 
 
+def duration_of(speed: Speed) -> str:
+    """How long the run takes, and which part of it the probe."""
+    whole = speed.hours + speed.probe_hours
+    if not speed.readings:
+        return hours(whole)
+    return f"{hours(whole)}, {hours(speed.probe_hours)} of them ({speed.probe_hours / whole:.1%}) for the probe"
+
+
 def hours(value: float) -> str:
     """A time in hours, or in minutes where it is short."""
     return f"{value:.1f} hours" if value >= 1 else f"{value * 60:.1f} minutes"
 
 
-def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed) -> list[str]:
+def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: tuple[int, int]) -> list[str]:
     """What is off, in words, with what to do about it."""
     data, found = config.data, []
     if files.unreadable:
@@ -73,6 +83,16 @@ def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed) -> lis
         found.append(
             f"{pairs.unmatched_redrawn:.0%} of the pairs share no cell and teach the pixel loss nothing. Raise the "
             f"lower end of data.scale (now {data.scale[0]:g}), or set data.redraws (now {data.redraws}) to 5."
+        )
+    if cells[0] * cells[1] <= FEW_CELLS:
+        layer = config.backbone.get("layer")
+        earlier = (
+            f", or take an earlier layer, whose cells are smaller, in backbone.layer (now {layer})" if layer else ""
+        )
+        found.append(
+            f"The map of a view has {cells[0]} x {cells[1]} cells, one for {data.size // cells[0]} x "
+            f"{data.size // cells[1]} px: matching between so few cells leaves few pairs. Raise data.size (now "
+            f"{data.size}){earlier}."
         )
     if pairs.enlarged > 0.1:
         found.append(

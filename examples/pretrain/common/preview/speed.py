@@ -1,4 +1,4 @@
-"""What a run would cost on this machine: images/s of its loader, seconds and memory of a training step."""
+"""What a run would cost on this machine: images/s of its loader, seconds and memory of a step, seconds of the probe."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from densessl import MaskedView, View
 from examples.pretrain.common.data.views import Batch
+from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.probe import DenseProbe
+from examples.pretrain.common.scores import frozen, scores, settled
 from examples.pretrain.common.training import steps_of
 
 if TYPE_CHECKING:
@@ -33,8 +36,10 @@ class Speed(NamedTuple):
         memory: Bytes: the most that the device held, or on a CPU the process.
         device: Name of the device that was measured.
         steps: Optimiser steps of the run.
-        hours: Hours that the run takes, by the slower of loader and step.
+        hours: Hours that the steps take, by the slower of loader and step.
         workers: Number of reading processes.
+        readings: Number of readings of the probe in the run.
+        reading: Seconds of one of them.
     """
 
     loader: float
@@ -45,6 +50,13 @@ class Speed(NamedTuple):
     steps: int
     hours: float
     workers: int
+    readings: int
+    reading: float
+
+    @property
+    def probe_hours(self) -> float:
+        """Hours that the probe takes beside the steps, which wait for it."""
+        return self.readings * self.reading / 3600
 
 
 def measure(run: Run) -> tuple[Speed, Batch]:
@@ -54,6 +66,7 @@ def measure(run: Run) -> tuple[Speed, Batch]:
     loader, batch = time_loader(run, images)
     accelerator = run.config.trainer.accelerator
     device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    readings, reading = time_probe(run, probe_of(run), steps, device)  # before the steps change the backbone
     share = run.data.batch_size // run.trainer.world_size  # of one process
     timed = share if device.type == "cuda" else min(share, CPU_IMAGES)
     seconds, memory = time_step(run, batch, timed, device, steps)
@@ -63,7 +76,7 @@ def measure(run: Run) -> tuple[Speed, Batch]:
     threads = torch.get_num_threads()
     cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return Speed(loader, step, timed, memory, name, steps, hours, run.data.workers), batch
+    return Speed(loader, step, timed, memory, name, steps, hours, run.data.workers, readings, reading), batch
 
 
 def planned_steps(run: Run) -> int:
@@ -72,9 +85,43 @@ def planned_steps(run: Run) -> int:
     Raises:
         ValueError: If the batch does not fit the images, or the run has no budget.
     """
+    return steps_of(stand_in(run))
+
+
+def stand_in(run: Run) -> SimpleNamespace:
+    """A trainer's place before the run: what is asked of it to know the run's length."""
     run.data.trainer = run.trainer  # as the start of a run does
-    names = ("limit_train_batches", "accumulate_grad_batches", "max_epochs", "max_steps")
-    return steps_of(SimpleNamespace(datamodule=run.data, **{name: getattr(run.trainer, name) for name in names}))
+    names = ("limit_train_batches", "accumulate_grad_batches", "max_epochs", "max_steps", "is_global_zero")
+    return SimpleNamespace(datamodule=run.data, **{name: getattr(run.trainer, name) for name in names})
+
+
+def probe_of(run: Run) -> DenseProbe:
+    """The run's probe with its images read, without starting the run.
+
+    Raises:
+        ValueError: If its images or labels do not fit.
+    """
+    probe = next(callback for callback in run.trainer.callbacks if isinstance(callback, DenseProbe))
+    probe.setup(stand_in(run), run.module, "fit")
+    return probe
+
+
+def readings_of(steps: int, every: int) -> int:
+    """How often the probe is read: before the first step, every so many steps, and after the last; 0: never."""
+    return 0 if every == 0 else 1 + -(-steps // every)
+
+
+def time_probe(run: Run, probe: DenseProbe, steps: int, device: torch.device) -> tuple[int, float]:
+    """Number of the probe's readings in the run, and seconds of one; the run's method is left as it was."""
+    if not probe.is_on:
+        return 0, 0.0
+    backbone = settled(backbone_of(run.method.to(device)), probe.sample, probe.form)
+    with frozen(backbone, probe.form) as features:
+        if probe.sample:
+            features(torch.stack(probe.sample[:1]))  # the first pass of a device takes longer
+        begun = time.perf_counter()
+        scores(features, probe.sample, probe.labelled)
+    return readings_of(steps, probe.every_n_steps), time.perf_counter() - begun
 
 
 def time_loader(run: Run, images: int) -> tuple[float, Batch]:
