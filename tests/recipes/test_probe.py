@@ -180,6 +180,28 @@ def test_the_best_is_kept_and_a_run_that_makes_things_worse_is_told_of(tmp_path,
     assert (tmp_path / "best.safetensors").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_fall_of_one_score_is_told_without_advice_where_another_rose(tmp_path, caplog):
+    def told(**last: float) -> str:
+        probe = DenseProbe(None, FORM, str(tmp_path))
+        probe.readings = [{"step": step, "pck": 0.5, "linear": 0.6} for step in range(4)]
+        for row in probe.readings[1:]:
+            row.update(last)
+        caplog.clear()
+        probe._judge()
+        return caplog.text
+
+    with caplog.at_level(logging.WARNING):
+        assert told(pck=0.496) == ""  # within the noise
+        assert "use adapt.py" in told(pck=0.4)
+        assert "use adapt.py" in told(pck=0.4, linear=0.604)
+        mixed = told(pck=0.4, linear=0.65)
+    assert "was 0.400, 0.400, 0.400 in the last three readings, below the 0.500" in mixed
+    assert "the linear probe rose by 0.050" in mixed
+    assert "best.safetensors goes by pck alone" in mixed
+    assert "adapt.py" not in mixed
+    assert "worse" not in mixed
+
+
 def test_a_continued_run_compares_itself_with_its_own_start(folder, tmp_path):
     options = ["--probe.images=4", "--probe.every_n_steps=2", "--save_every_n_steps=3"]
     whole = fit(folder, tmp_path / "whole", *options)

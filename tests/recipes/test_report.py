@@ -188,12 +188,56 @@ def test_words_and_curves():
     assert "better than it started. It was best at step 5 with 0.700" in better_or_worse(rows, "pck")
     assert "worse" in better_or_worse([rows[1], rows[0]], "pck")
     assert "once or never" in better_or_worse(rows[:1], "pck")
+    assert "level with its start: no score changed by more than 0.005." in better_or_worse(
+        [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.505}], "pck"
+    )
     assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
     assert chart("loss", {"loss": [(0, float("nan"))]}) == ""
     svg = chart("a < b", {"a": [(0, 1.0), (1, 3.0)], "b": [(0, 2.0)]})
     assert "a &lt; b" in svg
     assert svg.count("<polyline") == 2
     assert thinned([(i, 2.0) for i in range(1000)])[0] == (1.5, 2.0)
+
+
+START = {"step": 0, "pck": 0.640, "pck_colour": 0.633, "neighbors": 0.538, "linear": 0.654}
+
+
+def verdict(score: str = "pck", **last: float) -> str:
+    return better_or_worse([START, {**START, "step": 250, **last}], score)
+
+
+def test_the_verdict_is_of_all_scores():
+    assert verdict(pck=0.684, neighbors=0.533) == (
+        "After 0.684, before 0.640 (pck): the backbone is better than it started."  # a fall by no more than the noise
+    )
+    mixed = verdict(pck=0.684, pck_colour=0.681, neighbors=0.526)
+    assert mixed.startswith(
+        "Mixed: correspondence rose by 0.044, correspondence in changed colours rose by 0.048, and nearest neighbours "
+        "fell by 0.012."
+    )
+    assert "best.safetensors is the best by pck alone, of step 250" in mixed
+    assert "better" not in mixed
+    assert "worse" not in mixed
+    assert verdict("neighbors", pck=0.684, neighbors=0.526).startswith("Mixed: correspondence rose by 0.044, and ")
+    assert "of step 0" in verdict("neighbors", pck=0.684, neighbors=0.526)
+    aside = verdict(linear=0.700)
+    assert "level with its start by this score; the linear probe rose by 0.046." in aside
+    assert "worse than it started" in verdict(pck=0.5, linear=0.6)
+
+
+def test_a_warning_of_one_score_gives_no_advice_where_another_rose(finished):
+    report = next(c for c in finished.trainer.callbacks if type(c).__name__ == "RunReport")
+    probe = report.probe
+    kept = probe.readings, probe.warned
+    try:
+        probe.warned = True
+        probe.readings = [START, {**START, "pck": 0.6}]
+        assert "see the learning rate" in " ".join(report._warnings({}))
+        probe.readings = [START, {**START, "pck": 0.6, "linear": 0.7}]
+        (said,) = report._warnings({})
+        assert said == "Three readings of pck in a row were below the start. At the end the linear probe is above it."
+    finally:
+        probe.readings, probe.warned = kept
 
 
 def test_evaluate_names_what_does_not_fit(finished, folder, tmp_path):

@@ -21,7 +21,7 @@ from examples.pretrain.common.data.sources import HELD_OUT, evenly
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import enlarged, in_colour, pca_colours, strip
 from examples.pretrain.common.samples import Labels, read_labels, read_squares
-from examples.pretrain.common.scores import SCORES, Form, frozen, scores, settled
+from examples.pretrain.common.scores import NOISE, SCORES, Form, changes, frozen, scores, settled, told
 from examples.pretrain.common.sharding import is_sharded
 from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.common.training import steps_of
@@ -207,19 +207,28 @@ class DenseProbe(Callback):
             part.write_bytes(save(weights))  # save_file makes files that others cannot read
 
     def _judge(self) -> None:
-        """Says once, in words, that the run makes the backbone worse than it was."""
+        """Says once, in words, that the run makes the backbone worse than it was.
+
+        Where another score rose, the fall is told without a verdict and without advice.
+        """
         values = [row[self.score] for row in self.readings]
-        if self.warned or len(values) < 4 or max(values[-3:]) >= values[0]:
+        if self.warned or len(values) < 4 or max(values[-3:]) >= values[0] - NOISE:
             return
         self.warned = True
         best = max(self.readings, key=lambda row: row[self.score])
-        log.warning(
-            "probe: %s was %s in the last three readings, below the %.3f that the run started with: the training makes "
-            "this backbone worse on these images. best.safetensors holds the best so far, of step %d. To go on from "
-            "pretrained weights use adapt.py, which freezes batch norm's statistics and anchors the backbone to its "
-            "start; or lower the learning rate (optimizer.lr_*), and look at the views (preview).",
-            self.score,
-            ", ".join(f"{value:.3f}" for value in values[-3:]),
-            values[0],
-            best["step"],
-        )
+        rose, _ = changes(self.readings[0], self.readings[-1])
+        last = ", ".join(f"{value:.3f}" for value in values[-3:])
+        text = f"probe: {self.score} was {last} in the last three readings, below the {values[0]:.3f} that the run "
+        if rose:
+            text += (
+                f"started with, while {told(rose, 'rose')}. best.safetensors goes by {self.score} alone, and holds the "
+                f"best so far, of step {best['step']}."
+            )
+        else:
+            text += (
+                "started with: the training makes this backbone worse on these images. best.safetensors holds the best "
+                f"so far, of step {best['step']}. To go on from pretrained weights use adapt.py, which freezes batch "
+                "norm's statistics and anchors the backbone to its start; or lower the learning rate "
+                "(optimizer.lr_*), and look at the views (preview)."
+            )
+        log.warning("%s", text)

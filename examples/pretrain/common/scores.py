@@ -26,6 +26,13 @@ SCORES = {
     "neighbors": "labels of the nearest cells (mIoU)",
     "linear": "linear segmentation (mIoU)",
 }
+IN_WORDS = {
+    "pck": "correspondence",
+    "pck_colour": "correspondence in changed colours",
+    "neighbors": "nearest neighbours",
+    "linear": "the linear probe",
+}
+NOISE = 0.005  # a change up to this counts as none: the spread over seeds in docs/adapt.md is mostly below it
 LINEAR_STEPS = 100  # of the linear probe: half of the library's default, because it is fitted at every reading
 BATCH = 16
 
@@ -145,3 +152,15 @@ def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None =
             found["neighbors"] = nearest_neighbor_segmentation(features, *labels, cells=10_000)
             found["linear"] = linear_segmentation(features, *labels, steps=LINEAR_STEPS)
     return found
+
+
+def changes(first: Mapping[str, float], last: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores that rose and those that fell between two readings, with by how much; changes up to NOISE are none."""
+    by = {name: round(last[name] - first[name], 3) for name in SCORES if name in first and name in last}
+    rose = {name: change for name, change in by.items() if change > NOISE}
+    return rose, {name: -change for name, change in by.items() if -change > NOISE}
+
+
+def told(changed: Mapping[str, float], verb: str) -> str:
+    """Changes in words: ``"correspondence rose by 0.044, the linear probe rose by 0.010"``."""
+    return ", ".join(f"{IN_WORDS[name]} {verb} by {change:.3f}" for name, change in changed.items())

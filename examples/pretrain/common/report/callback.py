@@ -30,7 +30,7 @@ from examples.pretrain.common.report.content import (
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import COLLAPSED_BELOW, STD, Story, write_html, write_markdown
 from examples.pretrain.common.samples import read_squares
-from examples.pretrain.common.scores import Form, frozen, settled
+from examples.pretrain.common.scores import IN_WORDS, Form, changes, frozen, settled
 from examples.pretrain.common.sharding import is_sharded
 from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.common.training import steps_of
@@ -151,8 +151,12 @@ class RunReport(Callback):
     def _warnings(self, curves: dict) -> list[str]:
         found = []
         if self.probe.warned:
+            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1])
+            above = " and ".join(IN_WORDS[name] for name in rose)
+            also = f". At the end {above} {'are' if len(rose) > 1 else 'is'} above it."
             found.append(
-                "Three readings of the probe in a row were below the start: see the learning rate and the views."
+                f"Three readings of {self.probe.score} in a row were below the start"
+                + (also if rose else ": see the learning rate and the views.")
             )
         std = last_of(curves, STD)
         if std < COLLAPSED_BELOW:

@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 
 from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
 from examples.pretrain.common.samples import class_names
+from examples.pretrain.common.scores import NOISE, changes, told
 
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -107,13 +108,27 @@ def program_of(method: type) -> str:
 
 
 def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
-    """What the probe says, in words."""
+    """What the probe says of the run, in words.
+
+    Args:
+        readings: The readings of the probe, from the start of the run to its end.
+        score: The score by which ``best.safetensors`` is kept. Where others contradict it, it decides nothing else.
+    """
     if len(readings) < 2:
         return "The probe was read once or never: it says nothing about this run."
-    first, last = readings[0][score], readings[-1][score]
+    (rose, fell), first, last = changes(readings[0], readings[-1]), readings[0][score], readings[-1][score]
     best = max(readings, key=lambda row: row[score])
-    how = "better than" if last > first else "worse than" if last < first else "the same as"
-    text = f"After {last:.3f}, before {first:.3f} ({score}): the backbone is {how} it started."
+    if rose and fell:
+        return (
+            f"Mixed: {told(rose, 'rose')}, and {told(fell, 'fell')}. Choose by what you need the backbone for; "
+            f"best.safetensors is the best by {score} alone, of step {best['step']:.0f} with {best[score]:.3f}."
+        )
+    how = "better than it started" if score in rose else "worse than it started" if score in fell else ""
+    if not how:
+        others = told(rose, "rose") or told(fell, "fell")
+        more = f" by this score; {others}" if others else f": no score changed by more than {NOISE}"
+        how = f"level with its start{more}"
+    text = f"After {last:.3f}, before {first:.3f} ({score}): the backbone is {how}."
     if best["step"] != readings[-1]["step"]:
         text += f" It was best at step {best['step']:.0f} with {best[score]:.3f}: best.safetensors holds that one."
     return text
