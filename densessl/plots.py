@@ -155,7 +155,7 @@ def plot_similarity(
     heat = right.imshow(
         similarity, cmap="magma", vmax=1.0, alpha=0.75, extent=(0, width, height, 0), interpolation="nearest"
     )
-    figure.colorbar(heat, ax=right, fraction=0.046)
+    figure.colorbar(heat, ax=right, fraction=0.046, label="cosine")
     return figure
 
 

@@ -15,6 +15,8 @@ from densessl import DistanceMatcher, View
 from densessl.plots import plot_correspondence, plot_pca, plot_similarity
 
 COLLAPSED_BELOW = 0.3  # feature standard deviation times sqrt(C); a healthy one is near 1
+# Colour and line of each seed, after Okabe and Ito: told apart by those who see no red or green, and in grey.
+SEEDS = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
 JUDGED_FROM = 100  # steps: the quickstart spends some 60 below the line and rises again
 
 
@@ -196,16 +198,16 @@ def plot_losses(outcomes: Sequence[Outcome]):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     smoothed = False
     for index, o in enumerate(outcomes):
-        width = max(1, len(o.losses) // 25)
+        width, (colour, line) = max(1, len(o.losses) // 25), SEEDS[index % len(SEEDS)]
         curve = np.convolve(o.losses, np.ones(width) / width, mode="valid")
         if width > 1:
-            left.plot(o.losses, color=f"C{index}", alpha=0.25, linewidth=0.8)
+            left.plot(o.losses, color=colour, alpha=0.25, linewidth=0.8)
             smoothed = True
-        left.plot(np.arange(len(curve)) + (width - 1) / 2, curve, color=f"C{index}", label=f"seed {o.seed}")
-        right.plot(o.deviations, color=f"C{index}", label=f"seed {o.seed}")
+        left.plot(np.arange(len(curve)) + (width - 1) / 2, curve, line, color=colour, label=f"seed {o.seed}")
+        right.plot(o.deviations, line, color=colour, label=f"seed {o.seed}")
     right.axhline(COLLAPSED_BELOW, color="grey", linestyle="--", linewidth=0.8)
     right.text(
         0.99,
@@ -216,9 +218,10 @@ def plot_losses(outcomes: Sequence[Outcome]):
         ha="right",
         va="bottom",
     )
-    right.set_ylim(bottom=0)
-    left.set(title="loss (thin: each step; thick: running mean)" if smoothed else "loss of each step", xlabel="step")
-    right.set(title="std (of the projected unit features, x sqrt(C))", xlabel="step")
+    right.set_ylim(0, 1.05)  # of unit features it is at most 1: the figures of two runs compare
+    left.set(title="loss (thin: each step; thick: running mean)" if smoothed else "loss of each step")
+    left.set(xlabel="step", ylabel="loss (no unit)")
+    right.set(title="std of the projected unit features", xlabel="step", ylabel="std x sqrt(C) (no unit)")
     left.legend()
     return figure
 

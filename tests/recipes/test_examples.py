@@ -226,6 +226,12 @@ def test_the_figure_of_the_loss_names_what_it_draws(steps, smoothed):
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["seed 0", "seed 1"]
     assert max(line.get_alpha() or 1 for line in left.lines) == 1
     assert right.get_title().startswith("std ")
+    assert left.get_xlim() == right.get_xlim()
+    assert right.get_ylim() == (0, 1.05)  # the same in every run
+    assert left.get_ylabel() == "loss (no unit)"
+    assert right.get_ylabel() == "std x sqrt(C) (no unit)"
+    styles = {(line.get_color(), line.get_linestyle()) for line in right.lines[:2]}
+    assert len({style for _, style in styles}) == 2  # told apart without colours, too
 
 
 def test_compose_your_own_runs(capsys):

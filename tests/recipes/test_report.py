@@ -19,7 +19,10 @@ from densessl.export import main as export
 from examples import evaluate
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pages import chart, thinned
+from examples.pretrain.common.pictures import as_pillow, enlarged, heat, similarity
 from examples.pretrain.common.report.content import better_or_worse, duration, next_commands, read_curves
+from examples.pretrain.common.report.gallery import gallery
+from examples.pretrain.common.report.write import tenths
 from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.pixpro import PixPro
 
@@ -192,11 +195,32 @@ def test_words_and_curves():
         [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.505}], "pck"
     )
     assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
-    assert chart("loss", {"loss": [(0, float("nan"))]}) == ""
-    svg = chart("a < b", {"a": [(0, 1.0), (1, 3.0)], "b": [(0, 2.0)]})
+    assert chart("loss", "no unit", {"loss": [(0, float("nan"))]}) == ""
+    svg = chart("a < b", "images/s", {"a": [(0, 1.0), (1, 3.0)], "b": [(0, 2.0)]})
     assert "a &lt; b" in svg
     assert svg.count("<polyline") == 2
+    assert ">images/s</text>" in svg
+    assert ">step</text>" in svg
+    assert svg.count('stroke-dasharray="6 3"') == 2  # the second curve and its name: told apart without colours
     assert thinned([(i, 2.0) for i in range(1000)])[0] == (1.5, 2.0)
+
+
+def test_figures_that_are_compared_have_the_same_limits():
+    good, bad = ({"pck": [(0, 0.64), (250, 0.684)], "linear": [(0, 0.533)]}, {"pck": [(0, 0.64), (100, 0.551)]})
+    assert tenths(good) == tenths(bad) == (0.5, 0.7)
+    assert tenths({"pck": [(0, 0.7), (1, 0.7)]}) == (0.5, 0.7)
+    assert tenths({"pck": [(0, 1.0), (1, 0.0)]}) == (0.0, 1.0)
+    assert tenths({"pck": [(0, float("nan"))]}) == (0.0, 1.0)
+    svg = chart("probe", "share", bad, tenths(bad))
+    assert all(f">{value}</text>" in svg for value in ("0.5", "0.6", "0.7"))
+    photo = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    maps = {"before": torch.randn(1, 5, 4, 6), "after": torch.randn(1, 5, 4, 6)}
+    (row,) = gallery([photo], maps)
+    cosines = [similarity(of[0], 2 * 6 + 3) for of in maps.values()]
+    low = min(float(cosine.min()) for cosine in cosines)
+    for (caption, picture), cosine, name in zip(row[-2:], cosines, maps, strict=True):
+        assert caption == f"similarity, {name} ({low:.2f} dark to 1 bright)"
+        assert np.array_equal(np.asarray(picture), np.asarray(as_pillow(enlarged(heat(cosine, low), 192))))
 
 
 START = {"step": 0, "pck": 0.640, "pck_colour": 0.633, "neighbors": 0.538, "linear": 0.654}

@@ -12,9 +12,9 @@ from examples.pretrain.common.pictures import data_uri
 
 STYLE = """
 :root { color-scheme: light dark; --fg: #1c1e21; --bg: #ffffff; --soft: #5c6470; --line: #d9dde3; --box: #f4f6f8;
-  --warn: #8a4b00; --warnbox: #fff3df; --c0: #0b62c4; --c1: #c2410c; --c2: #15803d; --c3: #8b3fc7; }
+  --warn: #8a4b00; --warnbox: #fff3df; --c0: #0072b2; --c1: #c24e00; --c2: #00805a; --c3: #b0508a; }
 @media (prefers-color-scheme: dark) { :root { --fg: #e6e8eb; --bg: #16181c; --soft: #9aa3af; --line: #343a43;
-  --box: #1f2329; --warn: #ffc57a; --warnbox: #3a2a12; --c0: #6cb0ff; --c1: #ff9b6a; --c2: #6fd08c; --c3: #cf9cff; } }
+  --box: #1f2329; --warn: #ffc57a; --warnbox: #3a2a12; --c0: #56b4e9; --c1: #e69f00; --c2: #2fc79a; --c3: #e79ac8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; background: var(--bg); color: var(--fg);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -105,18 +105,33 @@ def commands(lines: Sequence[str]) -> str:
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
-def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Curves over the steps, as SVG in the page's colours; points that are not finite are left out."""
+DASHES = ("", "6 3", "2 3", "8 3 2 3")  # with them curves are told apart without their colours
+
+
+def chart(
+    title: str,
+    unit: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    limits: tuple[float, float] | None = None,
+) -> str:
+    """Curves over the steps, as SVG in the page's colours; points that are not finite are left out.
+
+    Args:
+        title: The line below.
+        unit: What the vertical axis counts.
+        series: For each curve its points, (step, value).
+        limits: Both ends of the vertical axis; None: those of the curves.
+    """
     known = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()
     }
     points = [point for of in known.values() for point in of]
     if not points:
         return ""
-    left, right, top, bottom = 58, 352, 12, 160
-    height = 200 if len(known) > 1 else 182
+    left, right, top, bottom = 58, 352, 24, 172
+    height = 212 if len(known) > 1 else 194
     x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
-    y0, y1 = min(y for _, y in points), max(y for _, y in points)
+    y0, y1 = limits or (min(y for _, y in points), max(y for _, y in points))
     wide, high = (x1 - x0) or 1.0, (y1 - y0) or max(abs(y1), 1e-9)
 
     def at(x: float, y: float) -> str:
@@ -124,22 +139,27 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
 
     parts = []
     for index, (name, of) in enumerate(known.items()):
-        colour = f"var(--c{index % 4})"
+        stroke = f'stroke="var(--c{index % 4})" stroke-width="1.6"'
+        if DASHES[index % 4]:
+            stroke += f' stroke-dasharray="{DASHES[index % 4]}"'
         line = " ".join(at(x, y) for x, y in thinned(of))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        parts.append(f'<polyline points="{line}" fill="none" {stroke}/>')
         if len(of) <= 60:  # readings far apart are seen as such
             spots = (at(x, y).split(",") for x, y in of)
-            parts += [f'<circle cx="{x}" cy="{y}" r="2.2" fill="{colour}"/>' for x, y in spots]
+            parts += [f'<circle cx="{x}" cy="{y}" r="2.2" fill="var(--c{index % 4})"/>' for x, y in spots]
         if len(known) > 1:
-            parts.append(f'<text x="{left + 90 * index}" y="192" style="fill: {colour}">{html.escape(name)}</text>')
+            x = 4 + 89 * index
+            parts.append(f'<path d="M{x},200 h16" {stroke}/><text x="{x + 19}" y="204">{html.escape(name)}</text>')
     axes = f'<path d="M{left},{top} V{bottom} H{right}" fill="none" stroke="var(--line)"/>'
     form = ".2g" if f"{y0:.2g}" != f"{y1:.2g}" else ".3g"  # two ends that differ in the third digit
-    labels = "".join(
-        f'<text x="{left - 4}" y="{y}" text-anchor="end">{value:{form}}</text>'
-        for y, value in ((bottom, y0), (top + 8, y1))
-    )
-    labels += f'<text x="{left}" y="175">step {x0:.0f}</text>'
-    labels += f'<text x="{right}" y="175" text-anchor="end">{x1:.0f}</text>'
+    ticks = [(bottom, y0), (top + 8, y1)]
+    if limits:
+        ticks.append(((bottom + top) // 2 + 4, (y0 + y1) / 2))
+    labels = "".join(f'<text x="{left - 4}" y="{y}" text-anchor="end">{value:{form}}</text>' for y, value in ticks)
+    labels += f'<text x="{left}" y="14">{html.escape(unit)}</text>'
+    labels += f'<text x="{(left + right) // 2}" y="187" text-anchor="middle">step</text>'
+    labels += f'<text x="{left}" y="187">{x0:.0f}</text>'
+    labels += f'<text x="{right}" y="187" text-anchor="end">{x1:.0f}</text>'
     return (
         f'<figure><svg viewBox="0 0 360 {height}" role="img" aria-label="{html.escape(title)}">{axes}{labels}'
         f"{''.join(parts)}</svg><figcaption>{html.escape(title)}</figcaption></figure>"

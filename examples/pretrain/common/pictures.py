@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-# Dark violet over red to pale yellow: readable on light and dark pages.
+# Dark violet over red to pale yellow: readable on light and dark pages, and without telling red from green.
 HEAT = torch.tensor([[20, 11, 53], [101, 21, 110], [186, 54, 85], [242, 125, 36], [250, 253, 161]]) / 255
 
 
@@ -38,15 +38,18 @@ def pca_colours(maps: Tensor) -> Tensor:
     return shown.reshape(batch, h, w, 3).permute(0, 3, 1, 2)
 
 
-def similarity_heat(features: Tensor, cell: int) -> Tensor:
-    """Cosine of one cell to all others, from the least to 1, as colours ``(3, h, w)``; the map is ``(C, h, w)``.
+def similarity(features: Tensor, cell: int) -> Tensor:
+    """Cosine of one cell to all others, ``(h, w)``; the map is ``(C, h, w)``.
 
     The map's mean is taken out first: cells share a common direction, which hides how they differ.
     """
     unit = F.normalize((features - features.mean((1, 2), keepdim=True)).float(), dim=0)
-    cosine = torch.einsum("c,chw->hw", unit.flatten(1)[:, cell], unit)
-    low = cosine.min()
-    place = ((cosine - low) / (1 - low).clamp(min=1e-6)).clamp(0, 1) * (len(HEAT) - 1)
+    return torch.einsum("c,chw->hw", unit.flatten(1)[:, cell], unit)
+
+
+def heat(values: Tensor, low: float) -> Tensor:
+    """Values ``(h, w)`` from ``low``, dark, to 1, bright, as colours ``(3, h, w)``."""
+    place = ((values - low) / max(1 - low, 1e-6)).clamp(0, 1) * (len(HEAT) - 1)
     below = place.floor().long().clamp(max=len(HEAT) - 2)
     share = (place - below)[..., None]
     return (HEAT[below] * (1 - share) + HEAT[below + 1] * share).permute(2, 0, 1)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.pretrain.common.pages import figure, tiles
-from examples.pretrain.common.pictures import as_pillow, enlarged, in_colour, pca_colours, similarity_heat
+from examples.pretrain.common.pictures import as_pillow, enlarged, heat, in_colour, pca_colours, similarity
 
 SIDE = 192  # of a picture, in pixels
 
@@ -29,12 +29,19 @@ def gallery(photos: Sequence[Tensor], maps: Mapping[str, Tensor]) -> list[Row]:
         shown = torch.nn.functional.interpolate(in_colour(photo)[None].float(), (SIDE, SIDE), mode="area")[0]
         row: Row = [("photo", as_pillow(shown.round().to(torch.uint8)))]
         row += [(f"components, {name}", as_pillow(of[index])) for name, of in colours.items()]
-        for name, of in maps.items():
-            h, w = of.shape[2:]
-            heat = similarity_heat(of[index], (h // 2) * w + w // 2)
-            row.append((f"similarity, {name}", as_pillow(enlarged(heat, SIDE))))
+        cosines = {name: similarity(of[index], middle(of)) for name, of in maps.items()}
+        low = min(float(cosine.min()) for cosine in cosines.values())  # one scale, for networks that are compared
+        for name, cosine in cosines.items():
+            caption = f"similarity, {name} ({low:.2f} dark to 1 bright)"
+            row.append((caption, as_pillow(enlarged(heat(cosine, low), SIDE))))
         rows.append(row)
     return rows
+
+
+def middle(maps: Tensor) -> int:
+    """Row-major index of the cell in the middle."""
+    h, w = maps.shape[2:]
+    return (h // 2) * w + w // 2
 
 
 def gallery_html(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,12 +79,13 @@ def meanings(names: Iterable[str]) -> str:
 
 def write_html(path: Path, story: Story) -> None:
     """Writes the page."""
+    probed = probe_curves(story.readings)
     drawn = [
-        chart("loss", {"loss": story.curves.get("loss", [])}),
-        chart("probe", probe_curves(story.readings)),
-        chart("spread of the projections (std x sqrt(C)); near 1 is healthy", {"std": story.curves.get(STD, [])}),
-        chart("learning rate", rates(story.curves)),
-        chart("images/s", {"images/s": story.curves.get("speed/images_per_s", [])}),
+        chart("loss", "no unit", {"loss": story.curves.get("loss", [])}),
+        chart("probe", "score, in 0..1", probed, tenths(probed)),
+        chart("spread of the projections; near 1 is healthy", "std x sqrt(C)", {"std": story.curves.get(STD, [])}),
+        chart("learning rate", "no unit", rates(story.curves)),
+        chart("speed", "images/s", {"images/s": story.curves.get("speed/images_per_s", [])}),
     ]
     probe = table(*probe_table(story.readings, story.best)) if story.readings else paragraph("No probe was read.")
     text = page(
@@ -150,6 +152,15 @@ def probe_curves(readings: Sequence[Mapping[str, float]]) -> Curves:
         for name in SCORES
         if any(name in row for row in readings)
     }
+
+
+def tenths(curves: Curves) -> tuple[float, float]:
+    """Limits for scores in 0..1: the tenths around them, at least two, so that the figures of several runs compare."""
+    values = [y for points in curves.values() for _, y in points if math.isfinite(y)] or [0.0, 1.0]
+    low, high = math.floor(min(values) * 10 + 1e-9), math.ceil(max(values) * 10 - 1e-9)
+    if high - low < 2:
+        low, high = max(0, high - 2), max(2, high)
+    return low / 10, high / 10
 
 
 def rates(curves: Curves) -> Curves:
