@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from examples.transfer.common.command import TransferCLI, run
-from examples.transfer.datasets.own_masks import class_names, find_masks
+from examples.transfer.datasets.own_masks import find_masks, required_class_names
 from examples.transfer.datasets.segmentation_data import SegmentationData
 from examples.transfer.datasets.segmentation_sets import open_set
 from examples.transfer.segmentation import Segmentation
@@ -45,7 +45,7 @@ def fit(folder: Path, *args: str) -> TransferCLI:
 
 def test_own_masks_train(folder):
     made = fit(folder)
-    assert class_names(str(folder)) == ["ground", "roof", "tree"]
+    assert required_class_names(str(folder)) == ["ground", "roof", "tree"]
     assert made.trainer.global_step == 2
     assert 0 <= made.trainer.callback_metrics["val/miou"] <= 1
     _, classes = made.datamodule.val[0]
@@ -119,6 +119,11 @@ SIZES = r"the mask .*masks/{}/1.png: expected its size, 52x36 pixels in .*images
         (same_stem, r"expected one image for each mask, got .*train/1.jpeg and .*train/1.jpg for .*train/1.png"),
         (in_colours, r"expected masks of class numbers, .* got .*masks/train/1.png in colours"),
         (no_names, r"data.folder: expected the names of the classes, a line each, in .*classes.txt"),
+        (
+            names(b"0\n85\n170\n"),
+            r"data.folder: expected a name in each line of .*classes.txt, got the number 0 in line 1",
+        ),
+        (names(b"ground\n\n 2.5 \ntree\n"), r"data.folder: .*classes.txt, got the number 2.5 in line 3"),
         (no_mask, r"4 images, 1 are missing; the first is .*masks/train/1.png"),
         (no_image, r"masks/train/1.png has no image \(1 such masks\)"),
         (
@@ -140,7 +145,7 @@ def test_bad_masks_stop_before_training(damage, message, folder):
         (no_file, [], r"data.folder: .*masks/train/1.png cannot be read"),
         (names(b"sky\nroof\nsky"), [], r"data.folder: expected 2 to 255 different names in .*, got 3 lines"),
         (names(b"sky\n"), [], r"data.folder: expected 2 to 255 different names in .*, got 1 lines"),
-        (names(b"\n".join(b"%d" % i for i in range(256))), [], r"2 to 255 different names in .*, got 256 lines"),
+        (names(b"\n".join(b"c%d" % i for i in range(256))), [], r"2 to 255 different names in .*, got 256 lines"),
         (names(b"caf\xe9\nroof\nsky"), [], r"data.folder: expected the names of the classes, a line each, in .*utf-8"),
         (names(b"sky\nroof\n"), ["--model.classes=2"], r"expected ids among 0..1, 255 in .*, got 2"),
         (redrawn("masks/val/1.png", lambda x: x.where(x != 2, 7)), [], NUMBERS.format("val")),

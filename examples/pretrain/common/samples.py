@@ -90,7 +90,7 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         parts = [pairs[0::2], pairs[1::2]]
     if not all(parts):
         raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
-    names = class_names(root, name)
+    names = optional_class_names(root, name)
     if len(names) == 1:
         raise ValueError(f"{name}: expected at least 2 classes, a line each, in {shown(root / 'classes.txt')}, got 1")
     least = len(names) or IGNORED  # of the numbers that no class has
@@ -149,7 +149,7 @@ def photo_under(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
     return as_bytes(pixels)
 
 
-def class_names(root: Path, name: str) -> list[str]:
+def optional_class_names(root: Path, name: str) -> list[str]:
     """The last word of each line of classes.txt; none where there is no such file."""
     path = root / "classes.txt"
     try:

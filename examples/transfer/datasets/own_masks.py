@@ -6,6 +6,7 @@ With sub-folders ``train`` and ``val`` in both, or without: then every fifth ima
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,22 +21,31 @@ from examples.transfer.datasets.sizes import is_turned
 
 log = logging.getLogger(__name__)
 
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 SPLITS = ("train", "val", "test")
 EVALUATED = 5  # one image of so many, where there are no folders for the splits
 CHECKED = 2000  # masks of a split that are read before the first step
 
 
-def class_names(folder: str) -> list[str]:
+def required_class_names(folder: str) -> list[str]:
     """Names of the classes, in the order of their ids from 0.
 
     Raises:
-        ValueError: If there is no such file, if it names fewer than 2 or more than 255 classes, or one of them twice.
+        ValueError: If there is no such file, if it names fewer than 2 or more than 255 classes, or one of them twice,
+            or if a line is a plain number.
     """
     path = Path(folder, "classes.txt")
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data.folder: expected the names of the classes, a line each, in {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if NUMBER.fullmatch(line):
+            raise ValueError(
+                f"data.folder: expected a name in each line of {path}, got the number {line} in line {number}: the "
+                "place of a line, counted from 0, is the number of its class in the masks"
+            )
+    names = [line for line in lines if line]
     if not 2 <= len(names) <= 255 or len(set(names)) < len(names):
         raise ValueError(f"data.folder: expected 2 to 255 different names in {path}, got {len(names)} lines: {names}")
     return names

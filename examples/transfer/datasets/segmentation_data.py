@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.transfer.common.batches import check_batch_size, evaluation_loader, training_loader
-from examples.transfer.datasets.own_masks import class_names
+from examples.transfer.datasets.own_masks import required_class_names
 from examples.transfer.datasets.segmentation_sets import CLASSES, IGNORE, open_set
 
 
@@ -71,7 +71,7 @@ class SegmentationData(pl.LightningDataModule):
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"data.scale: expected 0 < smallest <= largest, got {scale}")
         self.dataset, self.folder, self.sbd = dataset, folder, sbd
-        self.classes = len(class_names(folder)) if dataset == "own" else CLASSES[dataset]
+        self.classes = len(required_class_names(folder)) if dataset == "own" else CLASSES[dataset]
         self.batch_size, self.workers = batch_size, workers
         normalize = [v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
                      v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]  # fmt: skip

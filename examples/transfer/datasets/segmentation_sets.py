@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from examples.pretrain.common.data.decode import read_photo
 from examples.pretrain.common.data.depths import as_bytes
-from examples.transfer.datasets.own_masks import check_masks, class_names, find_masks
+from examples.transfer.datasets.own_masks import check_masks, find_masks, required_class_names
 
 IGNORE = 255  # the class number of pixels that neither loss nor metric counts, in all three
 CLASSES = {"cityscapes": 19, "voc": 21, "camvid": 11}
@@ -154,7 +154,7 @@ def open_set(name: str, folder: str, split: str, transform: Callable[..., Any], 
             known = {**{number: number for number in range(21)}, 255: IGNORE}
         elif name == "own":
             images, labels = find_masks(folder, split)
-            known = {**{number: number for number in range(len(class_names(folder)))}, 255: IGNORE}
+            known = {**{number: number for number in range(len(required_class_names(folder)))}, 255: IGNORE}
         else:
             images, labels = find_camvid(folder, split)
             known = {**{number: number for number in range(11)}, 11: IGNORE}

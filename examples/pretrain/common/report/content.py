@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 
 from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
-from examples.pretrain.common.samples import class_names
+from examples.pretrain.common.samples import optional_class_names
 from examples.pretrain.common.scores import NOISE, changes, told
 
 Curves = dict[str, list[tuple[float, float]]]
@@ -85,7 +85,7 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
 def labelled_set(labels: str | None) -> tuple[str, str]:
     """Folder and number of classes for the segmentation recipe: the probe's where it has the recipe's layout."""
     if labels is not None and Path(labels, "masks", "train").is_dir() and Path(labels, "masks", "val").is_dir():
-        return labels, str(len(class_names(Path(labels), "probe.labels")) or "CLASSES")
+        return labels, str(len(optional_class_names(Path(labels), "probe.labels")) or "CLASSES")
     return "MASKS", "CLASSES"
 
 
