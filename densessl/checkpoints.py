@@ -23,17 +23,14 @@ _BEFORE_CLASSIFIER = re.compile(r"head\.(norm|in_conv|pre_logits|pre_classifier|
 _PRETRAINING = re.compile(r"(project|proto|predict|proj_|dino_|ibot_|mlp_head|queue)\w*(\.|$)")
 _BODY = "backbone.body."
 _PART = re.compile(r"backbone\.fpn\.|head\.(classification|regression)_head\.conv\.")
-_WHY = tuple(
-    (re.compile(pattern), why)
-    for pattern, why in (
-        (
-            r"rpn\.|roi_heads\.|neck\.|(rpn|bbox|mask|decode|auxiliary)_head\.",
-            "part of a detector other than torchvision's FCOS",
-        ),
-        (r"(.*\.)?(cls_logits|bbox_reg|bbox_ctrness)\.", "predicts the classes and boxes of one data set"),
-        (CLASSIFIER.pattern, "classifier"),
-        ("", "serves pretraining only, such as projection head and predictor"),
-    )
+_WHY = (
+    (
+        r"rpn\.|roi_heads\.|neck\.|(rpn|bbox|mask|decode|auxiliary)_head\.",
+        "part of a detector other than torchvision's FCOS",
+    ),
+    (r"(.*\.)?(cls_logits|bbox_reg|bbox_ctrness)\.", "predicts the classes and boxes of one data set"),
+    (CLASSIFIER, "classifier"),
+    ("", "serves pretraining only, such as projection head and predictor"),
 )
 
 
@@ -299,5 +296,4 @@ def _why(name: str, root: str, others: list[str]) -> str:
     other = next((other for other in others if name.startswith(other)), None)
     if other is not None:
         return f"another backbone, which root={other!r} chooses"
-    short = name.removeprefix(root)
-    return next(why for pattern, why in _WHY if pattern.match(name) or pattern.match(short))
+    return next(why for pattern, why in _WHY if re.match(pattern, name) or re.match(pattern, name.removeprefix(root)))

@@ -84,17 +84,8 @@ def plot_correspondence(
     matches = [int(key) for query, key in pairs.tolist() if query == cell]
     for key in matches:
         _frame(right, key, from_k, size_k, _MATCH)
-        _join(
-            figure,
-            left,
-            right,
-            _center(cell, from_q, size_q),
-            _center(key, from_k, size_k),
-            _MATCH,
-            2.0,
-            1.0,
-            dots=True,
-        )
+        start, end = _center(cell, from_q, size_q), _center(key, from_k, size_k)
+        _join(figure, left, right, start, end, _MATCH, 2.0, 1.0, dots=True)
     _frame(left, cell, from_q, size_q, _MATCH)
     if not len(pairs):
         figure.suptitle("no matched pair")

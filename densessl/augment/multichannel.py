@@ -15,8 +15,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from densessl.augment._pil import ExpectChannels
 from densessl.augment.batch import BatchAugment
-from densessl.augment.presets import ExpectChannels, PILGaussianBlur, Range, two_views
+from densessl.augment.presets import PILGaussianBlur, Range, two_views
 from densessl.augment.views import MultiView
 
 STRENGTH = 0.4  # of brightness and contrast in BYOL

@@ -156,8 +156,7 @@ def patch_probe(
     c = max(by_c, key=by_c.__getitem__)
 
     del keys, own, train, rest  # before the larger ones are made
-    train = [image.keys for image in images]
-    keys, own = _all_and_own(train, like)
+    keys, own = _all_and_own([image.keys for image in images], like)
     weight = logistic_regression(own.rows, own.labels, classes, c, protocol.iterations)
     votes, linear = [], []
     for image in _cells(features, test, classes, protocol, batch_size, "test"):
@@ -221,9 +220,8 @@ def _held_out(images: int, share: float, seed: int) -> list[bool]:
 def _moments(parts: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all processes' rows; 1 where a channel is constant."""
     channels = like.shape[1]
-    count = torch.tensor(float(sum(len(part) for part in parts)), dtype=torch.float64, device=like.device)
     zero = torch.zeros(channels, dtype=torch.float64, device=like.device)
-    count = summed(count)
+    count = summed(torch.tensor(float(sum(map(len, parts))), dtype=torch.float64, device=like.device))
     mean = summed(sum((part.double().sum(0) for part in parts), zero)) / count
     square = summed(sum(((part.double() - mean).square().sum(0) for part in parts), zero)) / count
     std = torch.where(square.sqrt() > 1e-12 * mean.abs(), square.sqrt(), 1.0)

@@ -29,8 +29,8 @@ from densessl import (
     simclr_photometric,
     simclr_views,
 )
+from densessl.augment._pil import OnPIL
 from densessl.augment._steps import nested
-from densessl.augment.presets import _OnPIL
 
 PRESETS = [byol_views, mocov2_views, simclr_views]
 PHOTOMETRIC = [byol_photometric, mocov2_photometric, simclr_photometric]
@@ -71,16 +71,16 @@ def test_the_photometric_half_is_asymmetric_as_published():
 def test_photometric_steps_on_pil_are_those_on_the_image_as_pil(channels):
     """The way to PIL and back loses nothing, of colour and grey images that are not square."""
     image = tv_tensors.Image(torch.randint(0, 256, (channels, 5, 9), dtype=torch.uint8))
-    assert torch.equal(_OnPIL()(image), image)
-    assert torch.equal(_OnPIL()(image.permute(0, 2, 1)), image.permute(0, 2, 1))  # not contiguous
+    assert torch.equal(OnPIL()(image), image)
+    assert torch.equal(OnPIL()(image.permute(0, 2, 1)), image.permute(0, 2, 1))  # not contiguous
     jitter = v2.ColorJitter(0.4, 0.4, 0.2, 0.1)
     torch.manual_seed(3)
-    made = _OnPIL(jitter)(image)
+    made = OnPIL(jitter)(image)
     torch.manual_seed(3)
     assert torch.equal(made, F.pil_to_tensor(jitter(F.to_pil_image(image))))
     assert isinstance(made, tv_tensors.Image)
-    assert torch.equal(_OnPIL()(F.to_dtype(image, torch.float32, scale=True)), image)
-    assert torch.equal(_OnPIL()(F.to_pil_image(image)), image)
+    assert torch.equal(OnPIL()(F.to_dtype(image, torch.float32, scale=True)), image)
+    assert torch.equal(OnPIL()(F.to_pil_image(image)), image)
 
 
 def test_device_solarize_has_the_published_threshold():
