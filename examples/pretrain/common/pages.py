@@ -137,7 +137,7 @@ def chart(
     def at(x: float, y: float) -> str:
         return f"{left + (x - x0) / wide * (right - left):.1f},{bottom - (y - y0) / high * (bottom - top):.1f}"
 
-    parts = []
+    parts, legend = [], 4
     for index, (name, of) in enumerate(known.items()):
         stroke = f'stroke="var(--c{index % 4})" stroke-width="1.6"'
         if DASHES[index % 4]:
@@ -148,8 +148,9 @@ def chart(
             spots = (at(x, y).split(",") for x, y in of)
             parts += [f'<circle cx="{x}" cy="{y}" r="2.2" fill="var(--c{index % 4})"/>' for x, y in spots]
         if len(known) > 1:
-            x = 4 + 89 * index
-            parts.append(f'<path d="M{x},200 h16" {stroke}/><text x="{x + 19}" y="204">{html.escape(name)}</text>')
+            parts.append(f'<path d="M{legend},200 h16" {stroke}/>')
+            parts.append(f'<text x="{legend + 19}" y="204">{html.escape(name)}</text>')
+            legend += 40 + 6 * len(name)
     axes = f'<path d="M{left},{top} V{bottom} H{right}" fill="none" stroke="var(--line)"/>'
     form = ".2g" if f"{y0:.2g}" != f"{y1:.2g}" else ".3g"  # two ends that differ in the third digit
     ticks = [(bottom, y0), (top + 8, y1)]
