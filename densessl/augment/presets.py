@@ -169,6 +169,7 @@ class PILGaussianBlur(v2.Transform):
         sigma: Smallest and largest radius in pixels; one radius is drawn per image.
 
     Examples:
+        >>> from torchvision import tv_tensors
         >>> PILGaussianBlur((0.1, 2.0))(tv_tensors.Image(torch.rand(3, 64, 64))).shape
         torch.Size([3, 64, 64])
     """
