@@ -79,30 +79,30 @@ def _loss(
     check_pairs(query, key, mask)
     valid = None if valid_k is None else as_valid(valid_k, key, "valid_k")
     few = mask.numel() <= _FEW_PAIRS[mask.layout]
-    mask, matched = mask.to_dense() if few else mask, matched_cells(mask)[0]
+    mask, indices = mask.to_dense() if few else mask, None
+    if mask.layout == torch.sparse_coo:
+        indices = positive_pairs(mask)
+        indices = indices[:, indices[0] < mask.shape[0]]  # this waits for the device, but so do the blocks below
+        if valid is not None:
+            indices = indices[:, valid[indices[0], indices[2]]]
+        has_positive = _rows_of(indices, mask)
+    else:
+        if valid is not None:
+            mask = mask & valid[:, None]
+        has_positive = matched_cells(mask)[0]
     used, ignored = valid, None
     if ignore is not None:
         check_ignore(ignore, mask)
         ignored = without_positives(ignore.to_dense() if few else ignore, mask)
-        needed = needed_keys(ignored, matched, mask.shape[2])
+        needed = needed_keys(ignored, has_positive, mask.shape[2])
         used = needed if valid is None else needed & valid
-    q, k = unit_tokens(query, key, mask, matched, used)
+    q, k = unit_tokens(query, key, mask, has_positive, used)
     with torch.autocast(q.device.type, enabled=False):
-        if mask.layout == torch.sparse_coo:
-            indices = positive_pairs(mask)
-            indices = indices[:, indices[0] < mask.shape[0]]  # this waits for the device, but so do the blocks below
-            if valid is not None:
-                indices = indices[:, valid[indices[0], indices[2]]]
-            per_cell = cell_losses(q, k, None, indices, valid, ignored, temperature)
-            has_positive = _rows_of(indices, q)
+        if few:
+            per_cell = _of_all_logits(q, k, mask, has_positive, valid, ignored, temperature)
         else:
-            if valid is not None:
-                mask = mask & valid[:, None]
-            has_positive = mask.any(2)
-            if few:
-                per_cell = _of_all_logits(q, k, mask, has_positive, valid, ignored, temperature)
-            else:
-                per_cell = cell_losses(q, k, mask, None, valid, ignored, temperature)
+            of_blocks = (mask, None) if indices is None else (None, indices)
+            per_cell = cell_losses(q, k, *of_blocks, valid, ignored, temperature)
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
@@ -137,9 +137,9 @@ def _of_all_logits(
     return (logits.logsumexp(2) - positive.logsumexp(2)) * has_positive
 
 
-def _rows_of(indices: Tensor, q: Tensor) -> Tensor:
+def _rows_of(indices: Tensor, mask: Tensor) -> Tensor:
     """Which query cells have a positive, (B, Nq)."""
-    found = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
+    found = torch.zeros(mask.shape[:2], dtype=torch.bool, device=mask.device)
     return found.index_put_((indices[0], indices[1]), found.new_ones(()))
 
 

@@ -93,6 +93,25 @@ def test_keys_that_every_query_ignores_may_hold_anything(road, layouts, value):
 
 
 @pytest.mark.parametrize("road", ["all logits", 100], indirect=True)
+@LAYOUTS
+def test_a_query_whose_positives_are_all_invalid_is_not_read_and_keeps_no_key(road, layouts):
+    query, key, mask = inputs(*SIZES[0])
+    ignore, valid = torch.rand(mask.shape) < 0.3, torch.ones(len(mask), mask.shape[2], dtype=torch.bool)
+    valid[:, 5], mask[:, 2], mask[:, :, 4] = False, False, False
+    mask[:, 2, 5] = True
+    ignore[:, :, 4], ignore[:, 2, 4] = True, False
+    forms = FORMS[layouts[0]](mask), valid, FORMS[layouts[1]](ignore)
+    expected = pixcontrast_loss(query, key, *forms)
+    wanted = gradients(expected, query, key)
+    with torch.no_grad():
+        key[:, :, 0, 4] = torch.nan
+        query.flatten(2)[:, :, 2] = torch.nan
+    got = pixcontrast_loss(query, key, *forms)
+    assert torch.equal(got, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(got, query, key), wanted, strict=True))
+
+
+@pytest.mark.parametrize("road", ["all logits", 100], indirect=True)
 def test_entries_with_the_value_false_are_not_ignored(road):
     query, key, mask = inputs(*SIZES[0])
     stored, kept = torch.rand(mask.shape) < 0.3, torch.rand(*mask.shape[:2], 1) < 0.5
