@@ -448,6 +448,21 @@ def test_moves_are_not_taken_for_changed_colours(name):
         check_tracking(v2.Compose([rotated, OnImages(FORGETFUL[name])]), draws=10)
 
 
+def test_a_move_is_told_of_a_step_that_needs_its_mask():
+    def by_index(*parts):
+        return parts[0].as_subclass(torch.Tensor).flip(-1), parts[1], parts[2]
+
+    def by_name(image, coords, mask):
+        return image.as_subclass(torch.Tensor).flip(-1), coords, mask
+
+    def by_default(image, coords, mask=None):
+        return image.as_subclass(torch.Tensor).flip(-1), coords, tv_tensors.wrap(mask.clone(), like=mask)
+
+    for step in (by_index, by_name, by_default):
+        with pytest.raises(ValueError, match="pixels moved and coords did not follow"):
+            check_tracking(step, draws=2)
+
+
 class WithoutSignature:
     """Python code whose signature cannot be read."""
 
