@@ -89,7 +89,8 @@ def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> N
         values = job()
         extra = {"seconds": round(time.perf_counter() - begin), "torch": torch.__version__, "commit": commit()}
         for score, value in zip(names, values, strict=True):
-            add_row(path, COLUMNS, facts | {"score": score, "value": value} | extra)
+            if not has_row(path, **facts, score=score):  # a job that was killed may have left some of its rows
+                add_row(path, COLUMNS, facts | {"score": score, "value": value} | extra)
 
 
 def report(rows: Sequence[dict[str, str]], split: str = "test") -> str:

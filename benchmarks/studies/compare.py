@@ -144,6 +144,8 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
 
     def snapshot(step: int) -> None:
         seconds, modes = time.perf_counter() - start, [(m, m.training) for m in backbone.modules()]
+        weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
+        save_file(weights, encoder_file(args, name, lr, seed, step))  # before its rows: a run that has them is done
         loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True)) if seen else ("", "")
         for of_set, values in scores(backbone, sets, args):
             if has_row(rows, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=of_set):
@@ -152,8 +154,6 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
             add_row(rows, COLUMNS, row | values | {"std": std, "seconds": round(seconds)} | facts)
         for module, training in modes:
             module.training = training
-        weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
-        save_file(weights, encoder_file(args, name, lr, seed, step))
 
     if arm.make is None:
         fill_statistics(backbone, draw, min(args.steps, 100))
@@ -266,6 +266,10 @@ def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argp
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
     args.lrs = sorted({float(lr) for lr in args.lrs.split(",")})
+    for name, lrs in (("--lrs", args.lrs), ("--lr", [] if args.lr is None else [args.lr])):
+        for lr in lrs:
+            if lr <= 0 or lr != round(lr, 4):  # as rows are written, by which a run finds what is done
+                parser.error(f"{name}: expected rates above 0 with at most 4 decimals, got {lr:g}")
     args.snapshots = {*(int(step) for step in args.snapshots.split(",") if step), args.steps}
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args

@@ -70,17 +70,17 @@ def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
 
 
 def report(rows: Sequence[dict[str, str]]) -> str:
-    """Markdown: mean and standard deviation over seeds for each labelled set and arm."""
+    """Markdown: mean and standard deviation over seeds for each labelled set, arm, learning rate and share."""
     lines = ["| set | method | lr | seeds | labels | FCN, fine-tuned, mIoU |", "|---" * 6 + "|"]
-    for of_set in sorted({row["set"] for row in rows}):
-        for name in ARMS:
-            own = [row for row in rows if (row["set"], row["arm"]) == (of_set, name)]
-            if own:
-                values = [float(row["miou"]) for row in own]
-                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-                facts = [of_set, ARMS[name].title, f"{float(own[0]['lr']):g}", str(len(own))]
-                share = f"{float(own[0]['share']):.0%}"
-                lines.append("| " + " | ".join([*facts, share, f"{statistics.mean(values):.3f}{spread}"]) + " |")
+    order = list(ARMS)
+    keys = sorted({(row["set"], order.index(row["arm"]), float(row["lr"]), float(row["share"])) for row in rows})
+    for of_set, number, lr, share in keys:
+        key = (of_set, order[number], lr, share)
+        own = [row for row in rows if (row["set"], row["arm"], float(row["lr"]), float(row["share"])) == key]
+        values = [float(row["miou"]) for row in own]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        facts = [of_set, ARMS[key[1]].title, f"{lr:g}", str(len(own)), f"{share:.0%}"]
+        lines.append("| " + " | ".join([*facts, f"{statistics.mean(values):.3f}{spread}"]) + " |")
     return "\n".join(lines)
 
 

@@ -80,6 +80,24 @@ def test_an_adapted_backbone_is_fine_tuned_and_read_at_a_finer_stride(command, t
         adapt_transfer.main([*options, "--only=infonce"])
 
 
+def test_rows_of_a_killed_job_are_not_made_twice(command, tmp_path, monkeypatch):
+    made, values = adapt_transfer.add_row, dict.fromkeys(adapt.SCORES, 0.5)
+    monkeypatch.setattr(adapt_transfer, "scores", lambda *args: values)
+    options = [*command, "--only=start", "--seeds=0", "--what=finer"]
+
+    def killed(path, columns, row):
+        made(path, columns, row)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt_transfer, "add_row", killed)
+    with pytest.raises(KeyboardInterrupt):
+        adapt_transfer.main(options)
+    monkeypatch.setattr(adapt_transfer, "add_row", made)
+    adapt_transfer.main(options)
+    rows = read_rows(tmp_path / "out" / "transfer.csv")
+    assert [row["score"] for row in rows] == [f"finer {score}" for score in adapt.SCORES]
+
+
 def test_the_finer_map_is_that_of_the_trained_weights(command, tmp_path):
     args = adapt.checked(adapt.parser_of(""), command)
     adapt.main([*command, "--only=pixcontrast", "--seeds=0"])

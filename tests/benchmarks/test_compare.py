@@ -1,5 +1,6 @@
 """The comparison of methods on tiny runs: rows are made once, and become a table."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,8 @@ def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path, mo
             "--labelled: expected NAME=FOLDER, NAME one of camvid, nuclei, scenes, got voc=folder",
         ),
         ("--labelled=camvid", "got camvid"),
+        ("--lrs=0.00025,0.5", "--lrs: expected rates above 0 with at most 4 decimals, got 0.00025"),
+        ("--lr=0", "--lr: expected rates above 0 with at most 4 decimals, got 0"),
     ],
 )
 def test_bad_options_are_named(option, message, capsys):
@@ -183,6 +186,20 @@ def test_tuning_of_one_rate_or_three():
     assert tuning.next_lr({1.0: 0.5, 0.5: 0.4}, [0.5, 1.0, 2.0]) == 2.0
 
 
+def test_rates_tried_with_other_options_do_not_lead_the_search():
+    assert tuning.next_lr({1.0: 0.5, 0.5: 0.7}, [0.25, 1.0, 2.0]) == 0.25
+    assert tuning.next_lr({0.5: 0.7}, [1.0]) == 1.0
+
+
+def test_a_rate_scored_on_fewer_sets_than_others_is_not_chosen():
+    rows = [
+        {"arm": "pixpro", "lr": "0.5000", "step": "9", "split": "val", "linear": of_set} for of_set in ("0.6", "0.2")
+    ]
+    unfinished = rows[0] | {"lr": "1.0000"}
+    assert tuning.chosen_lr([*rows, unfinished], "pixpro", 9) == 0.5
+    assert tuning.chosen_lr([unfinished], "pixpro", 9) == 1.0
+
+
 def test_a_rate_scored_on_one_set_of_two_is_not_done():
     row = {"arm": "pixpro", "lr": "0.5000", "step": "9", "split": "val", "linear": "0.6"}
     assert tuning.val_scores([row], "pixpro", 9, sets=2) == {}
@@ -217,6 +234,29 @@ def test_the_primary_endpoint_is_paired_by_seed_against_the_better_instance_arm(
 def test_words_of_the_endpoint(mean, half, word):
     assert compare_report.verdict(mean, half) == word
     assert compare_report.verdict(*compare_report.paired({0: 0.5}, {0: 0.3})[:2]) == "undecided"
+
+
+def test_an_encoder_is_there_before_the_row_that_says_so(tmp_path, monkeypatch):
+    def killed(path, columns, row):
+        assert compare.encoder_file(argparse.Namespace(out=tmp_path), "rate-0", 0.0, 0, 0).is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "add_row", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main([*TINY, "--only=rate-0", "--out", str(tmp_path)])
+
+
+def test_rows_of_another_share_or_rate_are_lines_of_their_own():
+    rows = [
+        {"arm": "pixpro", "lr": lr, "seed": seed, "set": "camvid", "share": share, "miou": miou}
+        for seed in ("0", "1")
+        for lr, share, miou in (("0.5", "0.1000", "0.2"), ("0.5", "1.0000", "0.6"), ("1.0", "1.0000", "0.4"))
+    ]
+    assert compare_transfer.report(rows).splitlines()[2:] == [
+        "| camvid | PixPro | 0.5 | 2 | 10% | 0.200 ± 0.000 |",
+        "| camvid | PixPro | 0.5 | 2 | 100% | 0.600 ± 0.000 |",
+        "| camvid | PixPro | 1 | 2 | 100% | 0.400 ± 0.000 |",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
