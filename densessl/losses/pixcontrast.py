@@ -101,8 +101,8 @@ def _loss(
         if few:
             per_cell = _of_all_logits(q, k, mask, has_positive, valid, ignored, temperature)
         else:
-            of_blocks = (mask, None) if indices is None else (None, indices)
-            per_cell = cell_losses(q, k, *of_blocks, valid, ignored, temperature)
+            table = mask if indices is None else None
+            per_cell = cell_losses(q, k, table, indices, valid, ignored, temperature)
         cells = has_positive.sum(1)
         per_image = per_cell.sum(1) / cells.clamp(min=1)
         return reduce_images(per_image, cells > 0, reduction, no_match)
