@@ -147,11 +147,15 @@ def read_all(args: argparse.Namespace) -> tuple[list[Tensor], dict]:
     return square, labelled
 
 
+def normalized(images: Tensor) -> Tensor:
+    """Images, uint8 ``(B, 3, H, W)``, as the weights want them."""
+    return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
 def features(backbone: nn.Module, images: Tensor) -> Tensor:
     """Whole images, uint8 ``(B, 3, H, W)``, to feature maps."""
-    normalized = (images.float() / 255 - MEAN) / STD
-    return backbone.eval()(normalized.contiguous(memory_format=torch.channels_last))
+    return backbone.eval()(normalized(images))
 
 
 def scores(backbone: nn.Module, labelled: dict, args: argparse.Namespace) -> dict[str, float]:

@@ -19,16 +19,14 @@ from functools import partial
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks.studies.adapt import (
-    MEAN,
     RECIPES,
     SCORES,
-    STD,
     checked,
     encoder_file,
     make_backbone,
+    normalized,
     parser_of,
     read_all,
     scores,
@@ -41,11 +39,6 @@ from densessl import FeatureMap
 SHARES = {"fcn 10%": 0.1, "fcn 100%": 1.0}
 FINER = "blocks.2"
 COLUMNS = ["set", "arm", "seed", "split", "score", "value", "seconds", "torch", "commit"]
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Images, uint8, as the weights want them."""
-    return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
 def backbone_of(name: str, seed: int, args: argparse.Namespace) -> FeatureMap:
@@ -75,7 +68,7 @@ def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> N
     backbone, path = backbone_of(name, seed, args), args.out / "transfer.csv"
     facts = {"set": args.name, "arm": name, "seed": seed, "split": args.split}
     fit, test = labelled["train"], labelled[args.split]
-    tune = partial(fine_tuned_miou, backbone, fit, test, args.classes, normalize, steps=args.tune_steps, seed=seed)
+    tune = partial(fine_tuned_miou, backbone, fit, test, args.classes, normalized, steps=args.tune_steps, seed=seed)
     jobs: dict[tuple[str, ...], Callable[[], list[float]]] = {
         (score,): lambda share=share: [tune(share=share, lr=args.tune_lr)] for score, share in SHARES.items()
     }

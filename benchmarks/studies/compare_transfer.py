@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare import (
@@ -32,15 +31,9 @@ from benchmarks.studies.compare import (
 )
 from benchmarks.studies.finetune import fine_tuned_miou
 from benchmarks.studies.rows import add_row, has_row, read_rows
-from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
+from examples.quickstart.loop import normalized
 
 COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "torch", "commit"]
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Images, uint8, as the encoders want them."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
@@ -62,7 +55,7 @@ def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
             continue
         begin = time.perf_counter()
         miou = fine_tuned_miou(
-            backbone, fit, test, CLASS_COUNTS[of_set], normalize,
+            backbone, fit, test, CLASS_COUNTS[of_set], normalized,
             share=args.share, steps=args.tune_steps, lr=args.tune_lr, seed=seed,
         )  # fmt: skip
         extra = {"seconds": round(time.perf_counter() - begin), "torch": torch.__version__, "commit": commit()}

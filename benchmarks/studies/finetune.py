@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image, Mask
 
+from examples.transfer.datasets.segmentation_sets import IGNORE
 from examples.transfer.segmentation import fcn_head, segmentation_metrics
 
-IGNORED = 255  # the class number of pixels that neither loss nor metric counts
 Labelled = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -61,7 +61,7 @@ def fine_tuned_miou(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     augment = v2.Compose([
         v2.ScaleJitter(fit[0][0].shape[1:], (0.75, 1.5)),
-        v2.RandomCrop(side, pad_if_needed=True, fill={Image: 0, Mask: IGNORED}),
+        v2.RandomCrop(side, pad_if_needed=True, fill={Image: 0, Mask: IGNORE}),
         v2.RandomHorizontalFlip(),
     ])  # fmt: skip
     net.train()
@@ -72,8 +72,8 @@ def fine_tuned_miou(
             torch.stack([part.as_subclass(Tensor) for part in column]) for column in zip(*pairs, strict=True)
         )
         logits = _logits(net, head, normalize(images), labels.shape[1:])
-        counted = (labels != IGNORED).sum().clamp(min=1)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / counted
+        counted = (labels != IGNORE).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / counted
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,4 +92,4 @@ def _logits(net: nn.Module, head: nn.Module, images: Tensor, size: Sequence[int]
 
 
 def _ignored(labels: Tensor, classes: int) -> Tensor:
-    return torch.where((labels >= 0) & (labels < classes), labels, IGNORED)
+    return torch.where((labels >= 0) & (labels < classes), labels, IGNORE)

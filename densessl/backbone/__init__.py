@@ -139,9 +139,9 @@ class FeatureMap(nn.Module):
             A feature map ``(B, C, h, w)``, or with ``layers`` a list of maps.
 
         Raises:
-            ValueError: If the image has another shape, another number of channels or integer values; if it has another
-                precision than the parameters, which the model does not convert itself, without autocast; if the model
-                does not take images of this size; or if a map has a single cell, or no map comes out.
+            ValueError: If the image has another shape, another number of channels or integer values; if its precision
+                is not that of the parameters, autocast is off and the model does not convert it; if the model does not
+                take images of this size; or if a map has a single cell, or no map comes out.
         """
         check_tensor(image, "image", "floating point images (B, C, H, W)")
         if image.ndim != 4 or not image.is_floating_point():

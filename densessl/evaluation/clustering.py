@@ -68,7 +68,8 @@ def cluster_segmentation(
         raise ValueError(f"clusters: expected at least as many as the {classes} classes, got {clusters}")
     test = test if isinstance(test, StoredFeatures) else own_share_once(test, "test")
     together = not isinstance(test, StoredFeatures) or test.shared
-    tokens, answers, sizes, lengths = Held(), Held(), [], list[int]()
+    tokens, answers, sizes = Held(), Held(), []
+    lengths: list[int] = []
     channels = 0
     for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):
         tokens.append(normalized(map_to_tokens(maps)).to("cpu", torch.float16))

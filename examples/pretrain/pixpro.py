@@ -20,7 +20,7 @@ class PixPro(nn.Module):
         width: Number of channels of that map.
         hidden_dim: Number of channels of the hidden layer of the projection head, at least 1.
         dim: Number of channels of the projections, which are the output of the projection head; at least 1.
-        threshold: Cells form a positive pair if their centres lie less than so many diagonals apart; 0.7 as published.
+        threshold: Distance of the centres below which cells match, in diagonals of the larger cell; 0.7 as published.
         pixel_distances: Whether distances between cells are measured in pixels of the source image. If false, as
             published, x is divided by the image's width and y by its height; set it to true for images far from square.
     """

@@ -104,11 +104,15 @@ def strong_colours(*first: nn.Module) -> BatchAugment:
     )
 
 
+def normalized(images: Tensor) -> Tensor:
+    """Images, uint8 ``(B, 3, H, W)``, with ImageNet's mean and standard deviation."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 def frozen_features(backbone: nn.Module, images: Tensor) -> Tensor:
     """Whole images, uint8 ``(B, 3, H, W)``, to feature maps, without gradients."""
-    device = next(backbone.parameters()).device
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    x = ((images.to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    x = normalized(images.to(next(backbone.parameters()).device))
     backbone.eval()
     with torch.no_grad():
         return backbone(x)
