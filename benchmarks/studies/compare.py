@@ -36,6 +36,7 @@ from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY, Arm
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
+from benchmarks.studies.views import kept_views
 from densessl import FeatureMap, MaskedView, View
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
@@ -87,14 +88,22 @@ def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
     source_size = torch.full((args.batch_size, 2), SIDE, device=photos.device)
     grid = Grid(5)(photos[0].cpu()).to(photos.device).expand(args.batch_size, SIDE, SIDE)
 
-    def draw(step: int, masked: bool = False) -> tuple[View, View]:
-        torch.manual_seed(draw_seed(seed, step))  # also for what a method draws
+    def drawn(step: int, masked: bool = False) -> tuple[View, View]:
+        torch.manual_seed(draw_seed(seed, step))
         chosen = torch.randperm(len(photos))[: args.batch_size].to(photos.device)
         whole = View(photos[chosen], coords, source_size)
         if masked:
             whole = MaskedView(*whole, grid)
         views = [augment(whole, seed=draw_seed(seed, step, view)) for view in (1, 2)]
         return tuple(v._replace(image=v.image.contiguous(memory_format=torch.channels_last)) for v in views)
+
+    half = torch.bfloat16 if args.bfloat16 or photos.is_cuda else torch.float32
+    kept = kept_views(drawn, args.views / f"seed{seed}", half, photos.device) if args.views else drawn
+
+    def draw(step: int, masked: bool = False) -> tuple[View, View]:
+        views = drawn(step, masked=True) if masked else kept(step)
+        torch.manual_seed(draw_seed(seed, step, 3))  # for what a method draws, which is not to hang on who drew before
+        return views
 
     return draw
 
@@ -248,6 +257,12 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
         action="store_const",
         const=True,
         help="Train in bfloat16 by autocast on a CPU as well (only on a GPU); worth it on CPUs with AMX.",
+    )
+    parser.add_argument(
+        "--views",
+        type=Path,
+        help="Folder in which the views of each seed are kept for the next arm, some 3 MB a step (drawn each time); "
+        "one folder for one choice of photos, --batch-size and --size.",
     )
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
     return parser

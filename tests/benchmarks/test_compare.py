@@ -106,6 +106,19 @@ def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, mon
     assert not list((tmp_path / "parts").glob("*.pt"))
 
 
+def test_kept_views_change_nothing_and_are_drawn_once(folder, tmp_path):
+    command = [*TINY, "--steps=3", "--lr=1", "--bfloat16", "--photos", str(folder / "photos"), "--out"]
+    compare.main([*command, str(tmp_path / "drawn"), "--only=pixpro,vicregl,detcon"])
+    kept = [*command, str(tmp_path / "kept"), "--views", str(tmp_path / "views")]
+    compare.main([*kept, "--only=pixpro"])
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "views" / "seed0").iterdir()}
+    assert len(written) == 3
+    compare.main([*kept, "--only=vicregl,detcon"])  # DetCon needs segments, which are not kept
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "views" / "seed0").iterdir()} == written
+    for file in (tmp_path / "drawn").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "kept" / file.name).read_bytes()
+
+
 def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path, monkeypatch):
     scored, frozen_features = [], compare.frozen_features
 
