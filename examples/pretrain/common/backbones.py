@@ -99,7 +99,8 @@ def _read_into(model: nn.Module, cut: Callable[[], FeatureMap], path: str) -> tu
 def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
     """``(C, h, w)`` of the backbone's map of a view."""
     with torch.no_grad():
-        features = backbone.eval()(torch.zeros(1, channels, size, size))
+        where = next(backbone.parameters(), torch.empty(0)).device
+        features = backbone.eval()(torch.zeros(1, channels, size, size, device=where))
     backbone.train()
     return features.shape[1:]
 
