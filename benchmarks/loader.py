@@ -192,9 +192,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = args.batch_size if device.type == "cuda" else 8
     views = [
-        v._replace(
-            image=v.image.repeat(size // 8, 1, 1, 1).to(device), coords=v.coords.repeat(size // 8, 1, 1).to(device)
-        )
+        v._replace(**{name: torch.cat([part] * (size // 8)).to(device) for name, part in v._asdict().items()})
         for v in (batch.view1, batch.view2)
     ]
     augment = byol_photometric()
