@@ -1,6 +1,8 @@
 """Tables and plots of the page Performance, from the file that bench.py wrote.
 
 python benchmarks/performance/page.py      (docs/assets/performance.json -> docs/performance.md)
+
+The tables of a GPU come from docs/assets/performance-gpu.json, which bench.py --device cuda wrote.
 """
 
 import argparse
@@ -111,10 +113,11 @@ def plot(result: dict[str, Any]):
     return figure
 
 
-def filled(page: str, result: dict[str, Any]) -> str:
-    """The page with everything between its markers made anew."""
+def filled(page: str, result: dict[str, Any], prefix: str = "") -> str:
+    """The page with everything between its markers made anew; the markers' names begin with the prefix."""
     parts = {"circumstances": circumstances, "figures": figures, "others": others, "sizes": sizes}
-    for name, make in parts.items():
+    for part, make in parts.items():
+        name = prefix + part
         before, marker, rest = page.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not (marker and end):
@@ -126,11 +129,13 @@ def filled(page: str, result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DOCS / "assets" / "performance.json")
+    parser.add_argument("--gpu", type=Path, default=DOCS / "assets" / "performance-gpu.json", help="of a GPU")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md", help="changed in place")
     parser.add_argument("--plot", type=Path, default=DOCS / "assets" / "performance.png")
     args = parser.parse_args(arguments)
-    result = json.loads(args.data.read_text(encoding="utf-8"))
-    args.page.write_text(filled(args.page.read_text(encoding="utf-8"), result), encoding="utf-8")
+    result, of_gpu = (json.loads(path.read_text(encoding="utf-8")) for path in (args.data, args.gpu))
+    page = filled(filled(args.page.read_text(encoding="utf-8"), result), of_gpu, "gpu ")
+    args.page.write_text(page, encoding="utf-8")
     plot(result).savefig(args.plot, metadata={"Software": None})
 
 

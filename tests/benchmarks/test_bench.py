@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.performance import bench, meter, page, plain, relational, work
+from benchmarks.performance import bench, matching, meter, page, plain, relational, work
 from densessl import PPM, DistanceMatcher, gram_loss, kernel_alignment_loss, pixcontrast_loss, pixpro_loss
 
 pytest.importorskip("matplotlib")
@@ -22,11 +22,22 @@ def test_quick_run_fills_the_page(tmp_path, monkeypatch):
     plot = tmp_path / "plot.png"
     page.main(["--data", str(tmp_path / "performance.json"), "--page", str(text), "--plot", str(plot)])
     written = text.read_text(encoding="utf-8")
-    for row in result["figures"]:
+    of_gpu = json.loads((ROOT / "docs" / "assets" / "performance-gpu.json").read_text())
+    for row in [*result["figures"], *of_gpu["figures"]]:
         assert f"| {row['name']} |" in written
     assert plot.stat().st_size > 10_000
     with pytest.raises(ValueError, match=r"^page: expected the markers <!-- circumstances --> "):
         page.filled("nothing", result)
+
+
+def test_windows_and_rows_are_timed_on_the_same_pairs(capsys, monkeypatch):
+    matching.main(["--sizes=6,9", "--images=2", "--runs=1"])
+    assert capsys.readouterr().out.count("| 9x9 |") == 2
+    monkeypatch.setattr(
+        matching, "limited", lambda few, block, *given: DistanceMatcher(0.5 + block / 2**30, sparse=True)(*given)
+    )
+    with pytest.raises(RuntimeError, match=r"^6x6, crops: the ways found different pairs"):
+        matching.main(["--sizes=6", "--images=2", "--runs=1"])
 
 
 def test_plain_forms_compute_the_same():
