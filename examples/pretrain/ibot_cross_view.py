@@ -8,18 +8,19 @@ import torch
 from lightly.models.modules.center import Center
 from torch import nn
 
-from densessl import EMA, BlockMask, DistanceMatcher, NearestMatcher, PrototypeLoss, View, gather_tokens
+from densessl import EMA, BlockMask, DistanceMatcher, NearestMatcher, PrototypeLoss, View
 from examples.pretrain.common.masked import MaskedEncoder, drawn_blocks, matched_cells, prototypes_in_use
 from examples.pretrain.common.step import Step, pair_metrics
 
 
 class IBOTCrossView(nn.Module):
-    """Masked prediction: iBOT's patch loss (Zhou et al., ICLR 2022), and the same with the teacher's matched cell.
+    """Masked prediction: iBOT's losses (Zhou et al., ICLR 2022), that of cells also with the teacher's matched cell.
 
     Args:
         backbone: Images ``(B, C, H, W)`` to the map of a ViT's tokens.
         width: Number of channels of that map.
-        across: Share of the loss across views, in 0..1; 0 is iBOT's own patch loss, the default weighs both alike.
+        across: Share of the loss across views in that of the cells, in 0..1; 0 is iBOT's own patch loss.
+        instance: Weight of the loss between the views' means over all cells, at least 0; as iBOT's of class tokens.
         hidden_dim: Width of the head's hidden layers.
         dim: Number of channels in which the prototypes lie.
         prototypes: Number of prototypes.
@@ -33,6 +34,7 @@ class IBOTCrossView(nn.Module):
         backbone: nn.Module,
         width: int,
         across: float = 0.5,
+        instance: float = 1.0,
         hidden_dim: int = 2048,
         dim: int = 256,
         prototypes: int = 8192,
@@ -41,25 +43,26 @@ class IBOTCrossView(nn.Module):
         teacher_temperature: float = 0.04,
     ) -> None:
         super().__init__()
-        if not 0 <= across <= 1:
-            raise ValueError(f"method.across: expected a share in 0..1, got {across}")
+        if not 0 <= across <= 1 or not 0 <= instance < float("inf"):
+            raise ValueError(f"method: expected across in 0..1 and instance of at least 0, got {across} and {instance}")
         self.encoder = MaskedEncoder(backbone, width, hidden_dim, dim, prototypes)
-        self.target, self.draw, self.center = EMA(self.encoder), BlockMask(cells, images), Center((1, prototypes))
-        self.loss, self.across = PrototypeLoss(0.1, teacher_temperature), across
-        self.match, self.nearest = DistanceMatcher(0.7), NearestMatcher()
+        self.target, self.draw, self.match = EMA(self.encoder), BlockMask(cells, images), DistanceMatcher(0.7)
+        self.nearest, self.center, self.center_instance = NearestMatcher(), *(Center((1, prototypes)) for _ in range(2))
+        self.loss, self.across, self.instance = PrototypeLoss(0.1, teacher_temperature), across, instance
 
     def forward(self, view1: View, view2: View) -> Step:
-        (f1, t1), (f2, t2) = self.target(view1.image), self.target(view2.image)
+        (f1, t1, i1), (f2, t2, i2) = self.target(view1.image), self.target(view2.image)
         m1, m2 = drawn_blocks(self.draw, f1), drawn_blocks(self.draw, f2)
-        (g1, s1), (_, s2) = self.encoder(view1.image, m1), self.encoder(view2.image, m2)
-        mask, there, back = matched_cells(self.match, self.nearest, view1, view2, f1.shape[-2:], f2.shape[-2:])
-        center, m1, m2 = self.center.value, m1.flatten(1), m2.flatten(1)
+        (g1, s1, w1), (_, s2, w2) = self.encoder(view1.image, m1), self.encoder(view2.image, m2)
+        mask, (k1, v1), (k2, v2) = matched_cells(self.match, self.nearest, (view1, view2), (f1, f2), (t1, t2))
+        center, whole, m1, m2 = self.center.value, self.center_instance.value, m1.flatten(1), m2.flatten(1)
         same = 0.5 * (self.loss(s1, t1, m1, center) + self.loss(s2, t2, m2, center))
-        k1, k2 = gather_tokens(t2, there.key), gather_tokens(t1, back.key)  # of the other view, at the same places
-        across = 0.5 * (self.loss(s1, k1, m1 & there.valid, center) + self.loss(s2, k2, m2 & back.valid, center))
+        across = 0.5 * (self.loss(s1, k1, m1 & v1, center) + self.loss(s2, k2, m2 & v2, center))
+        instance = 0.5 * (self.loss(w1, i2, None, whole) + self.loss(w2, i1, None, whole))
         self.center.update(torch.cat([t1, t2], 1).flatten(0, 1))
-        loss, used = (1 - self.across) * same + self.across * across, (t1, center, self.loss.key_temperature)
-        terms = {"same": same, "across": across}
+        self.center_instance.update(torch.cat([i1, i2]).flatten(0, 1))
+        terms, used = {"same": same, "across": across, "instance": instance}, (t1, center, self.loss.key_temperature)
+        loss = torch.lerp(same, across, self.across) + self.instance * instance
         return Step(loss, terms, lambda: pair_metrics(g1, f2, mask) | {"health/prototypes": prototypes_in_use(*used)})
 
 
@@ -67,9 +70,9 @@ def recipe():
     from examples.pretrain.common.cli import WITHOUT_ANCHOR, WITHOUT_MASKS, Recipe
     from examples.pretrain.common.optimizers import BackboneAdamW
 
-    defaults = {"backbone.name": "vit_small_patch16_224", "backbone.layer": "norm"}
-    defaults |= {"optimizer.lr_backbone": 2e-3, "optimizer.lr_head": 2e-3, "optimizer.warmup": 0.0125}
-    without = (*WITHOUT_MASKS, *WITHOUT_ANCHOR)
+    defaults = {"backbone.name": "vit_small_patch16_224", "backbone.layer": "norm", "optimizer.warmup": 0.0125}
+    defaults |= {"optimizer.lr_backbone": 2e-3, "optimizer.lr_head": 2e-3}
+    without = WITHOUT_MASKS + WITHOUT_ANCHOR
     return Recipe(IBOTCrossView, BackboneAdamW, momentum=(0.996, 1.0), without=without, defaults=defaults)
 
 

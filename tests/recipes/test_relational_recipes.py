@@ -127,15 +127,17 @@ def test_neco_equals_the_loop_and_fills_its_queue(monkeypatch):
 
 def test_ibot_equals_the_loop_in_both_forms(monkeypatch):
     """The teacher's cell of the same view, and its nearest matched cell of the other one."""
-    recipe = small(IBOTCrossView, "test_vit", "norm", hidden_dim=8, dim=C, prototypes=5, across=0.3)
+    recipe = small(IBOTCrossView, "test_vit", "norm", hidden_dim=8, dim=C, prototypes=5, across=0.3, instance=0.6)
     (s1, s2), (t1, t2), (f1, f2) = maps(5, 5, C)
-    s1.requires_grad_()
-    s2.requires_grad_()
-    recipe.center.center.copy_(torch.randn(1, 5))
-    recipe.center.center = recipe.center.center.double()
-    center = recipe.center.value.flatten().clone()
-    recipe.encoder = Given((f1, tokens(s1)), (f2, tokens(s2)))
-    recipe.target = Given((f1, tokens(t1)), (f2, tokens(t2)))
+    (w1, w2), (i1, i2) = torch.randn(2, 2, B, 1, 5, dtype=torch.float64)
+    for given in (s1, s2, w1, w2):
+        given.requires_grad_()
+    for part in (recipe.center, recipe.center_instance):
+        part.center.copy_(torch.randn(1, 5))
+        part.center = part.center.double()
+    center, of_all = (part.value.flatten().clone() for part in (recipe.center, recipe.center_instance))
+    recipe.encoder = Given((f1, tokens(s1), w1), (f2, tokens(s2), w2))
+    recipe.target = Given((f1, tokens(t1), i1), (f2, tokens(t2), i2))
     masks = [torch.rand(B, *size) < 0.6 for size in (SIZE_1, SIZE_2)]
     monkeypatch.setattr("examples.pretrain.ibot_cross_view.drawn_blocks", lambda draw, x: masks[x.shape[2:] == SIZE_2])
     loss, terms, metrics = recipe(*boxed_views())
@@ -155,12 +157,20 @@ def test_ibot_equals_the_loop_in_both_forms(monkeypatch):
     assert across > 0
     torch.testing.assert_close(terms["same"], same, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(terms["across"], across, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(loss, 0.7 * same + 0.3 * across)
-    got, wanted = (torch.autograd.grad(x, (s1, s2)) for x in (loss, 0.7 * same + 0.3 * across))
+    instance = 0
+    for b in range(B):
+        for w, i in ((w1[b, 0], i2[b, 0]), (w2[b, 0], i1[b, 0])):
+            instance = instance - (((i - of_all) / 0.04).softmax(0) * (w / 0.1).log_softmax(0)).sum() / (2 * B)
+    torch.testing.assert_close(terms["instance"], instance)
+    expected = 0.7 * same + 0.3 * across + 0.6 * instance
+    torch.testing.assert_close(loss, expected)
+    got, wanted = (torch.autograd.grad(x, (s1, s2, w1, w2)) for x in (loss, expected))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
     every = torch.cat([tokens(t1), tokens(t2)], 1)
     torch.testing.assert_close(recipe.center.value.flatten(), 0.9 * center + 0.1 * every.mean((0, 1)))
+    means = 0.9 * of_all + 0.1 * torch.cat([i1, i2]).mean((0, 1))
+    torch.testing.assert_close(recipe.center_instance.value.flatten(), means)
     share = sum(((x - center) / 0.04).softmax(0) for x in tokens(t1).flatten(0, 1)) / (B * 15)
     assert metrics()["health/prototypes"] == pytest.approx(math.exp(-sum(x * math.log(x) for x in share.tolist())))
 
@@ -182,7 +192,8 @@ def test_every_parameter_of_ibot_is_trained_but_the_targets():
         (PaKA, {"grid": 1}, "method.grid: expected at least 2, got 1"),
         (NeCo, {"grid": 1}, "method.grid: expected at least 2 and at most the root of method.queue, got 1"),
         (NeCo, {"grid": 4, "queue": 15}, "method.grid: expected .* at most the root of method.queue, got 4"),
-        (IBOTCrossView, {"across": 1.1}, r"method.across: expected a share in 0..1, got 1.1"),
+        (IBOTCrossView, {"across": 1.1}, r"method: expected across in 0..1 and instance .* got 1.1 and 1.0"),
+        (IBOTCrossView, {"instance": -1.0}, r"method: .* instance of at least 0, got 0.5 and -1.0"),
         (IBOTCrossView, {}, r"backbone: expected a ViT with a patch embedding"),
     ],
 )

@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densessl import BlockMask, MaskToken, Pairs, PrototypeHead, View, cell_distance, map_to_tokens
+from densessl import BlockMask, MaskToken, PrototypeHead, View, cell_distance, gather_tokens, map_to_tokens
 from examples.pretrain.common.draws import of_this_process
 
 
 class MaskedEncoder(nn.Module):
-    """A ViT with a token in place of masked patches, and each cell's likeness to prototypes."""
+    """A ViT with a token in place of masked patches; the likeness of each cell, and of their mean, to prototypes."""
 
     def __init__(self, backbone: nn.Module, width: int, hidden_dim: int, dim: int, prototypes: int) -> None:
         super().__init__()
         self.backbone, self.token = backbone, MaskToken(backbone)
         self.head = PrototypeHead(width, hidden_dim, dim, prototypes)
 
-    def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The backbone's map, and scores ``(B, N, K)``."""
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The backbone's map, the cells' scores ``(B, N, K)``, and those of the cells' mean ``(B, 1, K)``."""
         features = self.token(self.backbone, image, mask)
-        return features, map_to_tokens(self.head(features))
+        mean = features.mean((2, 3), keepdim=True)
+        return features, map_to_tokens(self.head(features)), map_to_tokens(self.head(mean))
 
 
 def drawn_blocks(draw: BlockMask, features: Tensor) -> Tensor:
@@ -29,13 +30,23 @@ def drawn_blocks(draw: BlockMask, features: Tensor) -> Tensor:
 
 
 def matched_cells(
-    match: nn.Module, nearest: nn.Module, view1: View, view2: View, *sizes: torch.Size
-) -> tuple[Tensor, Pairs, Pairs]:
-    """All positive pairs of two views, and of each cell the nearest one, from view 1 and from view 2."""
-    source_size = view1.source_size
-    mask = match(view1.coords, view2.coords, *sizes, source_size)
-    distance = cell_distance(view1.coords, view2.coords, *sizes, source_size=source_size)
-    return mask, nearest(distance, mask), nearest(distance.mT, mask.mT)
+    match: nn.Module,
+    nearest: nn.Module,
+    views: tuple[View, View],
+    maps: tuple[Tensor, Tensor],
+    scores: tuple[Tensor, Tensor],
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What the other view shows at the place of each cell.
+
+    Returns:
+        All positive pairs of the two views; then for view 1 and for view 2 the scores ``(B, N, K)`` of the other
+        view's nearest matching cell, and which cells have one, ``(B, N)``.
+    """
+    (one, other), sizes = views, [x.shape[-2:] for x in maps]
+    mask = match(one.coords, other.coords, *sizes, one.source_size)
+    distance = cell_distance(one.coords, other.coords, *sizes, source_size=one.source_size)
+    there, back = nearest(distance, mask), nearest(distance.mT, mask.mT)
+    return mask, (gather_tokens(scores[1], there.key), there.valid), (gather_tokens(scores[0], back.key), back.valid)
 
 
 @torch.no_grad()
