@@ -33,13 +33,15 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY, Arm
+from benchmarks.studies.bootstrap import mean_iou, save_overlaps
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views
 from densessl import FeatureMap, MaskedView, View
 from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
-from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from densessl.evaluation import correspondence_accuracy, nearest_neighbor_segmentation
+from densessl.evaluation.linear import linear_overlaps
 from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.segments import Grid
 from examples.pretrain.common.optimizers import LinearSGD
@@ -109,7 +111,10 @@ def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
 
 
 def scores(backbone: nn.Module, sets: dict[str, tuple[Labelled, Labelled]], args: argparse.Namespace):
-    """A dict of scores for each labelled set; the same homographies for all arms and seeds."""
+    """A dict of scores for each labelled set, and the overlaps that the linear one is made of, image by image.
+
+    The homographies are the same for all arms and seeds.
+    """
     features = partial(frozen_features, backbone)
     colours = strong_colours()
     for name, (fit, test) in sets.items():
@@ -121,16 +126,18 @@ def scores(backbone: nn.Module, sets: dict[str, tuple[Labelled, Labelled]], args
             mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
             return ((changed * std + mean) * 255).round().clamp(0, 255).byte()
 
+        overlaps = linear_overlaps(features, fit, test, classes, steps=args.probe_steps)
         yield (
             name,
             {
-                "linear": linear_segmentation(features, fit, test, classes, steps=args.probe_steps),
+                "linear": float(mean_iou(overlaps.sum(0))),
                 "neighbors": nearest_neighbor_segmentation(
                     features, fit, test, classes, cells=10_000, temperature=0.02
                 ),
                 "pck": correspondence_accuracy(features, photos, distances=(1.0,))[1.0],
                 "pck_colour": correspondence_accuracy(features, photos, distances=(1.0,), photometric=recoloured)[1.0],
             },
+            overlaps,
         )
 
 
@@ -154,9 +161,11 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     def snapshot(step: int) -> None:
         seconds, modes = time.perf_counter() - start, [(m, m.training) for m in backbone.modules()]
         weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
-        save_file(weights, encoder_file(args, name, lr, seed, step))  # before its rows: a run that has them is done
+        file = encoder_file(args, name, lr, seed, step)
+        save_file(weights, file)  # before its rows: a run that has them is done
         loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True)) if seen else ("", "")
-        for of_set, values in scores(backbone, sets, args):
+        for of_set, values, overlaps in scores(backbone, sets, args):
+            save_overlaps(overlaps, file, of_set)
             if has_row(rows, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=of_set):
                 continue
             row = {"arm": name, "lr": lr, "seed": seed, "step": step, "split": split, "set": of_set, "loss": loss}
@@ -296,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     if not args.report:
         run(args)
     rows = read_rows(args.out / "rows.csv")
-    text = "\n\n".join(filter(None, (report(rows), endpoints(rows, args.steps))))
+    text = "\n\n".join(filter(None, (report(rows), endpoints(rows, args.steps, args.out))))
     print(text)
     return text
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from scipy.stats import t as student
 
 from benchmarks.studies.arms import ARMS
+from benchmarks.studies.bootstrap import Overlaps, bootstrap, load_overlaps
 
 SCORES = ("linear", "neighbors", "pck", "pck_colour")
 LEVEL = 0.01  # in mIoU: two arms whose means are no further apart count as level
@@ -62,19 +64,39 @@ def verdict(mean: float, half: float) -> str:
     return "ahead" if mean > 0 else "behind"
 
 
-def endpoints(rows: Sequence[dict[str, str]], steps: int) -> str:
+def over_images(rows: Sequence[dict[str, str]], first: str, second: str, steps: int, folder: Path) -> str:
+    """The bootstrap interval over test images, as text; empty where the overlaps of a run are not in the folder."""
+    held: list[list[Overlaps]] = []
+    seeds = seed_means(rows, first, steps).keys() & seed_means(rows, second, steps).keys()
+    for arm in (first, second):
+        own = [row for row in rows if (row["arm"], row["split"], row["step"]) == (arm, "test", str(steps))]
+        sets = sorted({row["set"] for row in own})
+        lrs = {int(row["seed"]): float(row["lr"]) for row in own}
+        files = [folder / f"{arm}-lr{lrs[seed]:g}-seed{seed}-{steps}.safetensors" for seed in sorted(seeds)]
+        found = [load_overlaps(file, sets) for file in files]
+        if not found or any(overlaps is None for overlaps in found):
+            return ""
+        held.append([overlaps for overlaps in found if overlaps is not None])
+    low, high = bootstrap(*held)
+    return f"{low:+.3f} to {high:+.3f}"
+
+
+def endpoints(rows: Sequence[dict[str, str]], steps: int, folder: Path) -> str:
     """Markdown: the study's primary endpoint at the full length; empty as long as its arms have no rows.
 
-    PixPro is compared with the instance arm whose mean is higher, and PixPro + InfoNCE with InfoNCE.
+    PixPro is compared with the instance arm whose mean is higher, and PixPro + InfoNCE with InfoNCE. The interval that
+    the verdict hangs on is that over seeds; the one over test images stands beside it.
     """
     means = {arm: seed_means(rows, arm, steps) for arm in ("pixpro", "byol", "infonce", "pixpro+infonce")}
     if not all(means.values()):
         return ""
     better = max(("byol", "infonce"), key=lambda arm: statistics.mean(means[arm].values()))
-    lines = ["| linear mIoU, mean of the sets | seeds | difference | 95 % interval | |", "|---" * 5 + "|"]
+    lines = ["| linear mIoU, mean of the sets | seeds | difference | 95 % over seeds | 95 % over images | |"]
+    lines.append("|---" * 6 + "|")
     for first, second in (("pixpro", better), ("pixpro+infonce", "infonce")):
         mean, half, count = paired(means[first], means[second])
         title = f"{ARMS[first].title} - {ARMS[second].title}"
         interval = f"{mean - half:+.3f} to {mean + half:+.3f}"
-        lines.append(f"| {title} | {count} | {mean:+.3f} | {interval} | {verdict(mean, half)} |")
+        images = over_images(rows, first, second, steps, folder)
+        lines.append(f"| {title} | {count} | {mean:+.3f} | {interval} | {images} | {verdict(mean, half)} |")
     return "\n".join(lines)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torchvision.io import decode_image, write_jpeg, write_png
 
 from benchmarks.performance import step
-from benchmarks.studies import collapse, compare, compare_figure, compare_report, compare_transfer, tuning
+from benchmarks.studies import bootstrap, collapse, compare, compare_figure, compare_report, compare_transfer, tuning
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY
 from benchmarks.studies.rows import read_rows
+from densessl.evaluation.matched import class_ious
 
 TINY = [
     *("--steps=2", "--batch-size=4", "--size=40", "--images=8", "--probe-images=4", "--probe-steps=2", "--seeds=1"),
@@ -221,23 +223,63 @@ def test_a_rate_scored_on_one_set_of_two_is_not_done():
 
 def of_seeds(arm, *values, split="test", step="9"):
     return [
-        {"arm": arm, "seed": str(seed), "split": split, "step": step, "linear": str(value + shift)}
+        {"arm": arm, "lr": "1.0", "seed": str(seed), "split": split, "step": step, "set": name, "linear": str(linear)}
         for seed, value in enumerate(values)
-        for shift in (-0.1, 0.1)  # two labelled sets, whose mean counts
+        for name, linear in (("camvid", value - 0.1), ("nuclei", value + 0.1))  # two labelled sets, whose mean counts
     ]
 
 
-def test_the_primary_endpoint_is_paired_by_seed_against_the_better_instance_arm():
+def test_the_primary_endpoint_is_paired_by_seed_against_the_better_instance_arm(tmp_path):
     rows = (
         of_seeds("pixpro", 0.32, 0.35, 0.33) + of_seeds("byol", 0.10, 0.12, 0.11) + of_seeds("infonce", 0.3, 0.31, 0.3)
     )
-    assert compare_report.endpoints(rows, 9) == ""
+    assert compare_report.endpoints(rows, 9, tmp_path) == ""
     rows += of_seeds("pixpro+infonce", 0.305, 0.309, 0.302) + of_seeds("pixpro", 0.9, 0.9, 0.9, split="val")
     rows += of_seeds("pixpro", 0.9, 0.9, step="3")
-    first, second = compare_report.endpoints(rows, 9).splitlines()[2:]
+    first, second = compare_report.endpoints(rows, 9, tmp_path).splitlines()[2:]
     # Differences 0.02, 0.04, 0.03: their deviation is 0.01, and t(0.975, 2) = 4.3027.
-    assert first == "| PixPro - instance, InfoNCE form | 3 | +0.030 | +0.005 to +0.055 | ahead |"
+    assert first == "| PixPro - instance, InfoNCE form | 3 | +0.030 | +0.005 to +0.055 |  | ahead |"
     assert second.endswith("| level |")
+
+
+def test_the_bootstrap_draws_the_same_images_for_both_arms():
+    def overlaps(*right: int) -> dict[str, torch.Tensor]:
+        """Of images of 10 pixels of two classes in turns, so many of them answered rightly."""
+        images = []
+        for number, count in enumerate(right):
+            image = torch.zeros(2, 2, dtype=torch.int32)
+            image[number % 2, number % 2], image[number % 2, 1 - number % 2] = count, 10 - count
+            images.append(image)
+        return {"camvid": torch.stack(images)}
+
+    better, worse = overlaps(9, 3, 8, 2, 9, 4), overlaps(7, 1, 6, 0, 7, 2)
+    assert bootstrap.bootstrap([better], [better]) == (0, 0)
+    low, high = bootstrap.bootstrap([better, worse], [worse, worse])
+    generator, found = torch.Generator().manual_seed(0), []
+    for drawn in torch.randint(6, (1000, 6), generator=generator).tolist():
+        one, other = (sum(arm["camvid"][index] for index in drawn) for arm in (better, worse))
+        found.append(float(class_ious(one.long()).nanmean() - class_ious(other.long()).nanmean()) / 2)
+    found.sort()
+    assert low == pytest.approx(found[24] * 0.025 + found[25] * 0.975, abs=1e-3)
+    assert high == pytest.approx(found[974], abs=2e-3)
+    assert 0 < low < high
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_report_has_the_interval_over_images(tmp_path):
+    arms = ("pixpro", "byol", "infonce", "pixpro+infonce")
+    command = [*TINY, "--lr=1", f"--only={','.join(arms)}", "--seeds=2", "--out", str(tmp_path)]
+    lines = [line for line in compare.main(command).splitlines() if line.startswith("| PixPro ")]
+    low, high = map(float, lines[0].split("|")[5].split(" to "))
+    assert -1 <= low <= high <= 1
+    file = bootstrap.overlaps_file(compare.encoder_file(argparse.Namespace(out=tmp_path), "byol", 1.0, 1, 2), "scenes")
+    row = next(r for r in read_rows(tmp_path / "rows.csv") if (r["arm"], r["seed"]) == ("byol", "1"))
+    held = load_file(file)["overlaps"]
+    assert len(held) == 4
+    assert float(class_ious(held.sum(0)).nanmean()) == pytest.approx(float(row["linear"]), abs=1e-4)
+    for path in tmp_path.glob("*-seed1-2-scenes.overlaps.safetensors"):
+        path.unlink()
+    assert "|  |" in compare.main([*command, "--report"])
 
 
 @pytest.mark.parametrize(

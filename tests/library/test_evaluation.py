@@ -22,6 +22,7 @@ from densessl.evaluation import (
 )
 from densessl.evaluation.clustering import _names
 from densessl.evaluation.correspondence import _homographies
+from densessl.evaluation.linear import linear_overlaps
 from densessl.evaluation.matched import class_ious, overlap_of
 from densessl.evaluation.neighbors import _memory
 
@@ -75,6 +76,20 @@ def test_perfect_features_give_one(probe):
     assert probe(fine_one_hot, with_ignored(known), with_ignored(asked), CLASSES - 1) == 1
     assert probe(one_hot, known, asked, CLASSES) > 0.7  # upsampled: right but for the edges
     assert probe(noise, known, asked, CLASSES) < 0.3
+
+
+def test_overlaps_of_images_add_up_to_the_linear_score():
+    known, asked = colour_by_class(6), colour_by_class(3, seed=1)
+    layer = torch.nn.Conv2d(4, 5, 1)  # features that would ask for a gradient
+    every = linear_overlaps(lambda images: layer(one_hot(images)), known, asked, CLASSES, steps=5)
+    assert every.shape == (3, CLASSES, CLASSES)
+    assert not every.requires_grad
+    for overlap, (_, labels) in zip(every, asked, strict=True):
+        assert torch.equal(overlap.sum(1), labels.flatten().bincount(minlength=CLASSES))
+    score = linear_segmentation(lambda images: layer(one_hot(images)), known, asked, CLASSES, steps=5)
+    assert float(class_ious(every.sum(0)).nanmean()) == score
+    with pytest.raises(ValueError, match=r"^test: expected"):
+        linear_overlaps(one_hot, known, [], CLASSES)
 
 
 @pytest.mark.parametrize("clusters", [None, CLASSES + 3])
