@@ -1,4 +1,4 @@
-"""A normal run of PixPro and a collapsed one: loss and feature standard deviation, step by step.
+"""A normal run of PixPro and a collapsed one: loss, feature standard deviation and effective rank, step by step.
 
     python benchmarks/studies/collapse.py --out runs/collapse
 
@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,19 @@ from torch import Tensor, nn
 from examples.pretrain.common.optimizers import SquareRootLARS
 from examples.pretrain.pixpro import PixPro
 from examples.quickstart.loop import train as train_method
-from examples.quickstart.quickstart import CHANNELS, PROJECTED, History, drawing, make_backbone
+from examples.quickstart.quickstart import CHANNELS, PROJECTED, drawing, make_backbone
 from examples.quickstart.report import COLLAPSED_BELOW
 from examples.quickstart.scenes import draw_scene
 
 RUNS = {"with PPM": True, "without PPM": False}
+
+
+class Curves(NamedTuple):
+    """What a run reads in each step: the loss, the projections' std times sqrt(C), and their effective rank."""
+
+    loss: list[float]
+    std: list[float]
+    rank: list[float]
 
 
 class NoPropagation(nn.Module):
@@ -33,35 +42,37 @@ class NoPropagation(nn.Module):
         return features
 
 
-def train(propagate: bool, images: Sequence[Tensor], args: argparse.Namespace) -> History:
-    """One run: loss and feature standard deviation times sqrt(C) of each step."""
+def train(propagate: bool, images: Sequence[Tensor], args: argparse.Namespace) -> Curves:
+    """One run."""
     torch.manual_seed(args.seed)
     method = PixPro(make_backbone(), CHANNELS, hidden_dim=512, dim=PROJECTED, pixel_distances=True)
     if not propagate:
         method.ppm = NoPropagation()
-    history = History([], [])
+    curves = Curves([], [], [])
 
     def after(step: int, result) -> None:
-        history.loss.append(result.loss.item())
-        history.std.append(result.metrics()["health/std_times_sqrt_c"].item())
+        metrics = result.metrics()
+        curves.loss.append(result.loss.item())
+        curves.std.append(metrics["health/std_times_sqrt_c"].item())
+        curves.rank.append(metrics["health/effective_rank"].item())
 
     draw = drawing(images, args, args.seed, torch.device("cpu"))
     train_method(method, SquareRootLARS(1.0)(method, 1024, args.steps), draw, args.steps, after)
-    return history
+    return curves
 
 
-def write_csv(path: Path, histories: dict[str, History]) -> None:
-    """One row a step; two columns a run."""
+def write_csv(path: Path, histories: dict[str, Curves]) -> None:
+    """One row a step; three columns a run."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", *(f"{name}: {column}" for name in histories for column in History._fields)])
+        writer.writerow(["step", *(f"{name}: {column}" for name in histories for column in Curves._fields)])
         columns = [column for history in histories.values() for column in history]
         for step, row in enumerate(zip(*columns, strict=True)):
             writer.writerow([step, *(f"{value:.4f}" for value in row)])
 
 
-def plot(histories: dict[str, History]):
-    """Both curves of all runs."""
+def plot(histories: dict[str, Curves]):
+    """Loss and standard deviation of all runs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
@@ -94,13 +105,13 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.machine()}, one thread")
     images = [draw_scene(0, index)[0] for index in range(args.images)]
     histories = {}
-    print("| run | loss: first | lowest | last | std x sqrt(C): first | lowest | last | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| run | loss: first | lowest | last | std x sqrt(C): first | lowest | last | rank: last | seconds |")
+    print("|---" * 9 + "|")
     for name, propagate in RUNS.items():
         start = time.perf_counter()
-        loss, std = histories[name] = train(propagate, images, args)
+        loss, std, rank = histories[name] = train(propagate, images, args)
         numbers = [f"{values[0]:.2f} | {min(values):.2f} | {values[-1]:.2f}" for values in (loss, std)]
-        print(f"| {name} | {' | '.join(numbers)} | {time.perf_counter() - start:.0f} |", flush=True)
+        print(f"| {name} | {' | '.join(numbers)} | {rank[-1]:.1f} | {time.perf_counter() - start:.0f} |", flush=True)
     write_csv(args.out / "collapse.csv", histories)
     plot(histories).savefig(args.out / "collapse.png", metadata={"Software": None})
 

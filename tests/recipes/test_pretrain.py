@@ -718,9 +718,11 @@ class Reading:
 
     log_every_n_steps = 1
 
-    def __init__(self, step: int, std: float) -> None:
+    def __init__(self, step: int, std: float, rank: float | None = None) -> None:
         self.global_step = step
         self.callback_metrics = {"health/std_times_sqrt_c": torch.tensor(std)}
+        if rank is not None:
+            self.callback_metrics["health/effective_rank"] = torch.tensor(rank)
 
 
 class Processes:
@@ -757,10 +759,29 @@ def test_a_collapsed_run_and_one_without_a_loss_stop():
     stop = StopOnCollapse(patience=3)
     for step, std in enumerate((0.9, 0.1, 0.1, 0.9, 0.1, 0.1)):
         read(stop, step, std)  # a dip that passes
-    with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3 for the last 3 .*collapsed"):
+    with pytest.raises(RuntimeError, match=r"health/std_times_sqrt_c is 0.100, below 0.3, for the last 3 .*collapsed"):
         read(stop, 6, 0.1)
     with pytest.raises(RuntimeError, match="loss is nan at step 7"):
         read(stop, 7, 0.9, torch.nan)
+
+
+def test_a_low_std_is_no_collapse_while_the_features_use_many_directions():
+    """NeCo's projections lie close to one direction, and differ in some twenty others."""
+
+    def read(stop: StopOnCollapse, step: int, std: float, rank: float) -> None:
+        stop.on_train_batch_end(Reading(step, std, rank), None, {"loss": torch.tensor(3.2)}, None, 0)
+
+    stop = StopOnCollapse(patience=3)
+    for step in range(9):
+        read(stop, step, 0.14, 22.0)
+    for step in range(9, 11):
+        read(stop, step, 0.12, 4.0)
+    read(stop, 11, 0.5, 3.4)  # PixPro on ImageNet's photos: few directions, well spread
+    for step in range(12, 14):
+        read(stop, step, 0.12, 4.0)
+    match = r"std_times_sqrt_c is 0.120, below 0.3, and health/effective_rank 4.0, below 10, for the last 3 .*collapsed"
+    with pytest.raises(RuntimeError, match=match):
+        read(stop, 14, 0.12, 4.0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from safetensors.torch import save
 
 from examples.pretrain.common.checkpoint_files import written_beside
+from examples.pretrain.common.collapsed import RANK, RANK_BELOW, STD, STD_BELOW, collapsed
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.last_checkpoint import LastCheckpoint
 from examples.pretrain.common.optimizers import backbone_of
@@ -24,13 +26,12 @@ class StopOnCollapse(Callback):
     """Stops a run whose loss is no number, whose features have collapsed, or whose files cannot be read.
 
     Args:
-        collapsed_below: Readings of ``health/std_times_sqrt_c`` below this count as collapsed.
         patience: Number of optimiser steps without a healthy reading after which the run stops. Healthy runs dip as
             well, the quickstart's for 80 steps.
     """
 
-    def __init__(self, collapsed_below: float = 0.3, patience: int = 1000) -> None:
-        self.collapsed_below, self.patience = collapsed_below, patience
+    def __init__(self, patience: int = 1000) -> None:
+        self.patience = patience
         self.healthy_at = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -49,12 +50,13 @@ class StopOnCollapse(Callback):
             raise RuntimeError(
                 f"loss is {loss} at step {trainer.global_step}: stopped. Lower the learning rate, optimizer.lr_*."
             )
-        std = trainer.callback_metrics.get("health/std_times_sqrt_c")
-        if std is None or float(std) >= self.collapsed_below:
+        std, rank = trainer.callback_metrics.get(STD), float(trainer.callback_metrics.get(RANK, math.nan))
+        if std is None or not collapsed(float(std), rank):
             self.healthy_at = trainer.global_step
         if trainer.global_step - self.healthy_at >= self.patience:
+            also = "" if math.isnan(rank) else f" and {RANK} {rank:.1f}, below {RANK_BELOW:g},"
             raise RuntimeError(
-                f"health/std_times_sqrt_c is {float(std):.3f}, below {self.collapsed_below} for the last "
+                f"{STD} is {float(std):.3f}, below {STD_BELOW},{also} for the last "
                 f"{trainer.global_step - self.healthy_at} steps: the features have collapsed. See the docs, Questions."
             )
 

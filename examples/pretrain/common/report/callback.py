@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from examples.pretrain.common.collapsed import RANK, RANK_BELOW, STD, STD_BELOW, collapsed
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.optimizers import backbone_of
@@ -28,7 +30,7 @@ from examples.pretrain.common.report.content import (
     weights_of,
 )
 from examples.pretrain.common.report.gallery import gallery
-from examples.pretrain.common.report.write import COLLAPSED_BELOW, STD, Story, write_html, write_markdown
+from examples.pretrain.common.report.write import Story, write_html, write_markdown
 from examples.pretrain.common.samples import read_squares
 from examples.pretrain.common.scores import IN_WORDS, Form, changes, frozen, settled
 from examples.pretrain.common.sharding import is_sharded
@@ -158,10 +160,11 @@ class RunReport(Callback):
                 f"Three readings of {self.probe.score} in a row were below the start"
                 + (also if rose else ": see the learning rate and the views.")
             )
-        std = last_of(curves, STD)
-        if std < COLLAPSED_BELOW:
+        std, rank = last_of(curves, STD), last_of(curves, RANK)
+        if not math.isnan(std) and collapsed(std, rank):
+            also = "" if math.isnan(rank) else f", and they use {rank:.1f} directions, fewer than {RANK_BELOW:g}"
             found.append(
-                f"The spread of the projections ended at {std:.2f}, below {COLLAPSED_BELOW}: all cells look alike to "
+                f"The spread of the projections ended at {std:.2f}, below {STD_BELOW}{also}: all cells look alike to "
                 "the head, which is a collapse if it does not rise again."
             )
         if self.data.seen and self.data.unreadable > max(1, 0.01 * self.data.seen):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from examples.pretrain.common.collapsed import STD
 from examples.pretrain.common.pages import (
     chart,
     commands,
@@ -21,9 +22,6 @@ from examples.pretrain.common.pages import (
 from examples.pretrain.common.report.content import Curves
 from examples.pretrain.common.report.gallery import Row, gallery_html, gallery_strip
 from examples.pretrain.common.scores import SCORES
-
-STD = "health/std_times_sqrt_c"
-COLLAPSED_BELOW = 0.3
 
 
 class Story(NamedTuple):
