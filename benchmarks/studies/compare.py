@@ -100,7 +100,12 @@ def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
         return tuple(v._replace(image=v.image.contiguous(memory_format=torch.channels_last)) for v in views)
 
     half = torch.bfloat16 if args.bfloat16 or photos.is_cuda else torch.float32
-    kept = kept_views(drawn, args.views / f"seed{seed}", half, photos.device) if args.views else drawn
+    kept = drawn
+    if args.views:
+        # Views of other photos, sizes or precisions get a folder of their own.
+        total = int(photos.sum(dtype=torch.int64))
+        key = f"seed{seed}-{args.batch_size}x{args.size}-{len(photos)}-{total}-{str(half)[6:]}"
+        kept = kept_views(drawn, args.views / key, half, photos.device)
 
     def draw(step: int, masked: bool = False) -> tuple[View, View]:
         views = drawn(step, masked=True) if masked else kept(step)
@@ -270,8 +275,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--views",
         type=Path,
-        help="Folder in which the views of each seed are kept for the next arm, some 3 MB a step (drawn each time); "
-        "one folder for one choice of photos, --batch-size and --size.",
+        help="Folder in which the views of each seed are kept for the next arm, some 3 MB a step (drawn each time).",
     )
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
     return parser

@@ -113,10 +113,13 @@ def test_kept_views_change_nothing_and_are_drawn_once(folder, tmp_path):
     compare.main([*command, str(tmp_path / "drawn"), "--only=pixpro,vicregl,detcon"])
     kept = [*command, str(tmp_path / "kept"), "--views", str(tmp_path / "views")]
     compare.main([*kept, "--only=pixpro"])
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "views" / "seed0").iterdir()}
+    (views,) = (tmp_path / "views").iterdir()
+    written = {path: path.stat().st_mtime_ns for path in views.iterdir()}
     assert len(written) == 3
     compare.main([*kept, "--only=vicregl,detcon"])  # DetCon needs segments, which are not kept
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "views" / "seed0").iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in views.iterdir()} == written
+    compare.main([*kept[:-3], str(tmp_path / "other"), *kept[-2:], "--only=pixpro", "--batch-size=2"])
+    assert len(list((tmp_path / "views").iterdir())) == 2  # views of another size are others
     for file in (tmp_path / "drawn").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "kept" / file.name).read_bytes()
 
