@@ -196,7 +196,11 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     def after(step: int, result) -> None:
         bar.update()
         if step % 10 == 9 or step + 1 in args.snapshots:
-            seen.append((float(result.loss), float(result.metrics()["health/std_times_sqrt_c"])))
+            metrics = result.metrics()
+            seen.append((float(result.loss), float(metrics["health/std_times_sqrt_c"])))
+            bar.set_postfix(
+                std=f"{seen[-1][1]:.2f}", rank=f"{float(metrics['health/effective_rank']):.0f}", refresh=False
+            )
         if step + 1 in args.snapshots:
             snapshot(step + 1)
         if (step + 1) % SAVE_EVERY == 0:
