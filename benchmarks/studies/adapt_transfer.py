@@ -5,8 +5,9 @@
     python benchmarks/studies/adapt_transfer.py --out runs/adapt --report
 
 ``fcn 10%`` and ``fcn 100%`` fine-tune the backbone with an FCN head on that share of the labels; start and adapted
-backbone see the same labels, crops and head for each seed. The other scores are those of adapt.py at ``blocks.2``
-(stride 8, 40 channels). Rows go to transfer.csv; a row that is there is not made again. The protocol: docs/adapt.md.
+backbone see the same labels, crops and head for each seed. ``finer`` are the scores of adapt.py at ``blocks.2``
+(stride 8, 40 channels), and ``colour pck`` is its correspondence between photos in other colours. Rows go to
+transfer.csv; a row that is there is not made again. The protocol: docs/adapt.md.
 """
 
 from __future__ import annotations
@@ -25,19 +26,23 @@ from benchmarks.studies.adapt import (
     SCORES,
     checked,
     encoder_file,
+    features,
     make_backbone,
     normalized,
     parser_of,
     read_all,
     scores,
 )
+from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare import commit
 from benchmarks.studies.finetune import fine_tuned_miou
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from densessl import FeatureMap
+from densessl.evaluation import correspondence_accuracy
 
 SHARES = {"fcn 10%": 0.1, "fcn 100%": 1.0}
 FINER = "blocks.2"
+WHAT = ("fcn", "finer", "colour")
 COLUMNS = ["set", "arm", "seed", "split", "score", "value", "seconds", "torch", "commit"]
 
 
@@ -63,6 +68,13 @@ def finer(backbone: FeatureMap, args: argparse.Namespace) -> FeatureMap:
     return cut
 
 
+def colour_pck(backbone: FeatureMap, labelled: dict, args: argparse.Namespace) -> float:
+    """Share of right correspondences within a cell between a photo and its warped copy in other colours."""
+    photos = [image for image, _ in labelled[args.split][:: args.pck_every]]
+    extract = partial(features, backbone)
+    return correspondence_accuracy(extract, photos, distances=(1.0,), photometric=recoloured)[1.0]
+
+
 def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> None:
     """Makes the rows of one backbone that are missing."""
     backbone, path = backbone_of(name, seed, args), args.out / "transfer.csv"
@@ -75,6 +87,7 @@ def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> N
     if name != "start" or seed == args.seeds[0]:  # frozen, the start does not depend on a seed
         names = tuple(f"finer {score}" for score in SCORES)
         jobs[names] = lambda: list(scores(finer(backbone, args), labelled, args).values())
+        jobs["colour pck",] = lambda: [colour_pck(backbone, labelled, args)]
     for names, job in jobs.items():
         if names[0].split()[0] not in args.what or all(has_row(path, **facts, score=score) for score in names):
             continue
@@ -113,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser = parser_of(__doc__)
     parser.add_argument("--tune-steps", type=int, default=400, help="Steps of the fine-tuning (%(default)s).")
     parser.add_argument("--tune-lr", type=float, default=1e-4, help="Peak learning rate of the backbone (%(default)s).")
-    parser.add_argument("--what", nargs="+", choices=("fcn", "finer"), default=("fcn", "finer"), help="Rows to make.")
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="Rows to make (all).")
     args = checked(parser, argv)
     if not args.report:
         _, labelled = read_all(args)

@@ -34,12 +34,12 @@ from tqdm import tqdm
 
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY, Arm
 from benchmarks.studies.bootstrap import mean_iou, save_overlaps
+from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views
 from densessl import FeatureMap, MaskedView, View
-from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from densessl.evaluation import correspondence_accuracy, nearest_neighbor_segmentation
 from densessl.evaluation.linear import linear_overlaps
 from examples.pretrain.common.backbones import map_shape
@@ -121,16 +121,8 @@ def scores(backbone: nn.Module, sets: dict[str, tuple[Labelled, Labelled]], args
     The homographies are the same for all arms and seeds.
     """
     features = partial(frozen_features, backbone)
-    colours = strong_colours()
     for name, (fit, test) in sets.items():
         classes, photos = CLASS_COUNTS[name], [image for image, _ in test]
-
-        def recoloured(batch: Tensor) -> Tensor:
-            coords, size = torch.eye(3).expand(len(batch), 3, 3), torch.tensor([batch.shape[-2:]] * len(batch))
-            changed = colours(View(batch, coords, size), seed=7).image  # normalised, and taken back here
-            mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-            return ((changed * std + mean) * 255).round().clamp(0, 255).byte()
-
         overlaps = linear_overlaps(features, fit, test, classes, steps=args.probe_steps)
         yield (
             name,

@@ -62,7 +62,7 @@ def test_an_adapted_backbone_is_fine_tuned_and_read_at_a_finer_stride(command, t
     options = [*command, "--tune-steps=2"]
     text = adapt_transfer.main([*options, "--only=start,pixcontrast"])
     rows = read_rows(tmp_path / "out" / "transfer.csv")
-    tuned, frozen = list(adapt_transfer.SHARES), [f"finer {score}" for score in adapt.SCORES]
+    tuned, frozen = list(adapt_transfer.SHARES), [*(f"finer {score}" for score in adapt.SCORES), "colour pck"]
     both = tuned + frozen
     wanted = {("start", "0"): both, ("pixcontrast", "0"): both, ("start", "1"): tuned, ("pixcontrast", "1"): both}
     made = [((row["arm"], row["seed"]), row["score"]) for row in rows]
@@ -74,8 +74,13 @@ def test_an_adapted_backbone_is_fine_tuned_and_read_at_a_finer_stride(command, t
     assert f"| {sum(gains) / 2:+.3f} ± " in line
     monkeypatch.setattr(adapt_transfer, "fine_tuned_miou", lambda *args, **options: pytest.fail("made again"))
     assert adapt_transfer.main([*options, "--only=start,pixcontrast"]) == text
-    adapt_transfer.main([*options, "--only=start", "--seeds=2", "--what=finer"])
+    adapt_transfer.main([*options, "--only=start", "--seeds=2", "--what", "finer", "colour"])
     assert {row["score"] for row in read_rows(tmp_path / "out" / "transfer.csv") if row["seed"] == "2"} == set(frozen)
+    monkeypatch.setattr(adapt_transfer, "recoloured", torch.clone)  # the same colours: plain correspondence
+    adapt_transfer.main([*options, "--only=start", "--seeds=3", "--what=colour"])
+    plain = read_rows(tmp_path / "out" / "transfer.csv")[-1]
+    adapt.main([*command, "--only=start", "--seeds=3"])
+    assert (plain["score"], plain["value"]) == ("colour pck", read_rows(tmp_path / "out" / "rows.csv")[-1]["pck"])
     with pytest.raises(ValueError, match=r"--out: expected images-infonce-seed0.safetensors, which adapt.py writes"):
         adapt_transfer.main([*options, "--only=infonce"])
 
