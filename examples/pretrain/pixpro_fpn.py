@@ -27,6 +27,7 @@ from densessl import (
     level_mean,
     level_sizes,
 )
+from examples.pretrain.common.collapsed import RANK, STD, worst
 from examples.pretrain.common.step import Step, pair_metrics, valid_cells
 
 
@@ -78,11 +79,14 @@ class PixProFPN(nn.Module):
 
 
 def metrics_of_levels(*parts):
-    """The metrics of every level; the worst level's deviation stands for all, since it stops a run that collapses."""
+    """The metrics of every level; deviation and rank of the worst level stand for all, since they stop a run."""
     found = {level: pair_metrics(*(part[level] for part in parts)) for level in parts[0]}
-    std = "health/std_times_sqrt_c"
-    worst = torch.stack([metrics[std] for metrics in found.values()]).min()
-    return {f"{name}/{level}": value for level, of in found.items() for name, value in of.items()} | {std: worst}
+    stds, ranks = (torch.stack([metrics[name] for metrics in found.values()]) for name in (STD, RANK))
+    chosen = worst(stds, ranks)
+    return {f"{name}/{level}": value for level, of in found.items() for name, value in of.items()} | {
+        STD: stds[chosen],
+        RANK: ranks[chosen],
+    }
 
 
 def recipe():

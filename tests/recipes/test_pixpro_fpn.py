@@ -169,7 +169,7 @@ class Impatient(Callback):
 
 def test_one_level_that_collapses_stops_the_run(folder, tmp_path):
     recipe = made(folder, tmp_path, "--trainer.max_epochs=1", "--data.photometric=none")
-    with pytest.raises(RuntimeError, match=r"std_times_sqrt_c is 0.000, below 0.3, for the last 1 .*collapsed"):
+    with pytest.raises(RuntimeError, match=r"std_times_sqrt_c is 0.000, below 0.1, for the last 1 .*collapsed"):
         fit(recipe, Impatient())
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from safetensors.torch import save
 
 from examples.pretrain.common.checkpoint_files import written_beside
-from examples.pretrain.common.collapsed import RANK, RANK_BELOW, STD, STD_BELOW, collapsed
+from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collapsed
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.last_checkpoint import LastCheckpoint
 from examples.pretrain.common.optimizers import backbone_of
@@ -54,9 +54,10 @@ class StopOnCollapse(Callback):
         if std is None or not collapsed(float(std), rank):
             self.healthy_at = trainer.global_step
         if trainer.global_step - self.healthy_at >= self.patience:
-            also = "" if math.isnan(rank) else f" and {RANK} {rank:.1f}, below {RANK_BELOW:g},"
+            of_std, of_rank = bounds_crossed(float(std), rank)
+            also = "" if of_rank is None else f" and {RANK} {rank:.1f}, below {of_rank:g},"
             raise RuntimeError(
-                f"{STD} is {float(std):.3f}, below {STD_BELOW},{also} for the last "
+                f"{STD} is {float(std):.3f}, below {of_std},{also} for the last "
                 f"{trainer.global_step - self.healthy_at} steps: the features have collapsed. See the docs, Questions."
             )
 

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from examples.pretrain.common.collapsed import RANK, RANK_BELOW, STD, STD_BELOW, collapsed
+from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collapsed
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.optimizers import backbone_of
@@ -162,9 +162,10 @@ class RunReport(Callback):
             )
         std, rank = last_of(curves, STD), last_of(curves, RANK)
         if not math.isnan(std) and collapsed(std, rank):
-            also = "" if math.isnan(rank) else f", and they use {rank:.1f} directions, fewer than {RANK_BELOW:g}"
+            of_std, of_rank = bounds_crossed(std, rank)
+            also = "" if of_rank is None else f", and they use {rank:.1f} directions, fewer than {of_rank:g}"
             found.append(
-                f"The spread of the projections ended at {std:.2f}, below {STD_BELOW}{also}: all cells look alike to "
+                f"The spread of the projections ended at {std:.2f}, below {of_std}{also}: all cells look alike to "
                 "the head, which is a collapse if it does not rise again."
             )
         if self.data.seen and self.data.unreadable > max(1, 0.01 * self.data.seen):
