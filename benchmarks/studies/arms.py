@@ -122,7 +122,13 @@ ARMS = {
         partial(BackboneAdamW, lr_head=1e-3),
         backbone=make_vit,
     ),
+    "ibot-cells": Arm(
+        "iBOT across views without the whole-image loss, ViT",
+        partial(IBOTCrossView, prototypes=256, instance=0.0, **HEADS),
+        partial(BackboneAdamW, lr_head=1e-3),
+        backbone=make_vit,
+    ),
     "vit": Arm("post-training of a ViT", partial(ViTPostTraining, **HEADS), partial(BackboneAdamW, lr_head=1e-3)),
 }
 # Not in the study: methods that go on from pretrained weights, and those of ViTs, which start at random here.
-BESIDE_THE_STUDY = ("paka", "neco", "rate-0-vit", "ibot", "vit")
+BESIDE_THE_STUDY = ("paka", "neco", "rate-0-vit", "ibot", "ibot-cells", "vit")

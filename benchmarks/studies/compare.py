@@ -32,27 +32,26 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
-from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY, Arm
+from benchmarks.studies.arms import ARMS, Arm
 from benchmarks.studies.bootstrap import mean_iou, save_overlaps
 from benchmarks.studies.colours import recoloured
+from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
-from benchmarks.studies.views import kept_views
+from benchmarks.studies.views import kept_views, views_key
 from densessl import FeatureMap, MaskedView, View
-from densessl.evaluation import correspondence_accuracy, nearest_neighbor_segmentation
-from densessl.evaluation.linear import linear_overlaps
+from densessl.evaluation import correspondence_accuracy, linear_overlaps, nearest_neighbor_segmentation
 from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.segments import Grid
 from examples.pretrain.common.optimizers import LinearSGD
 from examples.quickstart.loop import draw_seed, fill_statistics, frozen_features, strong_colours, train
 from examples.quickstart.photos import read_camvid, read_photos
-from examples.quickstart.scenes import CLASSES, draw_scene
+from examples.quickstart.scenes import draw_scene
 
 SIDE = 128  # of the photos that are held in memory
 TUNE_SEED = 100
 SAVE_EVERY = 100  # steps
-CLASS_COUNTS = {"camvid": 11, "nuclei": 2, "scenes": len(CLASSES)}
 COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
 Labelled = list[tuple[Tensor, Tensor]]
 
@@ -82,8 +81,8 @@ def read_labelled(args: argparse.Namespace, split: str) -> dict[str, tuple[Label
     }
 
 
-def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
-    """Gives the views of a step: crop, flip and colours, all functions of (seed, step)."""
+def drawing(photos: Tensor, args: argparse.Namespace, seed: int, folder: Path | None):
+    """Gives the views of a step: crop, flip and colours, all functions of (seed, step); kept if there is a folder."""
     size = (args.size, args.size)
     augment = strong_colours(K.RandomResizedCrop(size, scale=(0.2, 1.0)), K.RandomHorizontalFlip(0.5))
     coords = torch.eye(3, device=photos.device).expand(args.batch_size, 3, 3)  # the whole of each square photo
@@ -101,15 +100,13 @@ def drawing(photos: Tensor, args: argparse.Namespace, seed: int):
 
     half = torch.bfloat16 if args.bfloat16 or photos.is_cuda else torch.float32
     kept = drawn
-    if args.views:
-        # Views of other photos, sizes or precisions get a folder of their own.
-        total = int(photos.sum(dtype=torch.int64))
-        key = f"seed{seed}-{args.batch_size}x{args.size}-{len(photos)}-{total}-{str(half)[6:]}"
-        kept = kept_views(drawn, args.views / key, half, photos.device)
+    if folder:
+        key = f"seed{seed}-{views_key(photos, args.batch_size, args.size, half)}"
+        kept = kept_views(drawn, folder / key, half, photos.device)
 
     def draw(step: int, masked: bool = False) -> tuple[View, View]:
         views = drawn(step, masked=True) if masked else kept(step)
-        torch.manual_seed(draw_seed(seed, step, 3))  # for what a method draws, which is not to hang on who drew before
+        torch.manual_seed(draw_seed(seed, step, 3))  # a method draws alike whether or not views were drawn before
         return views
 
     return draw
@@ -147,7 +144,9 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     """Trains one arm, and writes a row for each snapshot and labelled set."""
     arm: Arm = ARMS[name]
     torch.manual_seed(seed)
-    start, draw = time.perf_counter(), drawing(photos, args, seed)
+    # Statistics are filled in float32, so that views kept in bfloat16 would change them.
+    draw = drawing(photos, args, seed, args.views if arm.make else None)
+    start = time.perf_counter()
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
     precision = " bfloat16" if args.bfloat16 else ""
@@ -238,65 +237,6 @@ def run(args: argparse.Namespace) -> None:
             lr, step = final_lr(name, args), args.steps if trained else 0
             if not has_row(path, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=list(sets)[-1]):
                 run_arm(name, lr, seed, photos, sets, split, args)
-
-
-def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """The options that compare.py and compare_transfer.py share."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", default="", help="Folders of photos with commas between (drawn scenes).")
-    parser.add_argument("--labelled", default="", help="NAME=FOLDER with commas between (drawn scenes).")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="Folder of rows and encoders.")
-    parser.add_argument("--stage", choices=("tune", "final"), default="final", help="What to run (%(default)s).")
-    parser.add_argument("--only", default="", help="Arms with commas between (all for which there is a rate).")
-    parser.add_argument(
-        "--lrs",
-        default="0.125,0.25,0.5,1,2,4",
-        help="Learning rates among which --stage tune climbs from the middle to the best (%(default)s).",
-    )
-    parser.add_argument("--lr", type=float, help="Learning rate of --stage final (what tuning chose).")
-    parser.add_argument("--steps", type=int, default=2500, help="Steps of a run (%(default)s).")
-    parser.add_argument("--snapshots", default="", help="Steps at which to score (the last one).")
-    parser.add_argument("--batch-size", type=int, default=64, help="Images of a step (%(default)s).")
-    parser.add_argument("--size", type=int, default=64, help="Side of the views in pixels (%(default)s).")
-    parser.add_argument("--seeds", type=int, default=5, help="Runs of each arm (%(default)s).")
-    parser.add_argument("--images", type=int, default=10_000, help="Most photos per folder, or scenes (%(default)s).")
-    parser.add_argument("--probe-images", type=int, default=200, help="Scenes to fit and to test on (%(default)s).")
-    parser.add_argument("--probe-steps", type=int, default=1000, help="Steps of the linear probe (%(default)s).")
-    parser.add_argument(
-        "--bfloat16",
-        action="store_const",
-        const=True,
-        help="Train in bfloat16 by autocast on a CPU as well (only on a GPU); worth it on CPUs with AMX.",
-    )
-    parser.add_argument(
-        "--views",
-        type=Path,
-        help="Folder in which the views of each seed are kept for the next arm, some 3 MB a step (drawn each time).",
-    )
-    parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
-    return parser
-
-
-def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
-    args = parser.parse_args(argv)
-    args.only = args.only.split(",") if args.only else [name for name in ARMS if name not in BESIDE_THE_STUDY]
-    if unknown := set(args.only) - set(ARMS):
-        parser.error(f"--only: expected some of {', '.join(ARMS)}, got {', '.join(sorted(unknown))}")
-    for pair in args.labelled.split(",") if args.labelled else ():
-        if pair.partition("=")[0] not in CLASS_COUNTS or "=" not in pair:
-            parser.error(f"--labelled: expected NAME=FOLDER, NAME one of {', '.join(CLASS_COUNTS)}, got {pair}")
-    for name in ("steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
-    args.lrs = sorted({float(lr) for lr in args.lrs.split(",")})
-    for name, lrs in (("--lrs", args.lrs), ("--lr", [] if args.lr is None else [args.lr])):
-        for lr in lrs:
-            if lr <= 0 or lr != round(lr, 4):  # as rows are written, by which a run finds what is done
-                parser.error(f"{name}: expected rates above 0 with at most 4 decimals, got {lr:g}")
-    args.snapshots = {*(int(step) for step in args.snapshots.split(",") if step), args.steps}
-    args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return args
 
 
 def main(argv: Sequence[str] | None = None) -> str:

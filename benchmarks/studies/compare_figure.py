@@ -67,4 +67,6 @@ def draw(rows: Sequence[dict[str, str]], path: Path, split: str = "test") -> Non
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("compare_figure.py: expected two paths, the rows and the figure: runs/study/rows.csv study.png")
     draw(read_rows(Path(sys.argv[1])), Path(sys.argv[2]))

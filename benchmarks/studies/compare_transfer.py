@@ -19,16 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.studies.arms import ARMS
-from benchmarks.studies.compare import (
-    CLASS_COUNTS,
-    checked,
-    commit,
-    encoder_file,
-    final_lr,
-    make_backbone,
-    parser_of,
-    read_labelled,
-)
+from benchmarks.studies.compare import commit, encoder_file, final_lr, make_backbone, read_labelled
+from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.finetune import fine_tuned_miou
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from examples.quickstart.loop import normalized

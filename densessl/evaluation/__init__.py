@@ -12,7 +12,7 @@ from densessl.evaluation.in_context import FAST, HUMMINGBIRD, HUMMINGBIRD_OPEN, 
 from densessl.evaluation.keypoint_pairs import SPAIR, KeypointPair, KeypointSettings, keypoint_correspondence
 from densessl.evaluation.keypoints import KeypointAccuracy, keypoint_accuracy
 from densessl.evaluation.label_propagation import propagate_labels
-from densessl.evaluation.linear import DINOV3, LEOPART, LinearProbe, linear_segmentation
+from densessl.evaluation.linear import DINOV3, LEOPART, LinearProbe, linear_overlaps, linear_segmentation
 from densessl.evaluation.matched import matched_iou
 from densessl.evaluation.neighbors import nearest_neighbor_segmentation
 from densessl.evaluation.overclustering import (
@@ -57,6 +57,7 @@ __all__ = [
     "in_context_segmentation",
     "keypoint_accuracy",
     "keypoint_correspondence",
+    "linear_overlaps",
     "linear_segmentation",
     "matched_iou",
     "nearest_neighbor_segmentation",

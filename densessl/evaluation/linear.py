@@ -18,7 +18,7 @@ from densessl.evaluation._together import in_turn, processes, summed
 from densessl.evaluation.in_context import FAST, InContext
 from densessl.evaluation.matched import class_ious, overlap_of
 
-__all__ = ["DINOV3", "LEOPART", "LinearProbe", "linear_segmentation"]
+__all__ = ["DINOV3", "LEOPART", "LinearProbe", "linear_overlaps", "linear_segmentation"]
 
 _FITTED = 4  # images whose logits at the labels' size are held at once, which are large
 
@@ -133,8 +133,7 @@ def linear_segmentation(
         overlap += of_image
     if not isinstance(test, StoredFeatures) or test.shared:
         overlap = summed(overlap)
-    if not bool(overlap.any()):
-        raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
+    _check_labelled(overlap)
     return float(class_ious(overlap).nanmean())
 
 
@@ -151,22 +150,37 @@ def linear_overlaps(
     label_stride: int = 2,
     seed: int = 0,
 ) -> Tensor:
-    """What ``linear_segmentation`` scores with FAST, image by image, so that images can be drawn again (bootstrap).
+    """What ``linear_segmentation`` scores with FAST, image by image, for intervals over the test images (bootstrap).
 
     The arguments are those of ``linear_segmentation``.
 
     Returns:
-        Pixels that each class shares with each answer, int64 ``(images, classes, classes)``, for the test images of
-        this process. ``linear_segmentation`` is the mean intersection over union of their sum.
+        How many pixels of each class got each answer, int64 ``(images, classes, classes)``, for the test images of this
+        process: all of them, or its share. ``linear_segmentation`` is the mean intersection over union of the sum over
+        all images.
 
     Raises:
-        ValueError: As ``linear_segmentation``, and if ``test`` is empty.
+        ValueError: As ``linear_segmentation``.
+
+    Examples:
+        >>> pairs = [(torch.randint(256, (3, 16, 24), dtype=torch.uint8), torch.randint(3, (16, 24))) for _ in range(4)]
+        >>> linear_overlaps(lambda images: images.float(), pairs, pairs, classes=3, steps=2).shape
+        torch.Size([4, 3, 3])
     """
     check_probe(classes, batch_size)
     every = [*_image_overlaps(features, fit, test, classes, steps, batch_size, lr, label_stride, seed)]
-    if not every:
-        raise ValueError("test: expected (image, labels) pairs, got none")
-    return torch.stack(every)
+    overlaps = torch.stack([*every, torch.zeros(classes, classes, dtype=torch.int64)])[:-1]  # the share may be empty
+    overlap = overlaps.sum(0)
+    if not isinstance(test, StoredFeatures) or test.shared:
+        overlap = summed(overlap)
+    _check_labelled(overlap)
+    return overlaps
+
+
+def _check_labelled(overlap: Tensor) -> None:
+    """Refuses test images without a labelled pixel; the overlap is that of all processes, so that all refuse."""
+    if not bool(overlap.any()):
+        raise ValueError("test: expected (image, labels) pairs with at least one labelled pixel, got none")
 
 
 def _image_overlaps(

@@ -9,7 +9,16 @@ from safetensors.torch import load_file
 from torchvision.io import decode_image, write_jpeg, write_png
 
 from benchmarks.performance import step
-from benchmarks.studies import bootstrap, collapse, compare, compare_figure, compare_report, compare_transfer, tuning
+from benchmarks.studies import (
+    bootstrap,
+    collapse,
+    compare,
+    compare_figure,
+    compare_report,
+    compare_transfer,
+    tuning,
+    views,
+)
 from benchmarks.studies.arms import ARMS, BESIDE_THE_STUDY
 from benchmarks.studies.rows import read_rows
 from densessl.evaluation.matched import class_ious
@@ -113,15 +122,30 @@ def test_kept_views_change_nothing_and_are_drawn_once(folder, tmp_path):
     compare.main([*command, str(tmp_path / "drawn"), "--only=pixpro,vicregl,detcon"])
     kept = [*command, str(tmp_path / "kept"), "--views", str(tmp_path / "views")]
     compare.main([*kept, "--only=pixpro"])
-    (views,) = (tmp_path / "views").iterdir()
-    written = {path: path.stat().st_mtime_ns for path in views.iterdir()}
+    (held,) = (tmp_path / "views").iterdir()
+    (held / "1.safetensors").unlink()
+    (held / "2.safetensors").write_bytes((held / "2.safetensors").read_bytes()[:1000])  # a full disk left it
+    compare.main([*kept, "--only=pixpro", "--seeds=1", "--lr=2"])  # draws both again
+    written = {path: path.stat().st_mtime_ns for path in held.iterdir()}
     assert len(written) == 3
+    compare.main([*kept, "--only=rate-0"])  # its statistics are filled in float32
+    compare.main([*command, str(tmp_path / "drawn"), "--only=rate-0"])
     compare.main([*kept, "--only=vicregl,detcon"])  # DetCon needs segments, which are not kept
-    assert {path: path.stat().st_mtime_ns for path in views.iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in held.iterdir()} == written
     compare.main([*kept[:-3], str(tmp_path / "other"), *kept[-2:], "--only=pixpro", "--batch-size=2"])
     assert len(list((tmp_path / "views").iterdir())) == 2  # views of another size are others
+    compare.main([*kept, "--only=byol", "--out", str(tmp_path / "fewer"), "--images=7"])
+    assert len(list((tmp_path / "views").iterdir())) == 3  # so are those of other photos
     for file in (tmp_path / "drawn").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "kept" / file.name).read_bytes()
+
+
+def test_views_are_told_apart_by_photos_order_and_settings():
+    photos = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    cases = ((photos, 64), (photos.clone(), 64), (photos.flip(0), 64), (photos.mT, 64), (photos[:2], 64), (photos, 32))
+    keys = [views.views_key(*facts) for facts in cases]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 5
 
 
 def test_a_run_at_rate_0_moves_the_statistics_and_no_weight(folder, tmp_path, monkeypatch):
@@ -243,6 +267,46 @@ def test_the_primary_endpoint_is_paired_by_seed_against_the_better_instance_arm(
     # Differences 0.02, 0.04, 0.03: their deviation is 0.01, and t(0.975, 2) = 4.3027.
     assert first == "| PixPro - instance, InfoNCE form | 3 | +0.030 | +0.005 to +0.055 |  | ahead |"
     assert second.endswith("| level |")
+
+
+def test_rows_of_unfinished_seeds_and_other_rates_stay_out_of_the_endpoint(tmp_path):
+    arms = ("pixpro", "byol", "infonce", "pixpro+infonce")
+    rows = [row for number, arm in enumerate(arms) for row in of_seeds(arm, 0.3 + 0.01 * number, 0.31, 0.33)]
+    whole = compare_report.endpoints(rows, 9, tmp_path)
+    unfinished = of_seeds("pixpro", 0, 0, 0, 0.9)[-1:]  # a fourth seed, scored on one set of two
+    assert compare_report.endpoints([*rows, *unfinished], 9, tmp_path) == whole
+    other = [row | {"lr": "2.0"} for row in of_seeds("pixpro", 0.8, 0.8, 0.8)]
+    assert compare_report.endpoints([*rows, *other], 9, tmp_path) == ""  # nothing says which rate counts
+    tuned = of_seeds("pixpro", 0.5, split="val") + [row | {"lr": "2.0"} for row in of_seeds("pixpro", 0.4, split="val")]
+    assert compare_report.endpoints([*rows, *other, *tuned], 9, tmp_path) == whole
+    scores = dict.fromkeys(compare_report.SCORES[1:], "0.5") | {"std": ""}
+    table = compare_report.report([row | scores for row in rows + other])
+    assert [line.split(" | ")[3] for line in table.splitlines() if "| PixPro | " in line] == ["1", "2"] * 2
+
+
+def test_no_interval_over_images_where_the_arms_have_no_common_ones(tmp_path):
+    arms = ("pixpro", "byol", "infonce", "pixpro+infonce")
+    rows = [row for arm in arms for row in of_seeds(arm, 0.3, 0.31)]
+
+    def keep(arm, images, sets=("camvid", "nuclei")):
+        for seed, of_set in ((seed, of_set) for seed in (0, 1) for of_set in sets):
+            file = tmp_path / f"{arm}-lr1-seed{seed}-9.safetensors"
+            bootstrap.save_overlaps(torch.randint(1, 9, (images, 2, 2)), file, of_set)
+
+    def intervals():
+        return [line.split("|")[5].strip() for line in compare_report.endpoints(rows, 9, tmp_path).splitlines()[2:]]
+
+    keep("pixpro", 3)
+    keep("infonce", 3)
+    keep("byol", 3)
+    keep("pixpro+infonce", 3, ("camvid",))
+    first, second = intervals()
+    assert " to " in first
+    assert second == ""  # a set is missing
+    keep("pixpro+infonce", 4)
+    assert intervals()[1] == ""  # other images
+    keep("pixpro+infonce", 3)
+    assert " to " in intervals()[1]
 
 
 def test_the_bootstrap_draws_the_same_images_for_both_arms():

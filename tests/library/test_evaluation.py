@@ -17,12 +17,12 @@ from densessl.evaluation import (
     cluster_segmentation,
     correspondence_accuracy,
     in_context_segmentation,
+    linear_overlaps,
     linear_segmentation,
     nearest_neighbor_segmentation,
 )
 from densessl.evaluation.clustering import _names
 from densessl.evaluation.correspondence import _homographies
-from densessl.evaluation.linear import linear_overlaps
 from densessl.evaluation.matched import class_ious, overlap_of
 from densessl.evaluation.neighbors import _memory
 
@@ -80,16 +80,24 @@ def test_perfect_features_give_one(probe):
 
 def test_overlaps_of_images_add_up_to_the_linear_score():
     known, asked = colour_by_class(6), colour_by_class(3, seed=1)
-    layer = torch.nn.Conv2d(4, 5, 1)  # features that would ask for a gradient
-    every = linear_overlaps(lambda images: layer(one_hot(images)), known, asked, CLASSES, steps=5)
+    layer = torch.nn.Conv2d(4, 5, 1)
+    recorded = []  # whether a graph was built of features that ask for a gradient
+
+    def features(images):
+        recorded.append(layer(one_hot(images)).requires_grad)
+        return layer(one_hot(images))
+
+    every = linear_overlaps(features, known, asked, CLASSES, steps=5)
     assert every.shape == (3, CLASSES, CLASSES)
-    assert not every.requires_grad
+    assert recorded
+    assert not any(recorded)
     for overlap, (_, labels) in zip(every, asked, strict=True):
         assert torch.equal(overlap.sum(1), labels.flatten().bincount(minlength=CLASSES))
-    score = linear_segmentation(lambda images: layer(one_hot(images)), known, asked, CLASSES, steps=5)
+    score = linear_segmentation(features, known, asked, CLASSES, steps=5)
     assert float(class_ious(every.sum(0)).nanmean()) == score
-    with pytest.raises(ValueError, match=r"^test: expected"):
-        linear_overlaps(one_hot, known, [], CLASSES)
+    for bad in ([], without_labels(asked)):
+        with pytest.raises(ValueError, match=r"^test: expected .* at least one labelled pixel, got none"):
+            linear_overlaps(one_hot, known, bad, CLASSES)
 
 
 @pytest.mark.parametrize("clusters", [None, CLASSES + 3])

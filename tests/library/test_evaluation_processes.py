@@ -35,6 +35,7 @@ from densessl.evaluation import (
     correspondence_accuracy,
     in_context_segmentation,
     keypoint_correspondence,
+    linear_overlaps,
     linear_segmentation,
     nearest_neighbor_segmentation,
     overcluster_segmentation,
@@ -43,6 +44,7 @@ from densessl.evaluation import (
     store_features,
     video_segmentation,
 )
+from densessl.evaluation._together import summed
 
 CLASSES = 3
 PROTOCOLS = "in-context-fast,neighbors,correspondence,tokens,clusters"
@@ -100,6 +102,8 @@ def scores(part: slice) -> dict[str, object]:
         "k-means": cluster_segmentation(features, test, CLASSES, clusters=5, cells=66, batch_size=2),
         "correspondence": correspondence_accuracy(features, photos, distances=(0.8, 1.6), batch_size=2),
         "fast": linear_segmentation(features, fit, test, CLASSES, steps=15, batch_size=4),
+        "overlaps": summed_overlaps(fit, test),
+        "overlaps, fewer images than processes": summed_overlaps(labelled(9, 0), labelled(5, 1)[:1]),
         "leopart": linear_segmentation(features, fit, test, CLASSES, leopart),
         "dinov3": linear_segmentation(features, fit, test, CLASSES, dinov3),
         "patch": patch_probe(features, fit, test, CLASSES, patch),
@@ -110,6 +114,11 @@ def scores(part: slice) -> dict[str, object]:
             :2
         ],
     }
+
+
+def summed_overlaps(fit, test) -> tuple[float, ...]:
+    """The sum over the images of all processes, which are dealt in shares."""
+    return tuple(summed(linear_overlaps(features, fit, test, CLASSES, steps=5).sum(0)).flatten().tolist())
 
 
 def counted(calls: list[int]):
