@@ -13,6 +13,7 @@ from benchmarks.studies import (
     bootstrap,
     collapse,
     compare,
+    compare_cost,
     compare_figure,
     compare_report,
     compare_transfer,
@@ -408,3 +409,30 @@ def test_the_figure_has_a_panel_for_each_set_and_score(tmp_path):
     ]
     compare_figure.draw(rows, tmp_path / "study.png")
     assert decode_image(str(tmp_path / "study.png")).shape[1:] == (960, 1800)
+
+
+def test_scores_after_equal_time_lie_between_the_snapshots():
+    def rows(arm, *scores):
+        """At steps 4 and 8."""
+        facts = dict.fromkeys(compare.COLUMNS, "") | {"arm": arm, "lr": "1.0", "seed": "0", "split": "test"}
+        return [
+            facts | {"set": "camvid", "step": str(step)} | dict.fromkeys(compare.SCORES, str(score))
+            for step, score in zip((4, 8), scores, strict=True)
+        ]
+
+    both = rows("infonce", 0.2, 0.3) + rows("pixpro", 0.1, 0.5)
+    found = compare_cost.after_equal_time(both, {"infonce": 0.3, "pixpro": 0.4}, 8)
+    # The cheapest arm is done after 2.4 s, when PixPro has taken 6 steps, half way between its snapshots.
+    assert [(row["arm"], float(row["linear"])) for row in found] == [("infonce", 0.3), ("pixpro", pytest.approx(0.3))]
+    assert compare_cost.after_equal_time(both, {"infonce": 0.1, "pixpro": 0.4}, 8)[1:] == []  # at 2 steps: no snapshot
+    assert {row["step"] for row in found} == {"8"}
+
+
+def test_a_step_of_each_arm_has_its_cost(tmp_path):
+    with pytest.raises(ValueError, match=r"--out: expected cost.csv"):
+        compare_cost.main([*TINY, "--report", "--out", str(tmp_path)])
+    text = compare_cost.main([*TINY, "--rounds=1", "--only=rate-0,byol,pixpro", "--out", str(tmp_path)])
+    rows = read_rows(tmp_path / "cost.csv")
+    assert [row["arm"] for row in rows] == ["byol", "pixpro"]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    assert "| PixPro | " in text
