@@ -92,11 +92,10 @@ def test_each_arm_makes_its_rows_once_and_brings_its_weights(command, folder, tm
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_pretraining_goes_on_to_the_same_encoder(command, folder, monkeypatch):
-    monkeypatch.setattr(resumable, "SAVE_EVERY", 1)
     monkeypatch.setattr(heads, "fine_tune", lambda *args: None)
-    heads.main([*command, "--only=fpn"])
+    heads.main([*command, "--only=backbone"])
     whole = next(folder.glob("out/*.safetensors")).read_bytes()
-    again, drawing = [*command, "--only=fpn", "--out", str(folder / "parts")], heads.drawing
+    again, drawing = [*command, "--only=backbone", "--out", str(folder / "parts")], heads.drawing
 
     def killed(*given):
         drawn = drawing(*given)
@@ -108,10 +107,22 @@ def test_a_killed_pretraining_goes_on_to_the_same_encoder(command, folder, monke
 
         return draw
 
+    def continued(*given):
+        drawn = drawing(*given)
+
+        def draw(step):
+            steps.append(step)
+            return drawn(step)
+
+        return draw
+
+    steps = []
     monkeypatch.setattr(heads, "drawing", killed)
+    monkeypatch.setattr(resumable, "SAVE_EVERY", 1)
     with pytest.raises(KeyboardInterrupt):
         heads.main(again)
-    monkeypatch.setattr(heads, "drawing", drawing)
+    monkeypatch.setattr(heads, "drawing", continued)
+    monkeypatch.setattr(resumable, "SAVE_EVERY", 100)
     assert list(folder.glob("parts/*.pt"))
     assert not list(folder.glob("parts/*.safetensors"))
     heads.main(again)
