@@ -88,7 +88,9 @@ def pretrain(name: str, seed: int, photos: Tensor, args: argparse.Namespace) -> 
     torch.manual_seed(seed)  # the network is made first: its backbone starts alike in all arms
     network, width = arm.network(size=args.size)
     network = network.to(args.device, memory_format=torch.channels_last)
-    draw, begin = drawing(photos, args, seed), time.process_time()
+    # Statistics are filled in float32, so that views kept in bfloat16 would change them.
+    draw = drawing(photos, args, seed, args.views if arm.method else None)
+    begin = time.process_time()
     if arm.method is None:
         fill_statistics(network, draw, min(args.steps, 50))
         found = {"loss": "", "std": "", "seconds": time.process_time() - begin}
