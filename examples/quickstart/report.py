@@ -14,7 +14,7 @@ from torch import Tensor
 
 from densessl import DistanceMatcher, View
 from densessl.plots import plot_correspondence, plot_pca, plot_similarity
-from examples.pretrain.common.collapsed import RANK_BELOW, collapsed
+from examples.pretrain.common.collapsed import RANK_BELOW, STD_FLOOR, collapsed
 from examples.pretrain.common.collapsed import STD_BELOW as COLLAPSED_BELOW
 
 # Colour and line of each seed, after Okabe and Ito: told apart by those who see no red or green, and in grey.
@@ -31,8 +31,8 @@ STD = (
     "std is the standard deviation of the projected unit features times sqrt(C), as the progress bar and loss.png show "
     'it; here it is the mean over the last tenth of the steps. Near 1 is healthy. "std, backbone" and the effective '
     "rank are those of the frozen features of the backbone. A run counts as collapsed if the std of its projected "
-    f"features is below {COLLAPSED_BELOW}, or if the backbone's std is below 0.1, or below {COLLAPSED_BELOW} with an "
-    f"effective rank below {RANK_BELOW:g}."
+    f"features is below {COLLAPSED_BELOW}, or if the backbone's std is below {STD_FLOOR}, or below {COLLAPSED_BELOW} "
+    f"with an effective rank below {RANK_BELOW:g}."
 )
 # Why the loss of a method is above 0, by the quickstart's names.
 LOSS = {
