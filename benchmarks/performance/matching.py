@@ -3,7 +3,8 @@
     python benchmarks/performance/matching.py      (on the GPU where there is one)
     python benchmarks/performance/matching.py --sizes 28 --images 2      (on a CPU)
 
-Both find the same pairs. The matcher takes windows above so many pairs of cells, and blocks of rows below.
+Both find the same pairs. The matcher uses windows if there are more than 262,144 (2^18) pairs of cells to compare in
+all images of the batch, and blocks of rows otherwise.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from densessl.matching import distance
 
 
 def limited(few_pairs: int, block: int, *given) -> torch.Tensor:
-    """The mask with other limits: up to so many pairs, rows are compared in blocks of so many pairs."""
+    """The mask with other limits: blocks of rows up to ``few_pairs`` pairs, each of at most ``block`` pairs."""
     kept = distance._FEW_PAIRS, distance._BLOCK_PAIRS
     distance._FEW_PAIRS, distance._BLOCK_PAIRS = few_pairs, block
     try:

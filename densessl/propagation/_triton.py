@@ -30,7 +30,8 @@ class Blocks(NamedTuple):
 
 
 # Blocks of the sum and of unit's gradient. With Triton's compiler they keep to the shared memory named, and with 256
-# channels spill no register (Triton 3.9, compute capability 8.0, 9.0, 12.0). None is tuned: they have not met a GPU.
+# channels spill no register (Triton 3.9, compute capability 8.0, 9.0, 12.0). They were tested and timed on one H100
+# (docs/performance.md); no other sizes were tried there, so none is tuned.
 _HALF_160K = Blocks(128, 64, 256, 8, 2), Blocks(64, 32, 256, 8, 2)
 _HALF_99K = Blocks(64, 32, 256, 4, 2), Blocks(64, 64, 64, 8, 3)
 _HALF_WIDE = Blocks(64, 32, 64, 4, 2), Blocks(64, 32, 64, 4, 2)  # Triton 3.2 fails on others here

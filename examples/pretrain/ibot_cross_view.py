@@ -14,13 +14,13 @@ from examples.pretrain.common.step import Step, pair_metrics
 
 
 class IBOTCrossView(nn.Module):
-    """Masked prediction: iBOT's losses (Zhou et al., ICLR 2022), that of cells also with the teacher's matched cell.
+    """iBOT (Zhou et al., ICLR 2022) whose masked cells also predict the teacher's matched cells of the other view.
 
     Args:
         backbone: Images ``(B, C, H, W)`` to the map of a ViT's tokens.
         width: Number of channels of that map.
-        across: Share of the loss across views in that of the cells, in 0..1; 0 is iBOT's own patch loss.
-        instance: Weight of the loss between the views' means over all cells, at least 0; as iBOT's of class tokens.
+        across: Share of the loss across views in the loss of the cells, in 0..1; at 0 that is iBOT's patch loss alone.
+        instance: Weight, at least 0, of the loss between the views' mean cells, which stand for iBOT's class tokens.
         hidden_dim: Width of the head's hidden layers.
         dim: Number of channels in which the prototypes lie.
         prototypes: Number of prototypes.
@@ -44,7 +44,7 @@ class IBOTCrossView(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= across <= 1 or not 0 <= instance < float("inf"):
-            raise ValueError(f"method: expected across in 0..1 and instance of at least 0, got {across} and {instance}")
+            raise ValueError(f"method.across, method.instance: expected 0..1 and at least 0, got {across}, {instance}")
         self.encoder = MaskedEncoder(backbone, width, hidden_dim, dim, prototypes)
         self.target, self.draw, self.match = EMA(self.encoder), BlockMask(cells, images), DistanceMatcher(0.7)
         self.nearest, self.center, self.center_instance = NearestMatcher(), *(Center((1, prototypes)) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from densessl import DistanceMatcher, View
 from densessl.plots import plot_correspondence, plot_pca, plot_similarity
+from examples.pretrain.common.collapsed import RANK_BELOW, STD_FLOOR, collapsed
+from examples.pretrain.common.collapsed import STD_BELOW as COLLAPSED_BELOW
 
-COLLAPSED_BELOW = 0.3  # feature standard deviation times sqrt(C); a healthy one is near 1
 # Colour and line of each seed, after Okabe and Ito: told apart by those who see no red or green, and in grey.
 SEEDS = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
 JUDGED_FROM = 100  # steps: the quickstart spends some 60 below the line and rises again
@@ -28,7 +30,9 @@ DIP = (
 STD = (
     "std is the standard deviation of the projected unit features times sqrt(C), as the progress bar and loss.png show "
     'it; here it is the mean over the last tenth of the steps. Near 1 is healthy. "std, backbone" and the effective '
-    "rank are those of the frozen features of the backbone."
+    "rank are those of the frozen features of the backbone. A run counts as collapsed if the std of its projected "
+    f"features is below {COLLAPSED_BELOW}, or if the backbone's std is below {STD_FLOOR}, or below {COLLAPSED_BELOW} "
+    f"with an effective rank below {RANK_BELOW:g}."
 )
 # Why the loss of a method is above 0, by the quickstart's names.
 LOSS = {
@@ -95,9 +99,14 @@ class Outcome(NamedTuple):
     deviations: list[float]
 
     @property
+    def projections_alike(self) -> bool:
+        """Whether the projected features are almost the same everywhere; their effective rank is not measured."""
+        return collapsed(self.projected_std, math.nan)
+
+    @property
     def below(self) -> bool:
-        """Whether features or projections are almost the same everywhere."""
-        return not min(self.std, self.projected_std) >= COLLAPSED_BELOW
+        """Whether the projected features or the backbone's are almost the same everywhere."""
+        return self.projections_alike or collapsed(self.std, self.rank)
 
     @property
     def collapsed(self) -> bool:
@@ -139,12 +148,10 @@ def write_report(
     if statistics.mean(after) <= statistics.mean(before):
         lines.append("The trained features are NOT better than the untrained ones here.")
     if any(o.below for o in outcomes):
-        projected = any(not o.projected_std >= COLLAPSED_BELOW for o in outcomes)
-        whose = "projected" if projected else "backbone's"
+        whose = "projected" if any(o.projections_alike for o in outcomes) else "backbone's"
         lines.append(
-            f"In at least one run the {whose} features ended below "
-            f"{COLLAPSED_BELOW} / sqrt(C). In a run of under {JUDGED_FROM} steps this is normal; in a longer one it "
-            "means collapse."
+            f"In at least one run the {whose} features had nearly all drawn together at the end. In a run of under "
+            f"{JUDGED_FROM} steps this is normal; in a longer one it means collapse."
         )
     lines += ["", STD, "", DIP, ""]
     if about_loss and any(o.losses[-1] > 0 for o in outcomes):

@@ -22,6 +22,15 @@ spec.loader.exec_module(hook)
         ("| 3 sets of 4 xylophones, 2 minutes |", "| 3 sets of 4 xylophones, 2&nbsp;minutes |"),
         ("In 2026-11-26 it took 3 s.", "In 2026-11-26 it took 3 s."),
         ("```\n| 3 s |\n```\n| 3 s |", "```\n| 3 s |\n```\n| 3&nbsp;s |"),
+        ("~~~\n| 3 s |\n~~~\n| 3 s |", "~~~\n| 3 s |\n~~~\n| 3&nbsp;s |"),
+        ("````\n```\n| 3 s |\n````\n| 3 s |", "````\n```\n| 3 s |\n````\n| 3&nbsp;s |"),
+        ("~~~\n```\n| 3 s |\n~~~\n| 3 s |", "~~~\n```\n| 3 s |\n~~~\n| 3&nbsp;s |"),
+        ("| ``a ` b 3 s`` takes 3 s |", "| ``a ` b 3 s`` takes 3&nbsp;s |"),
+        ("| [3 s on 2026-11-26](at-2026-11-26.csv) |", "| [3&nbsp;s on 2026&#8209;11&#8209;26](at-2026-11-26.csv) |"),
+        ('| [3 s](of-2026-11-26.csv "for 3 s") 3 s |', '| [3&nbsp;s](of-2026-11-26.csv "for 3 s") 3&nbsp;s |'),
+        ("| <https://a.org/2026-11-26> 3 s |", "| <https://a.org/2026-11-26> 3&nbsp;s |"),
+        ("| $4 x 3 s$ in 3 s |", "| $4 x 3 s$ in 3&nbsp;s |"),
+        ("| 3 s cost $ 3 s, nothing more |", "| 3&nbsp;s cost $ 3&nbsp;s, nothing more |"),
     ],
 )
 def test_numbers_and_units_stay_together(written, shown):

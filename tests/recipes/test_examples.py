@@ -181,11 +181,13 @@ def test_the_report_says_collapsed_only_after_the_dip(tmp_path):
     healthy = report.Outcome(0, 0.2, 0.3, 0.7, 0.6, 40.0, [1.0] * 100, [0.6] * 100)
     assert "| not collapsed |" in written(healthy)
     assert "ended below" not in written(healthy)
-    for dead, what in (({"projected_std": 0.01}, "projected"), ({"std": 0.01}, "backbone's")):
+    for dead, what in (({"projected_std": 0.01}, "projected"), ({"std": 0.01, "rank": 4.0}, "backbone's")):
         text = written(healthy._replace(trained=0.1, **dead))
         assert "| **collapsed** |" in text
-        assert f"In at least one run the {what} features ended below 0.3 / sqrt(C). In a run of under 100" in text
+        assert f"In at least one run the {what} features had nearly all drawn together at the end. In a run" in text
         assert "NOT better" in text
+    assert healthy._replace(std=0.2, rank=9.0).collapsed
+    assert "| not collapsed |" in written(healthy._replace(std=0.2, rank=40.0))  # close together, in many directions
     short = healthy._replace(projected_std=0.01, losses=[1.0] * 99, deviations=[0.01] * 99)
     assert not short.collapsed
     assert "| too short to judge |" in written(short)

@@ -192,8 +192,8 @@ def test_every_parameter_of_ibot_is_trained_but_the_targets():
         (PaKA, {"grid": 1}, "method.grid: expected at least 2, got 1"),
         (NeCo, {"grid": 1}, "method.grid: expected at least 2 and at most the root of method.queue, got 1"),
         (NeCo, {"grid": 4, "queue": 15}, "method.grid: expected .* at most the root of method.queue, got 4"),
-        (IBOTCrossView, {"across": 1.1}, r"method: expected across in 0..1 and instance .* got 1.1 and 1.0"),
-        (IBOTCrossView, {"instance": -1.0}, r"method: .* instance of at least 0, got 0.5 and -1.0"),
+        (IBOTCrossView, {"across": 1.1}, r"method.across, method.instance: expected .* got 1.1, 1.0"),
+        (IBOTCrossView, {"instance": -1.0}, r"method.across, method.instance: .* got 0.5, -1.0"),
         (IBOTCrossView, {}, r"backbone: expected a ViT with a patch embedding"),
     ],
 )
