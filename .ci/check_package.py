@@ -26,9 +26,11 @@ def holds(names: list[str], ending: str, where: Path) -> None:
         sys.exit(f"{where.name}: {ending} is missing")
 
 
-for ending in ("densessl/__init__.py", "densessl/py.typed", "LICENSE"):
+WEIGHTS = ("weights/README.md", "weights/pixpro_r10_study.safetensors")
+for ending in ("densessl/__init__.py", "densessl/py.typed", "LICENSE", *(f"densessl/{name}" for name in WEIGHTS)):
     holds(in_wheel, ending, wheel)
-for ending in ("densessl/py.typed", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"):
+TOP = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "hubconf.py")
+for ending in ("densessl/py.typed", *TOP, *WEIGHTS):
     holds(in_sdist, ending, sdist)
 stray = [name for name in in_wheel if not name.startswith(("densessl/", "densessl-"))]
 if stray:
@@ -41,6 +43,8 @@ if importlib.util.find_spec("triton") is None:
     modules.remove("densessl.propagation._triton")
 for module in modules:
     importlib.import_module(module)
+for name in densessl.hub.list_models():
+    densessl.hub.load(name)
 missing = [name for name in densessl.__all__ if not hasattr(densessl, name)]
 if missing:
     sys.exit(f"densessl.__all__ names what is not there: {missing}")

@@ -2,7 +2,8 @@
 
 The names below are the library, in the order of a pipeline. They meet only through tensors: views carry coords,
 matchers turn the coords of two views into a mask, and losses take two feature maps and a mask. Beside them stand
-``densessl.metrics``, ``densessl.plots``, ``densessl.evaluation``, ``densessl.checkpoints`` and ``densessl.export``.
+``densessl.metrics``, ``densessl.plots``, ``densessl.evaluation``, ``densessl.checkpoints``, ``densessl.export`` and
+``densessl.hub``.
 """
 
 # Views

@@ -113,6 +113,7 @@ ALLOWED = {
     "_naming": set(),
     "_roots": {"_naming", "_reading"},
     "checkpoints": {"_reading", "_roots"},
+    "hub": {"backbone", "checkpoints"},
     "_huggingface": {"_naming", "_reading"},
     "_whole": set(),
     "export": {"_huggingface", "_naming", "_reading", "_whole", "checkpoints"},
