@@ -90,8 +90,12 @@ def test_pca_of_a_constant_map_is_grey(image):
 
 
 def test_no_pyplot_state(image):
+    def registered():
+        return sys.modules["matplotlib.pyplot"].get_fignums() if "matplotlib.pyplot" in sys.modules else []
+
+    before = registered()  # figures that other tests left open
     plots.plot_pca(torch.randn(5, 4, 6), image)
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert registered() == before
 
 
 def test_bad_input_is_named(image):

@@ -227,8 +227,8 @@ class DenseProbe(Callback):
         else:
             text += (
                 "started with: the training makes this backbone worse on these images. best.safetensors holds the best "
-                f"so far, of step {best['step']}. To go on from pretrained weights use adapt.py, which freezes batch "
-                "norm's statistics and anchors the backbone to its start; or lower the learning rate "
-                "(optimizer.lr_*), and look at the views (preview)."
+                f"so far, of step {best['step']}. Lower the learning rate (optimizer.lr_*), and look at the views "
+                "(preview). If the run goes on from pretrained weights by another recipe than adapt.py, use adapt.py: "
+                "it freezes batch norm's statistics and anchors the backbone to its start."
             )
         log.warning("%s", text)
