@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from benchmarks.studies.bootstrap import mean_iou, save_overlaps
 from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, report
+from benchmarks.studies.resumable import train_resumable
 from benchmarks.studies.rows import add_row, has_row, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views, views_key
@@ -45,13 +45,12 @@ from densessl.evaluation import correspondence_accuracy, linear_overlaps, neares
 from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.segments import Grid
 from examples.pretrain.common.optimizers import LinearSGD
-from examples.quickstart.loop import draw_seed, fill_statistics, frozen_features, strong_colours, train
+from examples.quickstart.loop import draw_seed, fill_statistics, frozen_features, strong_colours
 from examples.quickstart.photos import read_camvid, read_photos
 from examples.quickstart.scenes import draw_scene
 
 SIDE = 128  # of the photos that are held in memory
 TUNE_SEED = 100
-SAVE_EVERY = 100  # steps
 COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
 Labelled = list[tuple[Tensor, Tensor]]
 
@@ -146,63 +145,39 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     torch.manual_seed(seed)
     # Statistics are filled in float32, so that views kept in bfloat16 would change them.
     draw = drawing(photos, args, seed, args.views if arm.make else None)
-    start = time.perf_counter()
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
     precision = " bfloat16" if args.bfloat16 else ""
     device = f"{photos.device} {platform.machine()}{precision}"
     facts = {"device": device, "torch": torch.__version__, "commit": commit()}
-    seen: list[tuple[float, float]] = []
 
-    def snapshot(step: int) -> None:
-        seconds, modes = time.perf_counter() - start, [(m, m.training) for m in backbone.modules()]
+    def snapshot(step: int, reading: dict) -> None:
+        modes = [(m, m.training) for m in backbone.modules()]
         weights = {key: value.cpu().contiguous() for key, value in backbone.state_dict().items()}
         file = encoder_file(args, name, lr, seed, step)
         save_file(weights, file)  # before its rows: a run that has them is done
-        loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True)) if seen else ("", "")
         for of_set, values, overlaps in scores(backbone, sets, args):
             save_overlaps(overlaps, file, of_set)
             if has_row(rows, arm=name, lr=f"{lr:.4f}", seed=seed, step=step, split=split, set=of_set):
                 continue
-            row = {"arm": name, "lr": lr, "seed": seed, "step": step, "split": split, "set": of_set, "loss": loss}
-            add_row(rows, COLUMNS, row | values | {"std": std, "seconds": round(seconds)} | facts)
+            row = {"arm": name, "lr": lr, "seed": seed, "step": step, "split": split, "set": of_set}
+            add_row(rows, COLUMNS, row | values | reading | {"seconds": round(reading["seconds"])} | facts)
         for module, training in modes:
             module.training = training
 
     if arm.make is None:
+        begin = time.perf_counter()
         fill_statistics(backbone, draw, min(args.steps, 100))
-        snapshot(0)
+        snapshot(0, {"loss": "", "std": "", "seconds": time.perf_counter() - begin})
         return
     method = arm.make(backbone, map_shape(backbone, args.size, 3)[0]).to(photos.device)
     images = 256 if arm.optimizer is LinearSGD else 1024  # at which the rate is --lr as it is
     scheduled = arm.optimizer(lr)(method, images, args.steps)
-    begin, states = 0, {"method": method, "optimizer": scheduled[0], "schedule": scheduled[1]}
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        begin, seen, start = saved["step"], saved["seen"], start - saved["seconds"]
-        for key, part in states.items():
-            part.load_state_dict(saved[key])
-    bar = tqdm(total=args.steps, initial=begin, desc=f"{name}, lr {lr:g}, seed {seed}", mininterval=10)
-
-    def after(step: int, result) -> None:
-        bar.update()
-        if step % 10 == 9 or step + 1 in args.snapshots:
-            metrics = result.metrics()
-            seen.append((float(result.loss), float(metrics["health/std_times_sqrt_c"])))
-            bar.set_postfix(
-                std=f"{seen[-1][1]:.2f}", rank=f"{float(metrics['health/effective_rank']):.0f}", refresh=False
-            )
-        if step + 1 in args.snapshots:
-            snapshot(step + 1)
-        if (step + 1) % SAVE_EVERY == 0:
-            state = {key: part.state_dict() for key, part in states.items()}
-            facts_now = {"step": step + 1, "seen": seen, "seconds": time.perf_counter() - start}
-            torch.save(state | facts_now, path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)  # whole, or not at all
-
-    masked = name == "detcon"
-    train(method, scheduled, partial(draw, masked=masked), args.steps, after, arm.momentum, begin, args.bfloat16)
-    bar.close()
+    drawn = partial(draw, masked=name == "detcon")
+    train_resumable(
+        method, scheduled, drawn, args.steps, path, args.bfloat16, arm.momentum, args.snapshots, snapshot,
+        time.perf_counter,
+    )  # fmt: skip
     path.unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -11,10 +12,12 @@ from torch import nn
 from tqdm import tqdm
 
 from examples.pretrain.common.checkpoint_files import written_beside
+from examples.pretrain.common.collapsed import RANK, STD
 from examples.pretrain.common.optimizers import Scheduled
 from examples.quickstart.loop import DrawViews, train
 
 SAVE_EVERY = 100  # steps
+Reading = dict[str, float]
 
 
 def train_resumable(
@@ -24,7 +27,11 @@ def train_resumable(
     steps: int,
     path: Path,
     bfloat16: bool | None = None,
-) -> dict[str, float]:
+    momentum: tuple[float, float] = (0.99, 1.0),
+    snapshots: Collection[int] = (),
+    at_snapshot: Callable[[int, Reading], None] = lambda step, reading: None,
+    clock: Callable[[], float] = time.process_time,
+) -> Reading:
     """Trains a method in place, from the state in a file if there is one, and keeps the state there as it goes.
 
     The caller removes the file once the result is in safety.
@@ -36,12 +43,16 @@ def train_resumable(
         steps: Number of optimiser steps.
         path: File of the state, which is written every 100 steps.
         bfloat16: Whether to compute in bfloat16, see ``train``.
+        momentum: Momentum of the target encoder at the start and at the end.
+        snapshots: Numbers of steps after which ``at_snapshot`` is called.
+        at_snapshot: Called with the number of steps so far and what this function would return now.
+        clock: Gives the seconds so far; by default those that this process has spent on its CPU cores.
 
     Returns:
         Means over the last steps that were logged (every tenth, at most 50) of ``loss`` and ``std``, and ``seconds``,
-        the time of this process's CPU cores over all steps, those before a stop included.
+        the time by the clock over all steps, those before a stop included.
     """
-    begin, seen, start = 0, [], time.process_time()
+    begin, seen, start = 0, [], clock()
     states = {"method": method, "optimizer": scheduled.optimizer, "schedule": scheduled.schedule}
     if path.exists():
         saved = torch.load(path, weights_only=True)
@@ -50,16 +61,23 @@ def train_resumable(
             part.load_state_dict(saved[key])
     bar = tqdm(total=steps, initial=begin, desc=path.stem, mininterval=10)
 
+    def reading() -> Reading:
+        loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True))
+        return {"loss": loss, "std": std, "seconds": clock() - start}
+
     def after(step: int, result) -> None:
         bar.update()
-        if step % 10 == 9 or step + 1 == steps:
-            seen.append((float(result.loss), float(result.metrics()["health/std_times_sqrt_c"])))
+        if step % 10 == 9 or step + 1 in {*snapshots, steps}:
+            metrics = result.metrics()
+            seen.append((float(result.loss), float(metrics[STD])))
+            bar.set_postfix(std=f"{seen[-1][1]:.2f}", rank=f"{float(metrics[RANK]):.0f}", refresh=False)
+        if step + 1 in snapshots:
+            at_snapshot(step + 1, reading())
         if (step + 1) % SAVE_EVERY == 0:
             state = {key: part.state_dict() for key, part in states.items()}
             with written_beside(path) as new:  # whole, or not at all
-                torch.save(state | {"step": step + 1, "seen": seen, "seconds": time.process_time() - start}, new)
+                torch.save(state | {"step": step + 1, "seen": seen, "seconds": clock() - start}, new)
 
-    train(method, scheduled, draw, steps, after, begin=begin, bfloat16=bfloat16)
+    train(method, scheduled, draw, steps, after, momentum, begin, bfloat16)
     bar.close()
-    loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True))
-    return {"loss": loss, "std": std, "seconds": time.process_time() - start}
+    return reading()

@@ -17,6 +17,7 @@ from benchmarks.studies import (
     compare_figure,
     compare_report,
     compare_transfer,
+    resumable,
     tuning,
     views,
 )
@@ -92,7 +93,7 @@ def test_the_rate_is_chosen_on_val_and_reported_on_test(folder, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "SAVE_EVERY", 2)
+    monkeypatch.setattr(resumable, "SAVE_EVERY", 2)
     command = [*TINY, "--steps=5", "--snapshots=1,3", "--only=pixpro,pixcontrast", "--lr=1"]
     compare.main([*command, "--out", str(tmp_path / "whole")])
     made = compare.add_row
