@@ -14,7 +14,6 @@ and ``labels/SPLIT/*.png`` for train, val and test. A row that is there is not m
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +31,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from benchmarks.studies.arms import CONTRAST, HEADS
-from benchmarks.studies.compare import commit
-from benchmarks.studies.rows import add_row, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, has_row, read_rows
 from densessl import BatchAugment, FeatureMap, View
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from examples.pretrain.common.anchor import Anchored
@@ -201,7 +199,7 @@ def run_one(name: str, seed: int, photos: Sequence[Tensor], labelled: dict, args
     save_file(weights, encoder_file(args, name, seed))
     values = scores(backbone, labelled, args)
     loss, std = (statistics.mean(column) for column in zip(*seen, strict=True)) if seen else ("", "")
-    facts = {"device": f"cpu {platform.machine()}", "torch": torch.__version__, "commit": commit()}
+    facts = circumstances("cpu")
     row = {"set": args.name, "arm": name, "seed": seed, "split": args.split, "steps": steps, "loss": loss, "std": std}
     add_row(args.out / "rows.csv", COLUMNS, row | values | {"seconds": round(time.perf_counter() - start)} | facts)
 

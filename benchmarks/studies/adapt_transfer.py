@@ -34,9 +34,8 @@ from benchmarks.studies.adapt import (
     scores,
 )
 from benchmarks.studies.colours import recoloured
-from benchmarks.studies.compare import commit
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, has_row, read_rows
+from benchmarks.studies.rows import add_row, commit, has_row, read_rows
 from densessl import FeatureMap
 from densessl.evaluation import correspondence_accuracy
 

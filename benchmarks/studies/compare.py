@@ -16,8 +16,6 @@ The ViT starts at random here: no pretrained one fits the views.
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +25,6 @@ import kornia.augmentation as K
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
@@ -37,10 +34,10 @@ from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, encoder_of, has_row, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views, views_key
-from densessl import FeatureMap, MaskedView, View
+from densessl import FeatureMap, MaskedView, View, hub
 from densessl.evaluation import correspondence_accuracy, linear_overlaps, nearest_neighbor_segmentation
 from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.segments import Grid
@@ -57,7 +54,7 @@ Labelled = list[tuple[Tensor, Tensor]]
 
 def make_backbone() -> FeatureMap:
     """torchvision's ResNet with one block a stage, cut at stride 8: 64 px views give 8x8 cells."""
-    return FeatureMap(ResNet(BasicBlock, [1, 1, 1, 1]), "layer2").to(memory_format=torch.channels_last)
+    return hub.r10().to(memory_format=torch.channels_last)
 
 
 def read_images(args: argparse.Namespace) -> Tensor:
@@ -73,10 +70,9 @@ def read_labelled(args: argparse.Namespace, split: str) -> dict[str, tuple[Label
     if not args.labelled:
         seed = {"val": 3, "test": 2}[split]  # of the generator: scenes other than those trained on
         return {"scenes": tuple([draw_scene(s, i) for i in range(args.probe_images)] for s in (1, seed))}
-    sets = dict(pair.split("=", 1) for pair in args.labelled.split(","))
     return {
         name: tuple(read_camvid(folder, part, "--labelled", CLASS_COUNTS[name]) for part in ("train", split))
-        for name, folder in sets.items()
+        for name, folder in args.labelled.items()
     }
 
 
@@ -136,7 +132,7 @@ def scores(backbone: nn.Module, sets: dict[str, tuple[Labelled, Labelled]], args
 
 def encoder_file(args: argparse.Namespace, name: str, lr: float, seed: int, step: int) -> Path:
     """Where the encoder of a run is kept, as it was after so many steps."""
-    return args.out / f"{name}-lr{lr:g}-seed{seed}-{step}.safetensors"
+    return encoder_of(args.out, {"arm": name, "lr": lr, "seed": seed, "step": step})
 
 
 def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: str, args: argparse.Namespace) -> None:
@@ -147,9 +143,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     draw = drawing(photos, args, seed, args.views if arm.make else None)
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
-    precision = " bfloat16" if args.bfloat16 else ""
-    device = f"{photos.device} {platform.machine()}{precision}"
-    facts = {"device": device, "torch": torch.__version__, "commit": commit()}
+    facts = circumstances(photos.device, args.bfloat16)
 
     def snapshot(step: int, reading: dict) -> None:
         modes = [(m, m.training) for m in backbone.modules()]
@@ -179,12 +173,6 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
         time.perf_counter,
     )  # fmt: skip
     path.unlink(missing_ok=True)
-
-
-def commit() -> str:
-    """The commit that is checked out."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def final_lr(name: str, args: argparse.Namespace) -> float:

@@ -10,7 +10,6 @@ of compare.py by straight lines between them, at the time at which the arm with 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +18,10 @@ import torch
 from benchmarks.performance.meter import least
 from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare import COLUMNS as OF_RUNS
-from benchmarks.studies.compare import SIDE, commit, drawing, make_backbone
+from benchmarks.studies.compare import SIDE, drawing, make_backbone
 from benchmarks.studies.compare_options import checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, final_rows, report
-from benchmarks.studies.rows import add_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, read_rows
 from examples.pretrain.common.backbones import map_shape
 from examples.quickstart.loop import train
 
@@ -47,8 +46,7 @@ def measure(args) -> None:
     shape = (4 * args.batch_size, 3, SIDE, SIDE)
     photos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(args.device)
     found = least([taking_steps(name, photos, args) for name in names], args.device, 1 + args.rounds)
-    precision = " bfloat16" if args.bfloat16 else ""
-    facts = {"device": f"{args.device} {platform.machine()}{precision}", "torch": torch.__version__, "commit": commit()}
+    facts = circumstances(args.device, args.bfloat16)
     for name, seconds in zip(names, found, strict=True):
         add_row(args.out / "cost.csv", COLUMNS, {"arm": name, "seconds": seconds / PART} | facts)
 

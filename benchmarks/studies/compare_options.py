@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -52,18 +52,29 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def folders_of(parser: argparse.ArgumentParser, option: str, text: str, known: Collection[str]) -> dict[str, str]:
+    """The folder of each labelled set, out of NAME=FOLDER with commas between."""
+    for pair in text.split(",") if text else ():
+        if pair.partition("=")[0] not in known or "=" not in pair:
+            parser.error(f"{option}: expected NAME=FOLDER, NAME one of {', '.join(known)}, got {pair}")
+    return dict(pair.split("=", 1) for pair in text.split(",")) if text else {}
+
+
+def check_counts(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Refuses options that count something and are below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+
+
 def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     args = parser.parse_args(argv)
     args.only = args.only.split(",") if args.only else [name for name in ARMS if name not in BESIDE_THE_STUDY]
     if unknown := set(args.only) - set(ARMS):
         parser.error(f"--only: expected some of {', '.join(ARMS)}, got {', '.join(sorted(unknown))}")
-    for pair in args.labelled.split(",") if args.labelled else ():
-        if pair.partition("=")[0] not in CLASS_COUNTS or "=" not in pair:
-            parser.error(f"--labelled: expected NAME=FOLDER, NAME one of {', '.join(CLASS_COUNTS)}, got {pair}")
-    for name in ("steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    args.labelled = folders_of(parser, "--labelled", args.labelled, CLASS_COUNTS)
+    check_counts(parser, args, "steps", "seeds", "batch_size", "size", "images", "probe_images", "probe_steps")
     args.lrs = sorted({float(lr) for lr in args.lrs.split(",")})
     for name, lrs in (("--lrs", args.lrs), ("--lr", [] if args.lr is None else [args.lr])):
         for lr in lrs:

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 
 from benchmarks.studies.arms import ARMS
 from benchmarks.studies.bootstrap import Overlaps, bootstrap, load_overlaps
+from benchmarks.studies.rows import encoder_of
 from benchmarks.studies.tuning import chosen_lr, val_scores
 
 SCORES = ("linear", "neighbors", "pck", "pck_colour")
@@ -83,7 +84,7 @@ def verdict(mean: float, half: float) -> str:
 
 
 def over_images(
-    first: Sequence[dict[str, str]], second: Sequence[dict[str, str]], seeds: Sequence[int], steps: int, folder: Path
+    first: Sequence[dict[str, str]], second: Sequence[dict[str, str]], seeds: Sequence[int], folder: Path
 ) -> str:
     """The bootstrap interval over test images, as text; empty where two arms have no images to compare.
 
@@ -93,13 +94,12 @@ def over_images(
         first: Rows of one arm.
         second: Rows of the other arm.
         seeds: Seeds that both have, scored on all sets.
-        steps: Steps of the runs.
         folder: Where the overlaps lie.
     """
     sets = sorted({row["set"] for row in first})
     held: list[list[Overlaps]] = []
     for own in (first, second):
-        files = [folder / f"{own[0]['arm']}-lr{float(own[0]['lr']):g}-seed{seed}-{steps}.safetensors" for seed in seeds]
+        files = [encoder_of(folder, own[0] | {"seed": seed}) for seed in seeds]
         held.append([overlaps for file in files if (overlaps := load_overlaps(file, sets)) is not None])
     shapes = {tuple(overlaps[name].shape for name in sets) for arm in held for overlaps in arm}
     if not seeds or any(len(arm) < len(seeds) for arm in held) or len(shapes) > 1:
@@ -129,6 +129,6 @@ def endpoints(rows: Sequence[dict[str, str]], steps: int, folder: Path) -> str:
         mean, half, count = paired(means[first], means[second])
         title = f"{ARMS[first].title} - {ARMS[second].title}"
         interval = f"{mean - half:+.3f} to {mean + half:+.3f}"
-        images = over_images(own[first], own[second], seeds, steps, folder)
+        images = over_images(own[first], own[second], seeds, folder)
         lines.append(f"| {title} | {count} | {mean:+.3f} | {interval} | {images} | {verdict(mean, half)} |")
     return "\n".join(lines)

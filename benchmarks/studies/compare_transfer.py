@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.studies.arms import ARMS
-from benchmarks.studies.compare import commit, encoder_file, final_lr, make_backbone, read_labelled
+from benchmarks.studies.compare import encoder_file, final_lr, make_backbone, read_labelled
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, has_row, read_rows
+from benchmarks.studies.rows import add_row, commit, has_row, read_rows
 from examples.quickstart.loop import normalized
 
 COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "torch", "commit"]

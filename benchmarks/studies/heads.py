@@ -12,7 +12,6 @@ and shared by several processes (``--only``, ``--seeds``). The protocol: docs/fp
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +24,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from benchmarks.studies.arms import HEADS
-from benchmarks.studies.compare import commit, drawing, read_images
+from benchmarks.studies.compare import drawing, read_images
+from benchmarks.studies.compare_options import check_counts, folders_of
 from benchmarks.studies.heads_detection import SETS, fine_tuned_ap
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, has_row, read_rows
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.fcos_trunk import make_trunk
@@ -74,14 +74,6 @@ def encoder_file(name: str, seed: int, args: argparse.Namespace) -> Path:
     return args.out / f"{name}-{steps_of(name, args)}-seed{seed}.safetensors"
 
 
-def facts_of(args: argparse.Namespace) -> dict[str, str]:
-    """Where a row was made."""
-    precision = " bfloat16" if args.bfloat16 else ""
-    return {
-        "device": f"{args.device} {platform.machine()}{precision}", "torch": torch.__version__, "commit": commit()
-    }  # fmt: skip
-
-
 def pretrain(name: str, seed: int, photos: Tensor, args: argparse.Namespace) -> None:
     """Pretrains one arm, and leaves its encoder and a row in pretraining.csv."""
     arm, path, steps = ARMS[name], encoder_file(name, seed, args), steps_of(name, args)
@@ -103,7 +95,7 @@ def pretrain(name: str, seed: int, photos: Tensor, args: argparse.Namespace) -> 
     with written_beside(path) as part:
         part.write_bytes(save(weights))
     row = {"arm": name, "seed": seed, "steps": steps} | found | {"seconds": round(found["seconds"])}
-    add_row(args.out / "pretraining.csv", PRETRAINED, row | facts_of(args))
+    add_row(args.out / "pretraining.csv", PRETRAINED, row | circumstances(args.device, args.bfloat16))
     path.with_suffix(".pt").unlink(missing_ok=True)
 
 
@@ -114,7 +106,8 @@ def fine_tune(name: str, seed: int, of_set: str, folder: str, args: argparse.Nam
     spent = [row["seconds"] for row in read_rows(args.out / "pretraining.csv") if of_arm <= row.items()][-1]
     begin, rows = time.process_time(), args.out / "rows.csv"
     curve = fine_tuned_ap(of_set, folder, str(encoder_file(name, seed, args)), seed, args.tune_steps, args.every)
-    extra = {"pretraining_seconds": spent, "seconds": round(time.process_time() - begin)} | facts_of(args)
+    seconds = round(time.process_time() - begin)
+    extra = {"pretraining_seconds": spent, "seconds": seconds} | circumstances(args.device, args.bfloat16)
     for tuned, figures in curve.items():
         if not has_row(rows, set=of_set, tuned=tuned, **facts):  # a process that was killed may have left some
             add_row(rows, COLUMNS, {"set": of_set, "tuned": tuned} | facts | figures | extra)
@@ -202,15 +195,10 @@ def checked(argv: Sequence[str] | None) -> argparse.Namespace:
     args.only = args.only.split(",")
     if unknown := set(args.only) - set(ARMS):
         parser.error(f"--only: expected some of {', '.join(ARMS)}, got {', '.join(sorted(unknown))}")
-    for pair in args.sets.split(",") if args.sets else ():
-        if pair.partition("=")[0] not in SETS or "=" not in pair:
-            parser.error(f"--sets: expected NAME=FOLDER, NAME one of {', '.join(SETS)}, got {pair}")
-    args.sets = dict(pair.split("=", 1) for pair in args.sets.split(",")) if args.sets else {}
+    args.sets = folders_of(parser, "--sets", args.sets, SETS)
     if not args.sets and not args.report:
         parser.error("--sets: expected at least one NAME=FOLDER, got none")
-    for name in ("steps", "batch_size", "size", "images", "tune_steps", "every"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    check_counts(parser, args, "steps", "batch_size", "size", "images", "tune_steps", "every")
     if args.tune_steps % args.every:
         parser.error(f"--every: expected a divisor of --tune-steps {args.tune_steps}, got {args.every}")
     if not all(seed.isdecimal() for seed in args.seeds.split(",")):

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import default_collate
 
-from benchmarks.studies.compare import commit, make_backbone
-from benchmarks.studies.rows import add_row, has_row
+from benchmarks.studies.compare import make_backbone
+from benchmarks.studies.rows import add_row, commit, has_row
 from densessl import MultiView, View, byol_views, coords_from_flow
 from densessl.evaluation import linear_segmentation
 from examples.pretrain.common.optimizers import SquareRootLARS

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import platform
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -27,3 +32,24 @@ def add_row(path: Path, columns: list[str], row: dict[str, object]) -> None:
 def has_row(path: Path, **wanted: object) -> bool:
     """Whether a file has a row with these values."""
     return any(all(row[name] == str(value) for name, value in wanted.items()) for row in read_rows(path))
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def circumstances(device: object, bfloat16: bool | None = False) -> dict[str, str]:
+    """What a row says of where it was made: device, torch and commit."""
+    precision = " bfloat16" if bfloat16 else ""
+    return {
+        "device": f"{device} {platform.machine()}{precision}",
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def encoder_of(folder: Path, row: Mapping[str, object]) -> Path:
+    """The file in which compare.py keeps the encoder that a row tells of: arm, lr, seed and step name it."""
+    return folder / f"{row['arm']}-lr{float(row['lr']):g}-seed{row['seed']}-{row['step']}.safetensors"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare_report import final_rows
-from benchmarks.studies.rows import read_rows
+from benchmarks.studies.rows import encoder_of, read_rows
 from densessl import hub
 from densessl.checkpoints import misfit
 
@@ -42,11 +42,6 @@ def done(rows: list[dict[str, str]], arm: str, steps: int) -> list[dict[str, str
     own = final_rows(rows, arm, steps if ARMS[arm].make is not None else 0)
     own = sorted((row for row in own if int(row["seed"]) == SEED), key=lambda row: row["set"])
     return own if [row["set"] for row in own] == sets else []
-
-
-def encoder(runs: Path, row: dict[str, str]) -> Path:
-    """The file that compare.py wrote for a row."""
-    return runs / f"{row['arm']}-lr{float(row['lr']):g}-seed{row['seed']}-{row['step']}.safetensors"
 
 
 def write(source: Path, row: dict[str, str], path: Path) -> None:
@@ -108,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {}
     for arm in STUDY:
         own = done(rows, arm, args.steps)
-        if not own or not encoder(args.runs, own[0]).exists():
+        if not own or not encoder_of(args.runs, own[0]).exists():
             print(f"{arm}: not done yet")
             continue
         path = args.out / f"{name_of(arm)}.safetensors"
         try:
-            write(encoder(args.runs, own[0]), own[0], path)
+            write(encoder_of(args.runs, own[0]), own[0], path)
         except ValueError as error:
             parser.error(str(error))
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
