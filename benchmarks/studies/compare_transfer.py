@@ -15,17 +15,16 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import torch
 from safetensors.torch import load_file
 
 from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare import encoder_file, final_lr, make_backbone, read_labelled
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, commit, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, has_row, read_rows
 from examples.quickstart.loop import normalized
 
-COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "torch", "commit"]
+COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "device", "torch", "commit"]
 
 
 def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
@@ -41,6 +40,7 @@ def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
         raise ValueError(f"--out: expected {file.name}, which compare.py writes, got none in {args.out}")
     backbone, path = (arm.backbone or make_backbone)(), args.out / "transfer.csv"
     backbone.load_state_dict(load_file(file))
+    backbone.to(args.device)
     for of_set, (fit, test) in sets.items():
         facts = {"arm": name, "lr": f"{lr:.4f}", "seed": seed, "step": step, "set": of_set, "share": args.share}
         if has_row(path, **facts | {"share": f"{args.share:.4f}"}):
@@ -50,7 +50,7 @@ def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
             backbone, fit, test, CLASS_COUNTS[of_set], normalized,
             share=args.share, steps=args.tune_steps, lr=args.tune_lr, seed=seed,
         )  # fmt: skip
-        extra = {"seconds": round(time.perf_counter() - begin), "torch": torch.__version__, "commit": commit()}
+        extra = {"seconds": round(time.perf_counter() - begin)} | circumstances(args.device)
         add_row(path, COLUMNS, facts | {"miou": miou} | extra)
 
 

@@ -34,7 +34,7 @@ def fine_tuned_miou(
     """Trains a copy of the backbone end to end, a head of two 3x3 convolutions on its map, by AdamW on a cosine.
 
     Args:
-        backbone: Images to a map ``(B, C, h, w)``; it is left as it is.
+        backbone: Images to a map ``(B, C, h, w)``; it is left as it is. The work is done on its device.
         fit: Images, uint8 ``(3, H, W)``, and labels, int64 ``(H, W)``, to train on; labels that are not in
             0..classes-1 are ignored.
         test: Images and labels to score on.
@@ -53,9 +53,10 @@ def fine_tuned_miou(
     torch.manual_seed(seed)
     chosen = torch.randperm(len(fit))[: max(1, round(share * len(fit)))].tolist()
     net = copy.deepcopy(backbone)
+    device = next(net.parameters()).device
     with torch.no_grad():
-        width = net.eval()(normalize(fit[0][0][None])).shape[1]
-    head = fcn_head(width, classes, dilation=1)
+        width = net.eval()(normalize(fit[0][0][None]).to(device)).shape[1]
+    head = fcn_head(width, classes, dilation=1).to(device)  # made on the CPU: it begins alike on every device
     rates = [{"params": net.parameters(), "lr": lr}, {"params": head.parameters(), "lr": 10 * lr}]
     optimizer = torch.optim.AdamW(rates, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -69,7 +70,7 @@ def fine_tuned_miou(
         of_step = [chosen[i] for i in torch.randint(len(chosen), (batch_size,)).tolist()]
         pairs = [augment(Image(fit[i][0]), Mask(_ignored(fit[i][1], classes))) for i in of_step]
         images, labels = (
-            torch.stack([part.as_subclass(Tensor) for part in column]) for column in zip(*pairs, strict=True)
+            torch.stack([part.as_subclass(Tensor) for part in column]).to(device) for column in zip(*pairs, strict=True)
         )
         logits = _logits(net, head, normalize(images), labels.shape[1:])
         counted = (labels != IGNORE).sum().clamp(min=1)
@@ -82,8 +83,8 @@ def fine_tuned_miou(
     net.eval(), head.eval()
     with torch.no_grad():
         for image, labels in test:
-            logits = _logits(net, head, normalize(image[None]), labels.shape)
-            metric.update(logits, _ignored(labels, classes)[None])
+            logits = _logits(net, head, normalize(image[None]).to(device), labels.shape)
+            metric.update(logits.cpu(), _ignored(labels, classes)[None])
     return float(metric.compute())
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning with an FCN head: it learns, and looks at the share of the labels that it was told to."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -51,3 +52,9 @@ def test_it_looks_at_its_share_of_the_labels_alone():
         # The first one is looked at for its size.
         torch.manual_seed(seed)
         assert set(seen) <= {0, *torch.randperm(20)[:2].tolist()}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_backbone_on_a_gpu_is_tuned_there():
+    assert tuned(net().cuda(), [scene(1)] * 4, steps=80) > 0.85
