@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densessl._pca import pca_colours as pca_colours  # a part of this module's interface
 from densessl._sums import check_mask, positive_pairs
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def plot_similarity(
 
 
 def plot_pca(features: Tensor, image: Tensor) -> Figure:
-    """The first three principal components of a feature map as red, green and blue, beside its image.
+    """The first three principal components of a feature map as colours, beside its image: see ``pca_colours``.
 
     Args:
         features: Feature map ``(C, h, w)``, floating point, with C and h * w at least 3.
@@ -172,25 +173,15 @@ def plot_pca(features: Tensor, image: Tensor) -> Figure:
     channels, h, w = unit.shape
     if channels < 3 or h * w < 3:
         raise ValueError(f"features: expected (C, h, w) with C and h * w at least 3, got {tuple(features.shape)}")
-    tokens = unit.flatten(1).T.double()
-    tokens = tokens - tokens.mean(0)
-    u, s, _ = torch.linalg.svd(tokens, full_matrices=False)
-    held = float(s[:3].square().sum() / s.square().sum()) if float(s[0]) > 1e-6 else 0.0
-    colours = u[:, :3] * s[:3] if held else torch.zeros(h * w, 3, dtype=torch.float64)
-    # A component's sign is arbitrary: fixed here, so that the same map always gives the same picture.
-    colours = colours * torch.where(colours.gather(0, colours.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    # Quantiles, not extremes, set the range: one odd cell would leave all others grey.
-    low, high = (colours.quantile(q, 0) for q in (0.02, 0.98))
-    shown = ((colours - low) / (high - low).clamp(min=1e-9)).clamp(0, 1) if held else colours + 0.5
+    colours, held = pca_colours(unit[None])
 
     figure, (left, right) = _panels((pixels, pixels))
     left.set_title("image")
     _show(left, pixels)
     right.set_title(f"{h}x{w} cells, 3 components hold {held:.0%}")
     right.set_axis_off()
-    right.imshow(
-        shown.reshape(h, w, 3).numpy(), extent=(0, pixels.shape[1], pixels.shape[0], 0), interpolation="nearest"
-    )
+    extent = (0, pixels.shape[1], pixels.shape[0], 0)
+    right.imshow(colours[0].permute(1, 2, 0).numpy(), extent=extent, interpolation="nearest")
     return figure
 
 

@@ -2,9 +2,7 @@
 
     python benchmarks/studies/weights_figure.py docs/assets/weights.png
 
-The photo is that of a cup which comes with scikit-image (CC0, by Rachel Michetti), or ``--photo FILE``. Colours that
-the colour-blind tell apart: the map's first component is dark to light, the second blue to yellow, and only the third,
-the weakest, green to red.
+The photo is that of a cup which comes with scikit-image (CC0, by Rachel Michetti), or ``--photo FILE``.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from torchvision.io import decode_image
 from torchvision.transforms.v2.functional import resize
 
 from densessl import hub
+from densessl.plots import pca_colours
 from examples.quickstart.loop import frozen_features
 
 STRIDE = 8
@@ -40,47 +39,6 @@ def read_photo(path: Path | None, width: int) -> Tensor:
         photo = decode_image(str(path), mode="RGB")
     height = round(photo.shape[1] * width / photo.shape[2] / STRIDE) * STRIDE
     return resize(photo, [height, width // STRIDE * STRIDE], antialias=True)
-
-
-def components(features: Tensor) -> tuple[Tensor, float]:
-    """The three principal components of a map's unit vectors as colours, and the share of the variance that they hold.
-
-    Args:
-        features: Feature map ``(C, h, w)``.
-
-    Returns:
-        Colours ``(h, w, 3)`` in 0..1.
-    """
-    unit = torch.nn.functional.normalize(features, dim=0).flatten(1).T.double()
-    u, s, _ = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    held = float(s[:3].square().sum() / s.square().sum())
-    scores = u[:, :3] / u[:, :3].abs().quantile(0.98, 0)  # in -1..1 but for odd cells
-    scores = scores * torch.where(scores.sum(0) < 0, -1.0, 1.0)  # the signs are arbitrary
-    light, yellow, red = scores.clamp(-1, 1).T
-    colours = oklab_to_srgb(0.58 + 0.34 * light, 0.06 * red, 0.12 * yellow)
-    return colours.reshape(*features.shape[1:], 3), held
-
-
-def oklab_to_srgb(lightness: Tensor, red: Tensor, yellow: Tensor) -> Tensor:
-    """Colours of Ottosson's Oklab as sRGB ``(..., 3)`` in 0..1; what a screen cannot show is clipped."""
-    roots = torch.stack(
-        [
-            lightness + 0.3963377774 * red + 0.2158037573 * yellow,
-            lightness - 0.1055613458 * red - 0.0638541728 * yellow,
-            lightness - 0.0894841775 * red - 1.2914855480 * yellow,
-        ],
-        -1,
-    )
-    to_linear = torch.tensor(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ],
-        dtype=roots.dtype,
-    )
-    linear = (roots**3 @ to_linear.T).clamp(0, 1)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def similarity(features: Tensor, cell: tuple[int, int]) -> Tensor:
@@ -113,8 +71,8 @@ def draw(photo: Tensor, before: Tensor, after: Tensor, name: str, cell: tuple[in
     axes[0, 0].set_title("photo", fontsize=10)
     axes[1, 0].set_title("one cell, compared with all", fontsize=10)
     for column, (title, features) in enumerate((("before: random weights", before), (f"after: {name}", after)), 1):
-        colours, held = components(features)
-        axes[0, column].imshow(colours.numpy(), extent=extent, interpolation="nearest")
+        colours, held = pca_colours(features[None])
+        axes[0, column].imshow(colours[0].permute(1, 2, 0).numpy(), extent=extent, interpolation="nearest")
         axes[0, column].set_title(f"{title}\n3 components hold {held:.0%}", fontsize=10)
         heat = axes[1, column].imshow(
             similarity(features, cell).numpy(), cmap="cividis", vmin=-1, vmax=1, extent=extent, interpolation="nearest"

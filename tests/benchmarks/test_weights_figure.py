@@ -1,19 +1,9 @@
-"""The figure of the weights: its colours, its similarities, and that it is drawn."""
+"""The figure of the weights: its similarities, and that it is drawn."""
 
-import pytest
 import torch
 from torchvision.io import decode_image, write_png
 
 from benchmarks.studies import weights_figure
-
-
-def test_oklab_gives_the_known_colours():
-    lightness = torch.tensor([0.0, 1.0, 0.627955, 0.452014], dtype=torch.float64)
-    red = torch.tensor([0.0, 0.0, 0.224863, -0.032457], dtype=torch.float64)
-    yellow = torch.tensor([0.0, 0.0, 0.125846, -0.311528], dtype=torch.float64)
-    colours = weights_figure.oklab_to_srgb(lightness, red, yellow)
-    expected = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
-    torch.testing.assert_close(colours, expected, atol=2e-3, rtol=0)
 
 
 def test_similarity_is_the_cosine_of_centred_features():
@@ -25,16 +15,6 @@ def test_similarity_is_the_cosine_of_centred_features():
             pair = features[:, 2, 1] - mean, features[:, row, column] - mean
             expected = torch.cosine_similarity(*pair, dim=0)
             torch.testing.assert_close(found[row, column], expected)
-
-
-def test_components_of_a_map_in_three_directions_hold_everything():
-    directions = torch.linalg.qr(torch.randn(6, 3)).Q
-    features = torch.einsum("ck,khw->chw", directions, torch.rand(3, 4, 7) + 0.1)
-    colours, held = weights_figure.components(features)
-    assert colours.shape == (4, 7, 3)
-    assert colours.min() >= 0
-    assert colours.max() <= 1
-    assert held == pytest.approx(1)
 
 
 def test_the_figure_is_drawn_of_a_photo(tmp_path):

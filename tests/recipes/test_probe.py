@@ -16,7 +16,7 @@ from torch import nn
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.optimizers import backbone_of
-from examples.pretrain.common.pictures import heat, pca_colours, similarity
+from examples.pretrain.common.pictures import heat, similarity
 from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.samples import read_labels, read_squares
 from examples.pretrain.common.scores import Form, frozen, recoloured, scores, settled
@@ -252,8 +252,6 @@ def test_colours_change_alike_at_every_reading():
 
 def test_pictures_of_features():
     maps = torch.randn(2, 6, 3, 5)
-    assert pca_colours(maps).shape == (2, 3, 3, 5)
-    assert pca_colours(torch.ones(2, 6, 3, 5)).eq(0.5).all()
     cosine = similarity(maps[0], 7)
     assert float(cosine.flatten()[7]) == pytest.approx(1)
     colours = heat(cosine, float(cosine.min()))

@@ -1,4 +1,4 @@
-"""Small pictures of features, without a drawing library: principal components as colours, similarity as heat."""
+"""Small pictures of features, without a drawing library: similarity as heat, cells as squares."""
 
 from __future__ import annotations
 
@@ -13,29 +13,6 @@ from torch.nn import functional as F
 
 # Dark violet over red to pale yellow: readable on light and dark pages, and without telling red from green.
 HEAT = torch.tensor([[20, 11, 53], [101, 21, 110], [186, 54, 85], [242, 125, 36], [250, 253, 161]]) / 255
-
-
-def pca_colours(maps: Tensor) -> Tensor:
-    """The first three principal components of several maps together, as colours: equal colours mean alike features.
-
-    Args:
-        maps: ``(B, C, h, w)``, floating point.
-
-    Returns:
-        float ``(B, 3, h, w)`` in 0..1; grey where there is no variance.
-    """
-    batch, channels, h, w = maps.shape
-    tokens = F.normalize(maps.float(), dim=1).permute(0, 2, 3, 1).reshape(-1, channels)
-    tokens = tokens - tokens.mean(0)
-    u, s, _ = torch.linalg.svd(tokens, full_matrices=False)
-    colours = torch.zeros(len(tokens), 3)
-    rank = min(3, len(s))
-    colours[:, :rank] = u[:, :rank] * s[:rank]
-    # A component's sign is arbitrary: fixed here, so that the same maps always give the same picture.
-    colours *= torch.where(colours.gather(0, colours.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    low, high = (colours.quantile(q, 0) for q in (0.02, 0.98))
-    shown = torch.where(high - low > 1e-6, (colours - low) / (high - low).clamp(min=1e-6), 0.5).clamp(0, 1)
-    return shown.reshape(batch, h, w, 3).permute(0, 3, 1, 2)
 
 
 def similarity(features: Tensor, cell: int) -> Tensor:

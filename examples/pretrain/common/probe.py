@@ -14,12 +14,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from densessl.plots import pca_colours
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import HELD_OUT, evenly
 from examples.pretrain.common.optimizers import backbone_of
-from examples.pretrain.common.pictures import enlarged, in_colour, pca_colours, strip
+from examples.pretrain.common.pictures import enlarged, in_colour, strip
 from examples.pretrain.common.samples import Labels, read_labels, read_squares
 from examples.pretrain.common.scores import NOISE, SCORES, Form, changes, frozen, scores, settled, told
 from examples.pretrain.common.sharding import is_sharded
@@ -197,7 +198,7 @@ class DenseProbe(Callback):
     def _show(self, logger: TensorBoardLogger, maps: Tensor, step: int) -> None:
         size = max(128, maps.shape[-1])
         photos = torch.nn.functional.interpolate(in_colour(torch.stack(self.sample[:SHOWN])), (size, size))
-        colours = enlarged(pca_colours(maps), size)
+        colours = enlarged(pca_colours(maps)[0], size)
         logger.experiment.add_image("probe/pca", torch.cat([strip(list(photos)), strip(list(colours))], 1), step)
 
     def _keep(self, backbone: nn.Module) -> None:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from densessl.plots import pca_colours
 from examples.pretrain.common.pages import figure, tiles
-from examples.pretrain.common.pictures import as_pillow, enlarged, heat, in_colour, pca_colours, similarity
+from examples.pretrain.common.pictures import as_pillow, enlarged, heat, in_colour, similarity
 
 SIDE = 192  # of a picture, in pixels
 
@@ -23,7 +24,7 @@ def gallery(photos: Sequence[Tensor], maps: Mapping[str, Tensor]) -> list[Row]:
         photos: The photos, uint8 ``(C, size, size)`` each.
         maps: For each network, by name, the maps of these photos, ``(P, C, h, w)``.
     """
-    colours = {name: enlarged(pca_colours(of), SIDE) for name, of in maps.items()}
+    colours = {name: enlarged(pca_colours(of)[0], SIDE) for name, of in maps.items()}
     rows = []
     for index, photo in enumerate(photos):
         shown = torch.nn.functional.interpolate(in_colour(photo)[None].float(), (SIDE, SIDE), mode="area")[0]
