@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,9 @@ from examples.pretrain.common.scores import SCORES, Form, frozen, scores, settle
 log = logging.getLogger("evaluate")
 
 SHOWN = 4
+OWN_NAMES = {
+    "backbone.init": "CHECKPOINT", "backbone.name": "--backbone", "backbone.layer": "--layer", "data.size": "--size",
+}  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -87,14 +91,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="file with the backbone")
-    parser.add_argument("--photos", required=True, help="folder of photos, best not trained on")
-    parser.add_argument("--labels", help="folder of labelled images: images/ and masks/")
-    parser.add_argument("--images", type=int, default=200, help="at most so many of each (%(default)s)")
-    parser.add_argument("--backbone", help="name of the network, where no config.yaml lies beside the file (resnet50)")
-    parser.add_argument("--layer", help="layer after which it is cut, where no config.yaml says so (layer4)")
-    parser.add_argument("--size", type=int, help="side of the squares in pixels (as the run's views; 224)")
-    parser.add_argument("--out", type=Path, help="folder for the comparison (evaluation, beside the file)")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="The file that holds the backbone.")
+    add("--photos", required=True, help="Folder of photos, best such that the backbone was not trained on.")
+    add("--labels", help="Folder of labelled images, with images/ and masks/ in it.")
+    add("--images", type=int, default=200, help="Greatest number of photos, and of labelled images (%(default)s).")
+    run = "the run's own if its config.yaml lies beside the file"
+    add("--backbone", help=f"Name of the network, of torchvision or timm ({run}, else resnet50).")
+    add("--layer", help=f"Name of the layer after which the network is cut ({run}, else layer4).")
+    add("--size", type=int, help=f"Side in pixels of the squares that are scored ({run}, else 224).")
+    add("--mean", help=f"One number, or one for each channel with commas between, that is subtracted from images in "
+        f"0..1 ({run}, else ImageNet's).")  # fmt: skip
+    add("--std", help=f"One number, or one for each channel with commas between, by which images are divided after "
+        f"that ({run}, else ImageNet's).")  # fmt: skip
+    add("--out", type=Path, help="Folder for the comparison (evaluation, beside the file).")
     args = parser.parse_args(argv)
     for name in ("images", "size"):
         value = getattr(args, name)
@@ -111,12 +121,15 @@ def setting_of(args: argparse.Namespace) -> Setting:
     known = next((path for path in near if path.is_file()), None)
     config = settings_in(known) if known else {}
     backbone, data = config.get("backbone", {}), config.get("data", {})
+    channels = data.get("channels", 3)
     form = Form(
-        data.get("channels", 3),
+        channels,
         args.size or data.get("size", 224),
-        data.get("mean", IMAGENET_MEAN),
-        data.get("std", IMAGENET_STD),
+        numbers(args.mean, "--mean", channels) or data.get("mean", IMAGENET_MEAN),
+        numbers(args.std, "--std", channels) or data.get("std", IMAGENET_STD),
     )
+    if min(form.std) <= 0:
+        raise ValueError(f"--std: expected numbers above 0, got {args.std}")
     return Setting(
         args.backbone or backbone.get("name", "resnet50"),
         args.layer or backbone.get("layer", "layer4"),
@@ -126,6 +139,20 @@ def setting_of(args: argparse.Namespace) -> Setting:
         data.get("folder"),
         config.get("probe", {}).get("images"),
     )
+
+
+def numbers(text: str | None, option: str, channels: int) -> list[float] | None:
+    """A number for each channel; one stands for all. None where the option was not given."""
+    if text is None:
+        return None
+    try:
+        found = [float(number) for number in text.split(",")]
+    except ValueError:
+        found = []
+    found = found * channels if len(found) == 1 else found
+    if len(found) != channels or not all(map(math.isfinite, found)):
+        raise ValueError(f"{option}: expected one number, or {channels} with commas between, got {text}")
+    return found
 
 
 def settings_in(path: Path) -> dict[str, Any]:
@@ -177,14 +204,22 @@ def compare(
             backbone = settled(network(setting, init).to(device), photos, setting.form)
         except Exception as error:  # no network, no such weights, a file that is gone: whatever the libraries raise
             if name == "this file":
-                raise ValueError(str(error)) from error
-            missing[name] = " ".join(str(error).split())[:500]
+                raise ValueError(in_own_words(error)) from error
+            missing[name] = in_own_words(error)[:500]
             continue
         label = f"{name} (its start)" if init == setting.start and name != "its start" else name
         with frozen(backbone, setting.form) as features:
             found[label] = scores(features, photos, labels)
             maps[label] = features(torch.stack(photos[:SHOWN])).cpu()
     return found, maps, missing
+
+
+def in_own_words(error: Exception) -> str:
+    """An error of the recipes' parts on one line, which names this command's arguments in place of the recipes'."""
+    text = " ".join(str(error).split()).partition(" Otherwise begin ")[0]  # what follows is advice for a training
+    for theirs, ours in OWN_NAMES.items():
+        text = text.replace(theirs, ours)
+    return text
 
 
 def network(setting: Setting, init: str) -> nn.Module:

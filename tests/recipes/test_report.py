@@ -271,9 +271,21 @@ def test_evaluate_names_what_does_not_fit(finished, folder, tmp_path):
         ([file, "--photos", str(tmp_path)], "--photos: expected images"),
         ([file, "--photos", str(folder), "--labels", str(tmp_path)], "--labels: expected the folders images and masks"),
         ([file, "--photos", str(folder), "--layer", "layer9"], "layer9"),
+        ([file, "--photos", str(folder), "--backbone", "resnet50"], "CHECKPOINT: "),
+        ([file, "--photos", str(folder), "--backbone", "resnet19"], "--backbone: expected the name of"),
+        ([file, "--photos", str(folder), "--mean", "0.5,0.5"], "--mean: expected one number, or 3 with commas"),
+        ([file, "--photos", str(folder), "--mean", "half"], "--mean: expected one number, or 3 with commas"),
+        ([file, "--photos", str(folder), "--std", "0"], "--std: expected numbers above 0, got 0"),
     ):
         with pytest.raises(SystemExit, match=message):
             evaluate.main(args)
+
+
+def test_evaluate_takes_another_normalisation(finished, folder):
+    args = evaluate.arguments([str(Path(finished.config.out) / "encoder.safetensors"), "--photos", str(folder),
+                               "--mean", "0.5,0.4,0.3", "--std", "0.25"])  # fmt: skip
+    form = evaluate.setting_of(args).form
+    assert (form.mean, form.std) == ([0.5, 0.4, 0.3], [0.25, 0.25, 0.25])
 
 
 def test_evaluate_scores_random_weights_after_batch_norm_has_seen_the_photos(finished, folder, tmp_path, monkeypatch):
