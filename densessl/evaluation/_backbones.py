@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from densessl.backbone import FeatureMap
 from densessl.backbone._layout import patch_size
-from densessl.checkpoints import load_backbone, read_backbone
+from densessl.checkpoints import Weights, load_backbone, read_backbone
 from densessl.evaluation._batches import Features
 from densessl.export import architecture
 
@@ -72,14 +72,11 @@ def make_backbone(name: str, weights: str = "default", layer: str | None = None)
     if weights not in ("default", "none"):
         if not Path(weights).is_file():
             raise ValueError(f"--weights: expected default, none or a file, got {weights!r}: no such file")
-        try:
-            read = load_backbone(model, weights)
-        except ValueError as error:
-            raise ValueError(f"--weights: {error}") from error
+        cut, chosen, read = _with_weights(model, weights, [layer] if layer is not None else layers)
         notes = f"{len(read.weights)} entries of {weights}, {len(read.dropped)} left out"
     else:
+        cut, chosen = _cut(model, [layer] if layer is not None else layers)
         notes = "as the library initialises them" if weights == "none" else "the library's own"
-    cut, chosen = _cut(model, [layer] if layer is not None else layers)
     cut.eval().requires_grad_(False)
     return Backbone(cut, chosen, patch_size(model) or (1, 1), tuple(mean), tuple(std), notes)
 
@@ -90,10 +87,15 @@ def features_of(backbone: Backbone, device: torch.device) -> Features:
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        scaled = F.to_dtype(images.to(device), torch.float32, scale=True)
-        return model(F.normalize(scaled, list(backbone.mean), list(backbone.std)))
+        return model(prepared(backbone, images.to(device)))
 
     return features
+
+
+def prepared(backbone: Backbone, images: Tensor) -> Tensor:
+    """Images, uint8 ``(B, 3, H, W)``, as the backbone's model takes them."""
+    scaled = F.to_dtype(images, torch.float32, scale=True)
+    return F.normalize(scaled, list(backbone.mean), list(backbone.std))
 
 
 _Made = tuple[nn.Module, Sequence[str], Sequence[float], Sequence[float]]
@@ -183,6 +185,20 @@ def _cut(model: nn.Module, layers: Sequence[str]) -> tuple[FeatureMap, str]:
         except ValueError as error:
             problems.append(str(error))
     raise ValueError(f"--layer: {problems[0] if problems else 'found no layer to cut after; name one'}")
+
+
+def _with_weights(model: nn.Module, path: str, layers: Sequence[str]) -> tuple[FeatureMap, str, Weights]:
+    """The model cut, with the weights of a file: of the whole model, or of what lies before the cut."""
+    try:
+        read = load_backbone(model, path)
+    except ValueError as whole:
+        cut, chosen = _cut(model, layers)
+        try:
+            return cut, chosen, load_backbone(cut, path)
+        except ValueError as error:
+            problem = str(error).removeprefix("path: ")
+            raise ValueError(f"--weights: for the model cut after {chosen}: {problem}") from whole
+    return *_cut(model, layers), read
 
 
 def _close(name: str, known: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from densessl.evaluation._processes import from_first, place
 from densessl.evaluation._protocols import PROTOCOLS, Protocol
 from densessl.evaluation._report import read_results, table, versions, write_results
 from densessl.evaluation._sources import SOURCES, parse_source
+from densessl.evaluation._statistics import fill_statistics, has_batch_norm
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         "published one.")  # fmt: skip
     add("--weights", default="default", help="The weights of the backbone: 'default' takes those that the library has "
         "under the name, downloaded once; 'none' leaves the model as it is initialised; the path of a file loads that "
-        "file into the model (default: %(default)s).")  # fmt: skip
+        "file into the model. The file may hold the whole model, or what lies before --layer (default: "
+        "%(default)s).")  # fmt: skip
+    add("--fill-statistics", type=int, metavar="N", help="Number of images from which mean and variance of every "
+        "batch norm are computed anew before a data set is scored, images of the split that probes learn from; 0 keeps "
+        "those that come with the weights. By default 256 with --weights none, so that random weights are scored as a "
+        "training at learning rate 0 would leave them, and else 0. Videos and pairs are left out.")  # fmt: skip
     add("--layer", help="Name of the module after which the backbone is cut. By default it is the last one whose "
         "output is a map, in vision transformers after the final norm.")  # fmt: skip
     add("--mean", help="One number, or three with commas, that are subtracted from the images in 0..1; by default the "
@@ -113,9 +119,11 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown or not names:
         raise ValueError(f"--protocols: expected some of {', '.join(PROTOCOLS)}, got {chosen.protocols!r}")
-    for value, option in ((chosen.limit, "--limit"), (chosen.batch_size, "--batch-size")):
-        if value is not None and value < 1:
-            raise ValueError(f"{option}: expected at least 1, got {value}")
+    least = ((chosen.limit, "--limit", 1), (chosen.batch_size, "--batch-size", 1),
+             (chosen.fill_statistics, "--fill-statistics", 0))  # fmt: skip
+    for value, option, lowest in least:
+        if value is not None and value < lowest:
+            raise ValueError(f"{option}: expected at least {lowest}, got {value}")
     sources = {word: parse_source(word) for word in chosen.data}
     wanted = [
         (name, word)
@@ -133,6 +141,12 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     backbone = backbone._replace(
         mean=_numbers(chosen.mean, "--mean") or backbone.mean, std=_numbers(chosen.std, "--std") or backbone.std
     )
+    filled = chosen.fill_statistics if chosen.fill_statistics is not None else 256 * (chosen.weights == "none")
+    if filled and has_batch_norm(backbone.model):
+        notes = f"{backbone.notes}, batch norm's statistics from {filled} images of each data set"
+        backbone = backbone._replace(notes=notes)
+    else:
+        filled = 0
     features = features_of(backbone, device)
     path, what = Path(chosen.out), _what(chosen, backbone)
     results = from_first(read_results(path, what) if place()[0] == 0 else {})
@@ -146,6 +160,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
             groups.setdefault((word, size), []).append(name)
     for (word, size), group in groups.items():
         with Jobs(sources[word], size, chosen, features, backbone.patch[1]) as jobs:
+            if filled and (images := jobs.images(filled)) is not None:
+                fill_statistics(backbone, images, chosen.batch_size, device)
             for name in group:
                 start = time.perf_counter()
                 scores, counts = jobs.run(name, PROTOCOLS[name])

@@ -77,6 +77,13 @@ class Jobs:
         with bar:
             return protocol.run(job._replace(features=counted)), counts
 
+    def images(self, count: int) -> ImagesAlone | None:
+        """At most so many images of the split that probes learn from, at this size; None for videos and pairs."""
+        if self.source.kind not in ("labelled", "photos"):
+            return None
+        split = self.chosen.fit or self.source.fit or self.chosen.test or self.source.test
+        return ImagesAlone(limited(self._samples(split), count), self.size)
+
     def _bar(self, words: str, total: int | None) -> Any:
         """A progress bar of the first process, which counts the images of that process."""
         from tqdm import tqdm

@@ -3,11 +3,14 @@
 import json
 import logging
 import os
+import re
 import signal
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("scipy")
@@ -16,6 +19,8 @@ pytest.importorskip("tqdm")
 import evaluating
 from evaluating import camvid_folder, resnet_file, scores_of
 
+from densessl import FeatureMap
+from densessl.checkpoints import load_backbone
 from densessl.evaluation import FAST, _command, in_context_segmentation
 from densessl.evaluation._backbones import features_of, make_backbone
 from densessl.evaluation._command import main
@@ -66,6 +71,43 @@ def test_the_normalisation_may_be_given(folder, weights, tmp_path):
     assert run(folder, weights, out, "--mean", "0.5", "--std", "0.1,0.2,0.3", "--limit", "1", protocols="tokens") == 0
     what = json.loads(out.read_text())["what"]
     assert (what["mean"], what["std"]) == ([0.5] * 3, [0.1, 0.2, 0.3])
+
+
+def test_random_weights_are_scored_with_the_statistics_of_the_images(folder, tmp_path):
+    out, kept = tmp_path / "filled.json", tmp_path / "kept.json"
+    base = ("--backbone", "torchvision/resnet18", "--weights", "none")
+    assert run(folder, "ignored", out, *base, protocols="in-context-fast,correspondence") == 0
+    assert run(folder, "ignored", kept, *base, "--fill-statistics", "0", protocols="in-context-fast") == 0
+    assert "statistics from 256 images" in json.loads(out.read_text())["what"]["weights"]
+    torch.manual_seed(0)
+    backbone = make_backbone("torchvision/resnet18", "none", "layer1")
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (backbone.mean, backbone.std))
+    photos = camvid(folder, "train")
+    images = torch.stack([(resize(image, [64, 96]).float() / 255 - mean) / std for image, _ in photos])
+    backbone.model.train()
+    for norm in (part for part in backbone.model.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        norm.momentum = None
+    with torch.no_grad():
+        backbone.model(images)  # all four images at once
+    backbone.model.eval()
+    data = [resized(camvid(folder, split), (64, 96)) for split in ("train", "test")]
+    features = features_of(backbone, torch.device("cpu"))
+    expected = in_context_segmentation(features, *data, 11, FAST)
+    found, unfilled = (scores_of(file)[f"in-context-fast on camvid:{folder}"]["mIoU"] for file in (out, kept))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found != unfilled
+
+
+def test_a_file_of_what_lies_before_the_cut_is_enough(folder, weights, tmp_path, capsys):
+    cut = FeatureMap(torchvision.models.resnet18(), "layer2")
+    load_backbone(cut, weights)
+    torch.save(cut.state_dict(), tmp_path / "cut.pth")
+    given = ["--backbone", "torchvision/resnet18", "--weights", str(tmp_path / "cut.pth")]
+    assert run(folder, "ignored", tmp_path / "a.json", *given, protocols="neighbors") == 0
+    assert run(folder, weights, tmp_path / "b.json", protocols="neighbors") == 0
+    assert scores_of(tmp_path / "a.json") == scores_of(tmp_path / "b.json")
+    assert run(folder, "ignored", tmp_path / "c.json", *given, "--layer", "layer3", protocols="neighbors") == 2
+    assert re.search(r"error: --weights: for the model cut after layer3: .*layer3", capsys.readouterr().err)
 
 
 def test_a_second_run_computes_only_what_is_missing(folder, weights, tmp_path, monkeypatch):
@@ -132,6 +174,7 @@ def test_a_run_that_fails_keeps_what_was_done(folder, weights, tmp_path, capsys)
         (["--mean", "1,2"], "error: --mean: expected one number or three"),
         (["--std", "0"], "error: --std: expected one number or three"),
         (["--limit", "0"], "error: --limit: expected at least 1, got 0"),
+        (["--fill-statistics", "-1"], "error: --fill-statistics: expected at least 0, got -1"),
         (["--device", "toaster"], "error: --device: toaster"),
         (["--test", "night"], "error: folder: expected images/night"),
     ],
