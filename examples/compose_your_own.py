@@ -16,7 +16,6 @@ from densessl import (
     DistanceMatcher,
     FeatureMap,
     NearestMatcher,
-    View,
     byol_views,
     feature_distance,
     pairs_to_mask,
@@ -38,7 +37,7 @@ def main(steps: int = 5) -> list[float]:
 
     losses = []
     for _ in range(steps):
-        a, b = (View(*view) for view in default_collate([views(image) for image in images]))
+        a, b = default_collate([views(image) for image in images])  # as a DataLoader collates them
         query, key = student(a.image), teacher(b.image)
         allowed = near(a.coords, b.coords, (8, 8))
         mask = pairs_to_mask(nearest(feature_distance(query, key), valid=allowed), (64, 64))

@@ -21,7 +21,9 @@ def info_nce_loss(
     reduction: Reduction = "mean",
     no_match: NoMatch = "zero",
 ) -> Tensor:
-    """Each query must tell its own key from negatives that all queries share (MoCo, Eq. 1; DenseCL, Eq. 2).
+    """Contrasts cells with a queue: each query must tell its own key from negatives that all queries share.
+
+    Source: MoCo, Eq. 1; DenseCL, Eq. 2. For a contrast of whole images with each other see ``instance_contrast_loss``.
 
     The loss of a pair is ``-log(exp(q.k / t) / (exp(q.k / t) + sum over negatives of exp(q.n / t)))``, averaged over an
     image's pairs, then over images. All vectors are L2-normalised here. Gradients flow to every input that asks for
@@ -97,7 +99,7 @@ def _check(query: Tensor, key: Tensor, negatives: Tensor, valid: Tensor | None) 
 
 
 class InfoNCELoss(nn.Module):
-    """InfoNCE between aligned pairs with shared negatives; see ``info_nce_loss``.
+    """Contrast of cells with negatives that all queries share, as a module; see ``info_nce_loss``.
 
     Args:
         temperature: Divisor t of the similarities, above 0; 0.2 as in MoCo v2 and DenseCL.

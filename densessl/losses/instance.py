@@ -54,9 +54,11 @@ def instance_consistency_loss(query: Tensor, key: Tensor) -> Tensor:
 def instance_contrast_loss(
     query: Tensor, key: Tensor, *, temperature: float = 0.2, gather_distributed: bool = False
 ) -> Tensor:
-    """NT-Xent between images: our form of the paper's SimCLR*, which is SimCLR with a momentum encoder.
+    """Contrasts whole images with the other images of the batch: NT-Xent on one vector for each image.
 
-    It is lightly's NTXentLoss on ``(query, key.detach())``. We could not find the paper's temperature.
+    This is our form of the paper's SimCLR*, which is SimCLR with a momentum encoder. The recipes and results call it the
+    instance loss in InfoNCE's form. It is lightly's NTXentLoss on ``(query, key.detach())``. We could not find the
+    paper's temperature. For a contrast of cells with a queue see ``info_nce_loss``.
 
     Args:
         query: Projections of the online branch, ``(B, C)``.
