@@ -56,7 +56,7 @@ def instance_contrast_loss(
 ) -> Tensor:
     """Contrasts whole images with the other images of the batch: NT-Xent on one vector for each image.
 
-    This is our form of the paper's SimCLR*, which is SimCLR with a momentum encoder. The recipes and results call it the
+    This is our form of the paper's SimCLR*, SimCLR with a momentum encoder. The recipes and results call it the
     instance loss in InfoNCE's form. It is lightly's NTXentLoss on ``(query, key.detach())``. We could not find the
     paper's temperature. For a contrast of cells with a queue see ``info_nce_loss``.
 
