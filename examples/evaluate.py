@@ -206,7 +206,7 @@ def compare(
         except Exception as error:  # no network, no such weights, a file that is gone: whatever the libraries raise
             if name == "this file":
                 raise ValueError(in_own_words(error)) from error
-            missing[name] = in_own_words(error)[:500]
+            missing[name] = in_own_words(error).removeprefix("CHECKPOINT: ")[:500]  # it is not of the file
             continue
         label = f"{name} (its start)" if init == setting.start and name != "its start" else name
         with frozen(backbone, setting.form) as features:

@@ -270,7 +270,12 @@ def test_one_process_equals_two(methods, folder, tmp_path):
         assert one["losses"] == pytest.approx(two["losses"], abs=1e-4), method
         for key, value in one["state"].items():
             if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, two["state"][key], atol=1e-4, rtol=0, msg=f"{method}: {key}")
+                # A bias of attention's keys changes no softmax: its gradient is rounding noise, which Adam blows up.
+                ours, theirs = (
+                    state.unflatten(0, (3, -1))[::2] if key.endswith("attn.qkv.bias") else state
+                    for state in (value, two["state"][key])
+                )
+                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0, msg=f"{method}: {key}")
 
 
 def test_two_processes_through_the_command_line(folder, tmp_path):

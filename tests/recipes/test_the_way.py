@@ -205,9 +205,8 @@ def test_the_way(place, monkeypatch, capsys, caplog):
         assert f"{found['its start'][name]:.3f}" == after[name][0]
         assert f"{found['this file'][name]:.3f}" == after[name][-1]
     assert len(pictures_of(out / "evaluation" / "evaluation.html")) == 4 * 7
-    assert re.search(
-        f"ImageNet is not in the table: backbone.init: .* belongs in {place}/torch", capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert re.search(f"ImageNet is not in the table: the weights of resnet18 .* belongs in {place}/torch", said)
     assert export(commands["export"][2:]) == 0
     exported = torch.load(out / "backbone.pth", weights_only=True)
     assert resnet18().load_state_dict(exported, strict=False).missing_keys == ["fc.weight", "fc.bias"]
