@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,11 +10,8 @@ from examples.pretrain.common.data.files import Photos
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.fingerprint import fingerprint
 from examples.pretrain.common.data.loader import ResumableLoader
-from examples.pretrain.common.data.masks_among import masks_among
 from examples.pretrain.common.data.names import Names
 from examples.pretrain.common.data.views import DrawViews
-
-log = logging.getLogger(__name__)
 
 HELD_OUT = 64  # images, where nothing else is asked for
 
@@ -117,8 +113,6 @@ class FolderSource:
             apart = evenly(len(found), wanted)
             self._held_out = [found[i] for i in apart]
             self._found = found.without(apart)
-            if (warning := masks_among(found)) is not None:
-                log.warning("data.folder: %s", warning)
         return self._found
 
 

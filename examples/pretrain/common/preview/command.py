@@ -13,7 +13,6 @@ from torch import Tensor
 from densessl import DistanceMatcher
 from examples.pretrain.common import run_folder
 from examples.pretrain.common.backbones import map_shape
-from examples.pretrain.common.data.masks_among import masks_among
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.data.views import collate
 from examples.pretrain.common.optimizers import backbone_of
@@ -77,8 +76,6 @@ def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:
     speed, _ = measure(run)
     values = numbers(config, files, pairs, speed, cells, labels)
     words = warnings(config, files, pairs, speed, cells)
-    if (masks := masks_among(paths)) is not None:
-        words.insert(0, masks)
     folder.mkdir(parents=True, exist_ok=True)
     match = DistanceMatcher(threshold)
 
