@@ -29,7 +29,7 @@ from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.pages import facts, heading, page, paragraph, table
 from examples.pretrain.common.report.gallery import gallery, gallery_html, gallery_strip
 from examples.pretrain.common.report.write import meanings
-from examples.pretrain.common.samples import IGNORED, Labels, read_labels, read_squares
+from examples.pretrain.common.samples import Labels, read_labels, read_squares
 from examples.pretrain.common.scores import SCORES, Form, frozen, scores, settled
 
 log = logging.getLogger("evaluate")
@@ -80,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         raise SystemExit(f"evaluate: error: {error}") from error
     about = {"file": str(args.checkpoint), "network": f"{setting.name}, {setting.layer}", "photos": note}
     if labels is not None:
-        present = {number for _, mask in (*labels.fit, *labels.test) for number in mask.unique().tolist()} - {IGNORED}
         about["labelled"] = (
-            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, {len(present)} classes occur"
+            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, {labels.classes} classes"
         )
     print(write(out, found, photos[:SHOWN], maps, about, missing))
     print(f"written: {out / 'evaluation.html'}, {out / 'evaluation.md'}")

@@ -77,9 +77,6 @@ def test_names_of_classes_and_what_is_ignored(tmp_path):
     (tmp_path / "classes.txt").write_text("0 ground\n1 Void\n\n2 roof\n3 tree\n4 car\n")
     read = read_labels(str(tmp_path), 3, 9)
     assert (of(read.fit), of(read.test), read.classes) == ([[0, 2, 3, 255]], [[0, 2, 3, 255]], 5)
-    (tmp_path / "classes.txt").write_text("ground\nroad\nroof\nvoid\n")  # the last line is no class
-    read = read_labels(str(tmp_path), 3, 9)
-    assert (of(read.fit), read.classes) == ([[0, 1, 2, 255]], 3)
 
 
 def test_palettes_hold_numbers_and_turned_photos_lie_under_masks_of_both_kinds(tmp_path):

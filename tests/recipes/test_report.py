@@ -23,7 +23,6 @@ from examples.pretrain.common.pictures import as_pillow, enlarged, heat, similar
 from examples.pretrain.common.report.content import better_or_worse, duration, next_commands, read_curves
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import tenths
-from examples.pretrain.common.scores import noise_of
 from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.pixpro import PixPro
 
@@ -124,9 +123,7 @@ def test_commands_by_network(finished):
     config.backbone.name = "vit_small_patch14_dinov2"
     assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
     config.backbone.layer = "blocks.4"
-    assert next_commands(config, file)["export"].startswith(
-        "# not possible: a network cut at blocks.4 is no whole model"
-    )
+    assert list(next_commands(config, file)) == ["evaluate", "fine-tune"]
 
 
 def fails() -> None:
@@ -197,8 +194,6 @@ def test_words_and_curves():
     assert "level with its start: no score changed by more than 0.005." in better_or_worse(
         [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.505}], "pck"
     )
-    assert "by more than 0.01." in better_or_worse([rows[0], {"step": 5, "pck": 0.508}], "pck", noise_of(16))
-    assert [noise_of(images) for images in (1, 16, 64, 1000)] == [0.04, 0.01, 0.005, 0.005]
     assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
     assert chart("loss", "no unit", {"loss": [(0, float("nan"))]}) == ""
     svg = chart("a < b", "images/s", {"a": [(0, 1.0), (1, 3.0)], "b": [(0, 2.0)]})

@@ -103,8 +103,7 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
     for mask in masks_read:
         for label in (i for i, word in enumerate(names) if word.lower() in NO_CLASS):
             mask[mask == label] = IGNORED
-    counted = [i for i, word in enumerate(names) if word.lower() not in NO_CLASS] or found
-    return Labels(*read, max(2, max(counted) + 1))
+    return Labels(*read, max(2, len(names) or max(found) + 1))
 
 
 def _pairs(images: Path, masks: Path, name: str) -> list[tuple[Path, Path]]:

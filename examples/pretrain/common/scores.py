@@ -33,7 +33,6 @@ IN_WORDS = {
     "linear": "the linear probe",
 }
 NOISE = 0.005  # a change up to this counts as none: the spread over seeds in docs/adapt.md is mostly below it
-ENOUGH = 64  # images for which that holds
 LINEAR_STEPS = 100  # of the linear probe: half of the library's default, because it is fitted at every reading
 BATCH = 16
 
@@ -155,21 +154,11 @@ def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None =
     return found
 
 
-def noise_of(images: int) -> float:
-    """The change of a score that counts as none: 0.005, and more for fewer than 64 images.
-
-    The spread of a mean grows with 1 / sqrt(images). Both numbers are our choice.
-    """
-    return round(NOISE * max(1.0, (ENOUGH / max(images, 1)) ** 0.5), 3)
-
-
-def changes(
-    first: Mapping[str, float], last: Mapping[str, float], noise: float = NOISE
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The scores that rose and those that fell between two readings, with by how much; changes up to noise are none."""
+def changes(first: Mapping[str, float], last: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores that rose and those that fell between two readings, with by how much; changes up to NOISE are none."""
     by = {name: round(last[name] - first[name], 3) for name in SCORES if name in first and name in last}
-    rose = {name: change for name, change in by.items() if change > noise}
-    return rose, {name: -change for name, change in by.items() if -change > noise}
+    rose = {name: change for name, change in by.items() if change > NOISE}
+    return rose, {name: -change for name, change in by.items() if -change > NOISE}
 
 
 def told(changed: Mapping[str, float], verb: str) -> str:

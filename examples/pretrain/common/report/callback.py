@@ -137,7 +137,7 @@ class RunReport(Callback):
         note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
         return Story(
             f"{method}: {end.split(' by ')[0]}",
-            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score, probe.noise),
+            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score),
             self._warnings(curves),
             values,
             self._read(trainer),
@@ -153,7 +153,7 @@ class RunReport(Callback):
     def _warnings(self, curves: dict) -> list[str]:
         found = []
         if self.probe.warned:
-            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1], self.probe.noise)
+            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1])
             above = " and ".join(IN_WORDS[name] for name in rose)
             also = f". At the end {above} {'are' if len(rose) > 1 else 'is'} above it."
             found.append(

@@ -77,11 +77,9 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
             "# a module in your own training, which gives maps"
         )
     evaluate = {"evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}"}
-    if "." in layer:
-        why = f"# not possible: a network cut at {layer} is no whole model for another library; see fine-tune"
-        return evaluate | {"export": why, "fine-tune": tune}
+    # A stage that was cut in its middle, as timm's blocks.4, is no whole model for another library.
     export = f"python -m densessl.export {file} --to {to} --out {shlex.quote(str(out / 'backbone.pth'))}"
-    return evaluate | {"export": export, "fine-tune": tune}
+    return evaluate | ({} if "." in layer else {"export": export}) | {"fine-tune": tune}
 
 
 def labelled_set(labels: str | None) -> tuple[str, str]:
@@ -109,17 +107,16 @@ def program_of(method: type) -> str:
     return running.__file__ if hasattr(running, "recipe") else inspect.getfile(method)
 
 
-def better_or_worse(readings: Sequence[Mapping[str, float]], score: str, noise: float = NOISE) -> str:
+def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
     """What the probe says of the run, in words.
 
     Args:
         readings: The readings of the probe, from the start of the run to its end.
         score: The score by which ``best.safetensors`` is kept. Where others contradict it, it decides nothing else.
-        noise: The change of a score that counts as none.
     """
     if len(readings) < 2:
         return "The probe was read once or never: it says nothing about this run."
-    (rose, fell), first, last = changes(readings[0], readings[-1], noise), readings[0][score], readings[-1][score]
+    (rose, fell), first, last = changes(readings[0], readings[-1]), readings[0][score], readings[-1][score]
     best = max(readings, key=lambda row: row[score])
     if rose and fell:
         return (
@@ -129,7 +126,7 @@ def better_or_worse(readings: Sequence[Mapping[str, float]], score: str, noise: 
     how = "better than it started" if score in rose else "worse than it started" if score in fell else ""
     if not how:
         others = told(rose, "rose") or told(fell, "fell")
-        more = f" by this score; {others}" if others else f": no score changed by more than {noise}"
+        more = f" by this score; {others}" if others else f": no score changed by more than {NOISE}"
         how = f"level with its start{more}"
     text = f"After {last:.3f}, before {first:.3f} ({score}): the backbone is {how}."
     if best["step"] != readings[-1]["step"]:
