@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -164,9 +163,3 @@ def _root(state: Mapping[str, Tensor], prefix: str, counted: bool) -> Root:
     elif "embedder.embedder.convolution.weight" in names:
         names = {from_huggingface(short): name for short, name in names.items()}
     return Root(prefix, names)
-
-
-def closest(name: str, others: Collection[str], whose: str) -> str:
-    """The most similar of the other names, in words that follow a name; nothing where none is similar."""
-    found = get_close_matches(name, sorted(others), 1, 0.8)
-    return f"; the most similar entry of the {whose} is {found[0]!r}" if found else ""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from densessl._reading import clean, read_entries
-from densessl._roots import Root, choose, closest, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
+from densessl._roots import Root, choose, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
 
 CLASSIFIER = re.compile(r"(fc|head|heads|classifier|head_dist|aux_head|classif|last_linear)\.")
 # In timm, these are kept with num_classes=0.
@@ -175,8 +175,6 @@ def match_backbone(
     if not right:
         best, _, problem = min(fitting, key=lambda entry: len(own.keys() ^ entry[1].keys()))
         others = [found for found in roots if found.prefix != best.prefix]
-        if problem is not None and problem.endswith(" is missing"):
-            problem += closest(problem.split("'")[1], best.names.keys() - own.keys(), "file")
         also = f"; it also holds {listed(others)}, which root=... chooses" if others and root is None else ""
         raise ValueError(f"path: {path} does not fit the {model}: {problem}{also}")
     best = only(right, path)
@@ -224,7 +222,7 @@ def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
     """
     for name, value in weights.items():
         if name not in expected and not name.endswith("num_batches_tracked"):
-            return f"there is no place for entry {name!r}{closest(name, expected.keys() - weights.keys(), 'model')}"
+            return f"there is no place for entry {name!r}"
         if name in expected and value.shape != expected[name].shape:
             return f"entry {name!r} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
     first = _missing(weights, expected)
@@ -261,7 +259,8 @@ def _fit(
         for short, name in root.names.items()
         if short.partition(".")[0] in tops and (short in expected or not CLASSIFIER.match(short))
     }
-    problem, lacking = misfit(kept, expected), _missing(kept, expected)
+    problem = misfit(kept, expected)
+    lacking = _missing(kept, expected)
     if problem is not None and lacking is not None and f"entry {lacking!r} is missing" in problem:
         other = elsewhere(file.state, lacking, root)
         if other is not None:

@@ -807,24 +807,3 @@ def test_compiled_encoders_train_and_keep_their_names(method, extra, folder, tmp
     assert made.trainer.global_step == 5
     if method is not VICRegL:
         assert made.method.target.step >= 5
-
-
-def test_weights_of_another_network_are_told_by_the_names_that_the_user_gave(tmp_path):
-    from torchvision.models import resnet18
-
-    from examples.pretrain.common.backbones import make_backbone
-
-    file = tmp_path / "other.pth"
-    weights = resnet18().state_dict()
-    weights["_conv1.weight"] = weights.pop("conv1.weight")
-    torch.save(weights, file)
-    for freeze in (False, True):
-        with pytest.raises(ValueError, match=r"^backbone.init: ") as found:
-            make_backbone("resnet18", "layer2", str(file), 64, freeze_statistics=freeze)
-        assert str(found.value) == (
-            f"backbone.init: {file} does not fit resnet18: entry 'conv1.weight' is missing; the most similar entry of "
-            "the file is '_conv1.weight'"
-        )
-    torch.save(resnet18().state_dict() | {"layer1.0.conv1.weight": torch.zeros(3)}, file)
-    with pytest.raises(ValueError, match=r"does not fit resnet18: .* is \(3,\), expected \(64, 64, 3, 3\)$"):
-        make_backbone("resnet18", "layer2", str(file), 64)

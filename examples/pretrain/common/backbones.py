@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -70,7 +69,7 @@ def make_backbone(
     if init in ("random", "imagenet"):
         backbone = kind(model, layer)
     else:
-        backbone, read = _read_into(model, lambda: kind(model, layer), init, (name, layer))
+        backbone, read = _read_into(model, lambda: kind(model, layer), init)
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
@@ -84,29 +83,17 @@ def make_backbone(
     return backbone, width
 
 
-def _read_into(
-    model: nn.Module, cut: Callable[[], FeatureMap], path: str, names: tuple[str, str]
-) -> tuple[FeatureMap, Weights]:
+def _read_into(model: nn.Module, cut: Callable[[], FeatureMap], path: str) -> tuple[FeatureMap, Weights]:
     """The cut network with a file's weights: of the whole network, or of one that was cut at the same place."""
     try:
         read = load_backbone(model, path)
-    except ValueError as whole:
+    except ValueError:
         backbone = cut()
         try:
             return backbone, load_backbone(backbone, path)
-        except ValueError as part:
-            raise ValueError(f"backbone.init: {_neither(str(whole), str(part), path, names)}") from part
+        except ValueError as error:
+            raise ValueError(f"backbone.init: {str(error).removeprefix('path: ')}") from error
     return cut(), read
-
-
-def _neither(whole: str, part: str, path: str, names: tuple[str, str]) -> str:
-    """Why a file fits neither a network nor its part, from the two errors; one of them if it says all."""
-    problems = [re.sub(r"^path: .* does not fit the \w+: ", "", error) for error in (whole, part)]
-    if problems == [whole, part]:
-        return part.removeprefix("path: ")
-    name, layer = names
-    cut = f". Nor does it fit {name} cut after {layer}: {problems[1]}" if problems[0] != problems[1] else ""
-    return f"{path} does not fit {name}: {problems[0]}{cut}"
 
 
 def map_shape(backbone: nn.Module, size: int, channels: int) -> torch.Size:
