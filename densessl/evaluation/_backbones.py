@@ -73,7 +73,7 @@ def make_backbone(name: str, weights: str = "default", layer: str | None = None)
         if not Path(weights).is_file():
             raise ValueError(f"--weights: expected default, none or a file, got {weights!r}: no such file")
         try:
-            read = load_backbone(model, weights)
+            read = load_backbone(model, weights, name=f"--backbone {name}")
         except ValueError as error:
             raise ValueError(f"--weights: {error}") from error
         notes = f"{len(read.weights)} entries of {weights}, {len(read.dropped)} left out"
