@@ -24,6 +24,7 @@ from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.bar import speak_plainly
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.pages import facts, heading, page, paragraph, table
 from examples.pretrain.common.report.gallery import gallery, gallery_html, gallery_strip
@@ -151,6 +152,9 @@ def make_folder(path: Path) -> None:
 def read_photos(args: argparse.Namespace, setting: Setting) -> tuple[list[Tensor], str]:
     """The photos to score on, and what they are: those kept out of the run, where its own folder is given."""
     paths, what = find_photos(args.photos, "--photos"), f"of {args.photos}"
+    masks = mask_warning(paths, "--photos")
+    if masks is not None:
+        log.warning("%s", masks)
     if setting.folder is not None and Path(setting.folder).resolve() == Path(args.photos).resolve():
         source = FolderSource(args.photos)
         source.hold_out(setting.held_out)

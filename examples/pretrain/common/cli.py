@@ -25,7 +25,9 @@ from examples.pretrain.common.callbacks import standard_callbacks
 from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.pretrain.common.checks import check_options, named
 from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
 from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
@@ -70,6 +72,10 @@ class Run(NamedTuple):
         if self.config.overwrite:
             self.data.source.count(1, self.data.workers)  # nothing is deleted for a run that cannot begin
             run_folder.clear(self.config.out)
+        source = self.data.source
+        masks = mask_warning(source.paths(), "data.folder") if isinstance(source, FolderSource) else None
+        if masks is not None and self.trainer.is_global_zero:
+            log.warning("%s", masks)
         out, start = self.config.out, self.config.ckpt_path
         with named("method", self.config.method), run_folder.watched(out), run_folder.freed(out, start, self.trainer):
             self.trainer.fit(self.module, self.data, ckpt_path=start)

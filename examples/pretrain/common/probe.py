@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.sources import HELD_OUT, evenly
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import enlarged, in_colour, pca_colours, strip
@@ -135,6 +136,9 @@ class DenseProbe(Callback):
             return
         paths = self.data.source.held_out() if self.photos is None else find_photos(self.photos, "probe.photos")
         if self.photos is not None:
+            masks = mask_warning(paths, "probe.photos")
+            if masks is not None:
+                log.warning("%s", masks)
             paths = [paths[i] for i in evenly(len(paths), HELD_OUT)]
         if self.labels is not None:
             self.labelled = read_labels(self.labels, self.form.channels, self.form.size)

@@ -76,6 +76,8 @@ def hours(value: float) -> str:
 def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: tuple[int, int]) -> list[str]:
     """What is off, in words, with what to do about it."""
     data, found = config.data, []
+    if files.masks is not None:
+        found.append(files.masks)
     if files.unreadable:
         names = ", ".join(path.name for path in files.unreadable[:5])
         found.append(f"{len(files.unreadable)} files cannot be read: {names}. Others take their places.")
