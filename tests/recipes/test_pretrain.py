@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from making import TINY, cli, drawing
+from making import TINY, cli, drawing, without_images
 from torchvision.io import write_jpeg, write_png
 
 import densessl
@@ -106,7 +106,8 @@ CONFIGS = sorted(path.name for path in CONFIGS_FOLDER.glob("*.yaml") if not path
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_configuration_is_instantiated(config, tmp_path):
+def test_every_configuration_is_instantiated(config, tmp_path, monkeypatch):
+    without_images(monkeypatch)
     method = next(METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if config.startswith(name))
     made = cli(method, "--config", str(CONFIGS_FOLDER / config), "--data.folder", "x", "--out", str(tmp_path),
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",

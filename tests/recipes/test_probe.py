@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from examples.pretrain.common import backbones
+from examples.pretrain.common.cli import main
 from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import heat, pca_colours, similarity
 from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.samples import read_labels, read_squares
 from examples.pretrain.common.scores import Form, frozen, recoloured, scores, settled
-from examples.pretrain.pixpro import PixPro
+from examples.pretrain.pixpro import PixPro, recipe
 
 FORM = Form(3, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -276,6 +278,29 @@ def test_pictures_of_features():
 def test_bad_input_stops_before_training(args, message, folder, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(folder, tmp_path, *args)
+
+
+@pytest.mark.parametrize("command", ["fit", "preview"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.folder=/no/such"], "data.folder: expected a folder, got /no/such"),
+        (["--data.folder=/no/such.txt"], "data.folder: expected a folder, got /no/such.txt"),
+        (["--probe.images=13"], "probe.images: expected at most half of the 24 images"),
+        (["--probe.photos=/no/such"], "probe.photos: expected a folder, got /no/such"),
+        (["--probe.labels=/no/such"], "probe.labels: expected the folders images and masks"),
+    ],
+)
+def test_folders_are_looked_for_before_weights_are_read(command, args, message, folder, tmp_path, monkeypatch):
+    """Weights may take minutes to load or download, and need not be read for a run that cannot begin."""
+
+    def slow(*parts, **options):
+        raise AssertionError("the weights were read first")
+
+    monkeypatch.setattr(backbones, "make_model", slow)
+    base = [*TINY, "--data.folder", str(folder), "--out", str(tmp_path), "--trainer.max_steps=1"]
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        main(recipe(), [command, *base, *args])
 
 
 def test_labels_that_do_not_fit(labelled, tmp_path):

@@ -34,7 +34,7 @@ from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, parse, settings_of, without_small
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
-from examples.pretrain.common.watch import add_probe_options, watching
+from examples.pretrain.common.watch import add_probe_options, check_folders, watching
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     """
     pl.seed_everything(config.seed, verbose=False)
     data = photo_views(**config.data, seed=config.seed)
+    check_folders(config, data)
     start = {**config.backbone, "init": config.backbone.init if begins else "random"}
     if config.data.get("small"):
         start["small_size"] = config.data.small_size

@@ -78,18 +78,7 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         ValueError: If a folder or a mask is missing; if a mask is in colours, of another size, or holds a number beyond
             the classes of classes.txt; or if there are fewer than 2 images or classes.
     """
-    root = Path(folder)
-    masks = next((root / part for part in ("masks", "labels") if (root / part).is_dir()), None)
-    if masks is None or not (root / "images").is_dir():
-        raise ValueError(f"{name}: expected the folders images and masks (or labels) in {shown(root)}")
-    test = next((part for part in ("val", "test") if (root / "images" / part).is_dir()), None)
-    if test is not None and (root / "images" / "train").is_dir():
-        parts = [_pairs(root / "images" / part, masks / part, name) for part in ("train", test)]
-    else:
-        pairs = _pairs(root / "images", masks, name)
-        parts = [pairs[0::2], pairs[1::2]]
-    if not all(parts):
-        raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
+    root, parts = Path(folder), labelled_pairs(folder, name)
     names = optional_class_names(root, name)
     if len(names) == 1:
         raise ValueError(f"{name}: expected at least 2 classes, a line each, in {shown(root / 'classes.txt')}, got 1")
@@ -104,6 +93,31 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         for label in (i for i, word in enumerate(names) if word.lower() in NO_CLASS):
             mask[mask == label] = IGNORED
     return Labels(*read, max(2, len(names) or max(found) + 1))
+
+
+def labelled_pairs(folder: str, name: str) -> list[list[tuple[Path, Path]]]:
+    """Images with their masks, those to fit on and those to test on, by their places alone: nothing is read.
+
+    Args:
+        folder: Path of the folder, as of ``read_labels``.
+        name: Name of the argument, for errors.
+
+    Raises:
+        ValueError: If a folder or a mask is missing, or there are fewer than 2 images.
+    """
+    root = Path(folder)
+    masks = next((root / part for part in ("masks", "labels") if (root / part).is_dir()), None)
+    if masks is None or not (root / "images").is_dir():
+        raise ValueError(f"{name}: expected the folders images and masks (or labels) in {shown(root)}")
+    test = next((part for part in ("val", "test") if (root / "images" / part).is_dir()), None)
+    if test is not None and (root / "images" / "train").is_dir():
+        parts = [_pairs(root / "images" / part, masks / part, name) for part in ("train", test)]
+    else:
+        pairs = _pairs(root / "images", masks, name)
+        parts = [pairs[0::2], pairs[1::2]]
+    if not all(parts):
+        raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
+    return parts
 
 
 def _pairs(images: Path, masks: Path, name: str) -> list[tuple[Path, Path]]:
