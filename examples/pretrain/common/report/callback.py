@@ -27,6 +27,7 @@ from examples.pretrain.common.report.content import (
     next_commands,
     read_curves,
     settings,
+    told_noise,
     weights_of,
 )
 from examples.pretrain.common.report.gallery import gallery
@@ -137,12 +138,13 @@ class RunReport(Callback):
         note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
         return Story(
             f"{method}: {end.split(' by ')[0]}",
-            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score),
+            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score, probe.noise),
             self._warnings(curves),
             values,
             self._read(trainer),
             curves,
             probe.readings,
+            self._noise(),
             best,
             pictures,
             note if pictures else "No photo was at hand.",
@@ -150,10 +152,15 @@ class RunReport(Callback):
             settings(self.config),
         )
 
+    def _noise(self) -> str:
+        probe = self.probe
+        labelled = len(probe.labelled.test) if probe.labelled else 0
+        return told_noise(probe.readings[-1], probe.noise, len(probe.sample), labelled) if probe.readings else ""
+
     def _warnings(self, curves: dict) -> list[str]:
         found = []
         if self.probe.warned:
-            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1])
+            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1], self.probe.noise)
             above = " and ".join(IN_WORDS[name] for name in rose)
             also = f". At the end {above} {'are' if len(rose) > 1 else 'is'} above it."
             found.append(

@@ -35,6 +35,7 @@ class Story(NamedTuple):
         read: What was read and left out.
         curves: Columns of the run's tables.
         readings: Readings of the probe.
+        noise: What counts as noise in the scores, and why.
         best: The step that best.safetensors is of, or None.
         gallery: Pictures of the same photos before and after.
         note: Which photos those are.
@@ -49,6 +50,7 @@ class Story(NamedTuple):
     read: dict[str, str]
     curves: Curves
     readings: list[dict[str, float]]
+    noise: str
     best: float | None
     gallery: list[Row]
     note: str
@@ -93,7 +95,7 @@ def write_html(path: Path, story: Story) -> None:
         facts(story.facts),
         heading("Probe, before and after"),
         probe,
-        paragraph(meanings(story.readings[-1]), "soft") if story.readings else "",
+        paragraph(f"{meanings(story.readings[-1])} {story.noise}", "soft") if story.readings else "",
         heading("The same photos, before and after"),
         paragraph(story.note, "soft"),
         gallery_html(story.gallery),
@@ -118,7 +120,7 @@ def write_markdown(path: Path, story: Story) -> None:
         header, rows = probe_table(story.readings, story.best)
         lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines += ["", meanings(story.readings[-1])]
+        lines += ["", meanings(story.readings[-1]), "", story.noise]
     else:
         lines.append("No probe was read.")
     lines += ["", "## The same photos, before and after", "", story.note, ""]
