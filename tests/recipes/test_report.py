@@ -20,11 +20,19 @@ from examples import evaluate
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pages import chart, thinned
 from examples.pretrain.common.pictures import as_pillow, enlarged, heat, similarity
-from examples.pretrain.common.report.content import better_or_worse, duration, next_commands, read_curves, told_noise
+from examples.pretrain.common.report.content import (
+    better_or_worse,
+    duration,
+    next_commands,
+    read_curves,
+    told_noise,
+    without_export,
+)
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import tenths
 from examples.pretrain.common.scores import noise_of
 from examples.pretrain.common.stop_signals import stopped_by
+from examples.pretrain.common.training import spacing
 from examples.pretrain.pixpro import PixPro
 
 
@@ -125,6 +133,37 @@ def test_commands_by_network(finished):
     assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
     config.backbone.layer = "blocks.4"
     assert list(next_commands(config, file)) == ["evaluate", "fine-tune"]
+    assert "inside its part blocks" in without_export(config)
+    config.backbone.layer = "norm"
+    assert without_export(config) == ""
+
+
+def test_a_report_without_the_export_command_says_why(folder, tmp_path):
+    made_run(folder, tmp_path, "--backbone.layer=layer2.0").fit()
+    for said in ((tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "densessl.export" not in said
+        assert "There is no command to export: the backbone ends at layer2.0, inside its part layer2" in said
+
+
+@pytest.mark.parametrize(("steps", "every", "logged"), [(1, 10, [0]), (7, 10, [*range(7)]), (3, 2, [0, 1, 2])])
+def test_a_short_run_has_curves(steps, every, logged, folder, tmp_path):
+    made_run(folder, tmp_path, f"--trainer.max_steps={steps}", f"--trainer.log_every_n_steps={every}").fit()
+    assert [step for step, _ in read_curves(tmp_path)["loss"]] == logged
+    assert "There is no curve" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_spacing_of_logged_steps_is_kept_where_it_gives_a_curve():
+    assert [spacing(steps, 10) for steps in (20, 250, 100_000, 19, 9, 1)] == [10, 10, 10, 1, 1, 1]
+    assert spacing(90, 50) == 9
+
+
+def test_a_run_that_ended_before_its_first_logged_step_says_so(folder, tmp_path):
+    made = made_run(folder, tmp_path, "--trainer.max_steps=40", "--trainer.log_every_n_steps=10")
+    made.trainer.callbacks.insert(0, Stop(fails))
+    with pytest.raises(RuntimeError):
+        made.fit()
+    for said in ((tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "There is no curve of the loss: the run ended before its first logged step." in said
 
 
 def fails() -> None:

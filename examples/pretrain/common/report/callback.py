@@ -29,6 +29,7 @@ from examples.pretrain.common.report.content import (
     settings,
     told_noise,
     weights_of,
+    without_export,
 )
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import Story, write_html, write_markdown
@@ -149,6 +150,7 @@ class RunReport(Callback):
             pictures,
             note if pictures else "No photo was at hand.",
             goes_on | next_commands(self.config, weights_of(out)),
+            without_export(self.config),
             settings(self.config),
         )
 

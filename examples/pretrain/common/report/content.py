@@ -82,6 +82,20 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
     return evaluate | ({} if "." in layer else {"export": export}) | {"fine-tune": tune}
 
 
+def without_export(config: Namespace) -> str:
+    """Why there is no command to export, and what to do in its place; empty where there is one."""
+    layer = config.backbone.get("layer", "layer4")
+    if "." not in layer:
+        return ""
+    part = layer.partition(".")[0]
+    return (
+        f"There is no command to export: the backbone ends at {layer}, inside its part {part}, and other libraries "
+        f"load whole parts only. In Python, the line under fine-tune makes the network up to {layer} with these "
+        "weights. For a file that other libraries load, train up to a layer that ends a whole part: --backbone.layer "
+        f"norm of most ViTs of timm, --backbone.layer {part} of other networks."
+    )
+
+
 def labelled_set(labels: str | None) -> tuple[str, str]:
     """Folder and number of classes for the segmentation recipe: the probe's where it has the recipe's layout."""
     if labels is not None and Path(labels, "masks", "train").is_dir() and Path(labels, "masks", "val").is_dir():

@@ -23,6 +23,11 @@ from examples.pretrain.common.report.content import Curves
 from examples.pretrain.common.report.gallery import Row, gallery_html, gallery_strip
 from examples.pretrain.common.scores import SCORES
 
+NO_CURVES = (
+    "There is no curve of the loss: the run ended before its first logged step. A step is logged every "
+    "trainer.log_every_n_steps steps, and more often in a run of fewer than twice as many."
+)
+
 
 class Story(NamedTuple):
     """All that a report says.
@@ -40,6 +45,7 @@ class Story(NamedTuple):
         gallery: Pictures of the same photos before and after.
         note: Which photos those are.
         commands: What comes next.
+        without: What does not come next, and why; may be empty.
         settings: All options as YAML.
     """
 
@@ -55,6 +61,7 @@ class Story(NamedTuple):
     gallery: list[Row]
     note: str
     commands: dict[str, str]
+    without: str
     settings: str
 
 
@@ -100,11 +107,12 @@ def write_html(path: Path, story: Story) -> None:
         paragraph(story.note, "soft"),
         gallery_html(story.gallery),
         heading("Curves"),
-        grid(*drawn),
+        grid(*drawn) if story.curves.get("loss") else paragraph(NO_CURVES) + grid(*drawn),
         heading("What was read and left out"),
         facts(story.read),
         heading("What comes next"),
         *(paragraph(f"{name}:") + commands([line]) for name, line in story.commands.items()),
+        paragraph(story.without) if story.without else "",
         heading("Settings"),
         details("all options, as config.yaml has them", commands([story.settings])),
     )
@@ -130,7 +138,8 @@ def write_markdown(path: Path, story: Story) -> None:
         gallery_strip(row).save(folder / f"photo-{index + 1}.png")
         captions = ", ".join(caption for caption, _ in row)
         lines += [f"![{captions}](report/photo-{index + 1}.png)", ""]
-    lines += ["## Curves", "", "| | first | middle | last |", "|---|---|---|---|"]
+    lines += ["## Curves", "", *([] if story.curves.get("loss") else [NO_CURVES, ""])]
+    lines += ["| | first | middle | last |", "|---|---|---|---|"]
     for name in ("loss", STD, "speed/images_per_s", *rates(story.curves)):
         points = story.curves.get(name, [])
         if points:
@@ -141,6 +150,7 @@ def write_markdown(path: Path, story: Story) -> None:
     lines += ["", "## What comes next", ""]
     for name, line in story.commands.items():
         lines += [f"{name}:", "", f"    {line}", ""]
+    lines += [story.without, ""] if story.without else []
     lines += ["## Settings", "", "```yaml", story.settings.rstrip(), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 
