@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     about = {"file": str(args.checkpoint), "network": f"{setting.name}, {setting.layer}", "photos": note}
     if labels is not None:
         about["labelled"] = (
-            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, {labels.classes} classes"
+            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, "
+            f"{labels.counted} classes{labels.beside}"
         )
     print(write(out, found, photos[:SHOWN], maps, about, missing))
     print(f"written: {out / 'evaluation.html'}, {out / 'evaluation.md'}")

@@ -32,11 +32,24 @@ class Labels(NamedTuple):
         fit: Images, uint8 ``(C, H, W)``, with labels, int64 ``(H, W)``.
         test: Other images with labels, in the same form.
         classes: Labels run 0..classes-1; all others are ignored.
+        ignored: How many of these numbers stand for no class, as those of a line ``void`` in classes.txt.
     """
 
     fit: list[tuple[Tensor, Tensor]]
     test: list[tuple[Tensor, Tensor]]
     classes: int
+    ignored: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Number of classes that count."""
+        return self.classes - self.ignored
+
+    @property
+    def beside(self) -> str:
+        """Words to follow the number of classes: how many numbers are ignored beside them, where there are some."""
+        numbers = "number" if self.ignored == 1 else "numbers"
+        return f" and {self.ignored} ignored {numbers}" if self.ignored else ""
 
 
 def square(image: Tensor, size: int, mode: InterpolationMode = InterpolationMode.BILINEAR) -> Tensor:
@@ -89,10 +102,11 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
     if len(found) < 2:  # masks of 0 and 255, for instance
         what = f"the number {found.pop()} alone" if found else "none"
         raise ValueError(f"{name}: expected masks of at least 2 classes, got {what} in {shown(root)}; 255 is ignored")
+    nothing = [i for i, word in enumerate(names) if word.lower() in NO_CLASS]
     for mask in masks_read:
-        for label in (i for i, word in enumerate(names) if word.lower() in NO_CLASS):
+        for label in nothing:
             mask[mask == label] = IGNORED
-    return Labels(*read, max(2, len(names) or max(found) + 1))
+    return Labels(*read, max(2, len(names) or max(found) + 1), len(nothing))
 
 
 def labelled_pairs(folder: str, name: str) -> list[list[tuple[Path, Path]]]:

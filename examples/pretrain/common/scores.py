@@ -150,8 +150,9 @@ def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None =
             found["pck"] = correspondence_accuracy(features, photos, **pck)[1.0]
             found["pck_colour"] = correspondence_accuracy(features, photos, photometric=recoloured, **pck)[1.0]
         if labels is not None:
-            found["neighbors"] = nearest_neighbor_segmentation(features, *labels, cells=10_000)
-            found["linear"] = linear_segmentation(features, *labels, steps=LINEAR_STEPS)
+            fit, test, classes = labels[:3]
+            found["neighbors"] = nearest_neighbor_segmentation(features, fit, test, classes, cells=10_000)
+            found["linear"] = linear_segmentation(features, fit, test, classes, steps=LINEAR_STEPS)
     return found
 
 

@@ -52,7 +52,7 @@ def numbers(
 
 def labelled(labels: Labels) -> str:
     """How many images the probe has labels of."""
-    return f"{len(labels.fit)} to fit on, {len(labels.test)} to test on, {labels.classes} classes"
+    return f"{len(labels.fit)} to fit on, {len(labels.test)} to test on, {labels.counted} classes{labels.beside}"
 
 
 def passes(speed: Speed, batch: int, files: Files) -> float:
