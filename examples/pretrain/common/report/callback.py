@@ -68,7 +68,8 @@ class RunReport(Callback):
         self.before, self.earlier = state["before"], state["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.begun = time.perf_counter()
+        # The probe is read before this: in a run that begins, its first reading is a part of the run's time.
+        self.begun = time.perf_counter() - (0.0 if self.earlier else self.probe.seconds)
         if not trainer.is_global_zero or is_sharded(module):
             return  # a sharded backbone cannot be run by this process alone: the report then has no pictures
         self.photos = self.probe.sample[:SHOWN]
@@ -123,10 +124,11 @@ class RunReport(Callback):
         best = max(probe.readings, key=lambda row: row[probe.score])["step"] if probe.readings else None
         device = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "CPU"
         total = "" if not self.earlier else f", {duration(self.earlier + spent)} with the earlier parts"
+        rate = data.seen * trainer.world_size / max(spent, 1e-9)
         values = {
             "steps": f"{trainer.global_step:,} of {data.batch_size} images",
             "time": duration(spent) + total,
-            "images/s": f"{data.seen * trainer.world_size / max(spent, 1e-9):.1f} over the whole time",
+            "images/s": f"{rate:.1f} over the whole time, the probe's included",
             "device": f"{trainer.world_size} x {device}" if trainer.world_size > 1 else device,
             "time of the probe": f"{duration(probe.seconds)} ({probe.seconds / max(spent + self.earlier, 1e-9):.1%})",
             "backbone": f"{self.config.backbone.name}, from {self.config.backbone.get('init', 'random')}",
