@@ -30,6 +30,7 @@ from examples.pretrain.common.data.options import photo_views
 from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
+from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, parse, settings_of, without_small
 from examples.pretrain.common.table import Table
@@ -85,7 +86,8 @@ class Recipe(NamedTuple):
     """A method with what trains it.
 
     Attributes:
-        method: Class of the method, a module that takes a backbone and the width of its map first.
+        method: Class of the method, a module that takes a backbone and the width of its map first. Its attribute
+            ``in_words``, where it has one, names it in logs and reports.
         optimizer: Settings of its optimiser, see optimizers.py.
         backbone: Makes the backbone and gives the width of its map.
         momentum: Momentum of the target encoder at the start and at the end; None: the method has no target encoder.
@@ -175,7 +177,7 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     callbacks = [
         *standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
         Identity(identity, config.data.folder, found),
-        run_folder.Settings(config.out, settings, name),
+        run_folder.Settings(config.out, settings, known_as(recipe.method)),
         *([Extension(found["step"])] if found is not None and budget_of(found) != budget_of(identity) else []),
         *([] if config.trainer.enable_progress_bar is False else [RunBar()]),
         *watching(config, data),  # last, because the report tells of what the others have written

@@ -16,6 +16,7 @@ from examples.pretrain.common.backbones import map_shape
 from examples.pretrain.common.data.shard_lists import is_shards
 from examples.pretrain.common.data.sources import evenly
 from examples.pretrain.common.data.views import collate
+from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.parsing import parse
 from examples.pretrain.common.preview.draw import joined, outlined, seen
@@ -100,7 +101,7 @@ def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:
         crops.save(folder / f"draw-{index + 1}-crops.png")
         views.save(folder / f"draw-{index + 1}-views.png")
     path = folder / "preview.html"
-    path.write_text(write_page(recipe.method.__name__, values, words, photos, draws), encoding="utf-8")
+    path.write_text(write_page(known_as(recipe.method), values, words, photos, draws), encoding="utf-8")
     width = max(len(name) for name in values)
     print(*(f"{name:<{width}}  {value}" for name, value in values.items()), sep="\n")
     print(*(f"WARNING: {text}" for text in words), f"written: {path}", sep="\n")

@@ -132,7 +132,7 @@ def write_page(
     """The page.
 
     Args:
-        method: Name of the method.
+        method: What a user calls the run.
         values: The numbers.
         words: The warnings.
         photos: For each photo its name, the photo with its crops, and its views joined.
@@ -148,7 +148,7 @@ def write_page(
     ]
     further = [figure(crops, f"draw {i + 1}") + figure(views, "") for i, (crops, views) in enumerate(draws[1])]
     return page(
-        f"Preview of a {method} run",
+        f"Preview of a run: {method}",
         paragraph("What the run would see and cost, on a sample of the images. Nothing was trained.", "soft"),
         heading("Warnings"),
         *boxes,

@@ -17,6 +17,7 @@ from torch import Tensor
 from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collapsed
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.sources import FolderSource, evenly
+from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.report.content import (
@@ -116,7 +117,6 @@ class RunReport(Callback):
         out, data, probe = Path(self.config.out), self.data, self.probe
         curves, spent = read_curves(out), time.perf_counter() - self.begun
         recipe = type(getattr(module.method, "method", module.method))  # an anchored one is around its method
-        method = recipe.__name__
         pictures = []
         if self.photos and self.before is not None:
             maps = {"before": self.before.float(), "after": self._maps(backbone_of(module.method))}
@@ -140,7 +140,7 @@ class RunReport(Callback):
         )
         note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
         return Story(
-            f"{method}: {end.split(' by ')[0]}",
+            f"{known_as(recipe)}: {end.split(' by ')[0]}",
             (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score, probe.noise),
             self._warnings(curves),
             values,

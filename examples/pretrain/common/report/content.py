@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import json
 import math
 import os
 import shlex
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import Namespace
 
+from examples.pretrain.common.known_as import program_of
 from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
 from examples.pretrain.common.samples import optional_class_names
 from examples.pretrain.common.scores import IMAGES, NOISE, SCORES, changes, told
@@ -110,15 +109,6 @@ def continuing(config: Namespace, recipe: type) -> dict[str, str]:
     program = os.path.relpath(program_of(recipe))
     settings = shlex.quote(str(Path(config.out, SETTINGS)))
     return {"continue": f"python {shlex.quote(program)} fit --config {settings} --ckpt_path last"}
-
-
-def program_of(method: type) -> str:
-    """The file that runs the recipe: the program that is running, or the method's own where that is none.
-
-    The two differ where a recipe trains another file's method, as adapt.py does.
-    """
-    running = sys.modules["__main__"]
-    return running.__file__ if hasattr(running, "recipe") else inspect.getfile(method)
 
 
 def better_or_worse(readings: Sequence[Mapping[str, float]], score: str, noise: Mapping[str, float]) -> str:
