@@ -7,13 +7,15 @@ holds is ever run.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from densessl._mismatch import differences, misfit, missing
 from densessl._reading import clean, read_entries
 from densessl._roots import Root, choose, elsewhere, find_roots, is_momentum, listed, only, roots_of_model
 
@@ -97,7 +99,7 @@ def read_backbone(path: str | Path, root: str | None = None) -> Weights:
     return _weights(file, only(choose(roots, root, path), path), roots)
 
 
-def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -> Weights:
+def load_backbone(model: nn.Module, path: str | Path, root: str | None = None, *, name: str | None = None) -> Weights:
     """Loads a checkpoint's backbone into a torchvision or timm model, or into a ``FeatureMap`` of one.
 
     A classifier of the model stays as it is. Top modules that the model lacks as a whole are left out, such as
@@ -108,12 +110,14 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
         model: Model to load into; it is changed in place.
         path: File to read, as in ``read_backbone``.
         root: What stands before the backbone's names, as in ``read_backbone``.
+        name: What errors call the model; None means the name of its class.
 
     Returns:
         The weights that were loaded.
 
     Raises:
-        ValueError: If ``read_backbone`` raises it, or the file is of another architecture.
+        ValueError: If ``read_backbone`` raises it, or the file is of another architecture; the message then shows names
+            that the file lacks, and those of the file that are most like them.
         ImportError: If ``read_backbone`` raises it.
 
     Examples:
@@ -127,11 +131,17 @@ def load_backbone(model: nn.Module, path: str | Path, root: str | None = None) -
     def expect(names: Collection[str]) -> dict[str, Tensor]:
         return {n: v for n, v in own.items() if not CLASSIFIER.match(n) or (_BEFORE_CLASSIFIER.match(n) and n in names)}
 
-    original = {_plain(name, model): name for name in own}
-    own = {_plain(name, model): value for name, value in own.items()}
-    read = match_backbone(own, path, root, expect, type(model).__name__)
-    model.load_state_dict({original[name]: value for name, value in read.weights.items() if name in own}, strict=False)
+    original = {_plain(entry, model): entry for entry in own}
+    own = {_plain(entry, model): value for entry, value in own.items()}
+    read = match_backbone(own, path, root, expect, f"the {_class_of(model)}" if name is None else name)
+    model.load_state_dict({original[short]: v for short, v in read.weights.items() if short in own}, strict=False)
     return read
+
+
+def _class_of(model: nn.Module) -> str:
+    """The class of the model, or of the one that a ``FeatureMap`` is of: a user knows only that."""
+    layouts = getattr(model, "_layouts", None)
+    return layouts[0].name if layouts else type(model).__name__
 
 
 def _plain(name: str, model: nn.Module) -> str:
@@ -155,7 +165,7 @@ def match_backbone(
         path: File to read, as in ``read_backbone``.
         root: What stands before the backbone's names, as in ``read_backbone``.
         expect: Function from the file's names to those entries of ``own`` that the file has to hold.
-        model: Name of the model, for messages.
+        model: What messages call the model, as ``"the ResNet"``.
 
     Returns:
         The weights that fit, as from ``load_backbone``.
@@ -173,10 +183,18 @@ def match_backbone(
     fitting = [(found, *_fit(file, found, tops, expect(found.names))) for found in choose(roots, root, path)]
     right = [found for found, _, problem in fitting if problem is None]
     if not right:
-        best, _, problem = min(fitting, key=lambda entry: len(own.keys() ^ entry[1].keys()))
+        best, kept, problem = min(fitting, key=lambda entry: len(own.keys() ^ entry[1].keys()))
+        expected = expect(best.names)
+        if len(fitting) > 3 and 2 * len(kept) < len(expected):  # these are blocks of one network with other names
+            shared = os.path.commonprefix([found.prefix for found in roots])  # noqa: RUF071  by characters
+            best, kept, problem = Root(shared[: shared.rfind(".") + 1], {}), {}, misfit({}, expected)
+            roots = []
+        loaded = {best.names[short] for short in kept}
+        unused = {name: value for name, value in file.state.items() if name not in loaded}
         others = [found for found in roots if found.prefix != best.prefix]
         also = f"; it also holds {listed(others)}, which root=... chooses" if others and root is None else ""
-        raise ValueError(f"path: {path} does not fit the {model}: {problem}{also}")
+        apart = differences(kept, expected, unused, best.prefix)
+        raise ValueError(f"path: {path} does not fit {model}: {problem}{apart}{also}")
     best = only(right, path)
     weights = next(weights for found, weights, _ in fitting if found is best)
     read, loaded = _weights(file, best, roots), {file.origin[best.names[name]] for name in weights}
@@ -215,25 +233,6 @@ def load_parts(model: nn.Module, path: str | Path, root: str | None = None) -> W
     return Weights({}, fitting, left)
 
 
-def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """The first entry that is too much, has another shape or is missing, in words; None if all fit.
-
-    Counters of batches may be missing or superfluous: older files and frozen norms have none, and nothing reads them.
-    """
-    for name, value in weights.items():
-        if name not in expected and not name.endswith("num_batches_tracked"):
-            return f"there is no place for entry {name!r}"
-        if name in expected and value.shape != expected[name].shape:
-            return f"entry {name!r} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-    first = _missing(weights, expected)
-    return None if first is None else f"entry {first!r} is missing"
-
-
-def _missing(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    missing = (name for name in expected if name not in weights and not name.endswith("num_batches_tracked"))
-    return next(missing, None)
-
-
 def _read(path: str | Path, root: str | None) -> _File:
     entries = read_entries(Path(path), root)
     names = {name: clean(name) for name in entries}
@@ -260,7 +259,7 @@ def _fit(
         if short.partition(".")[0] in tops and (short in expected or not CLASSIFIER.match(short))
     }
     problem = misfit(kept, expected)
-    lacking = _missing(kept, expected)
+    lacking = next(iter(missing(kept, expected)), None)
     if problem is not None and lacking is not None and f"entry {lacking!r} is missing" in problem:
         other = elsewhere(file.state, lacking, root)
         if other is not None:

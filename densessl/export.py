@@ -15,10 +15,11 @@ import torchvision
 from torch import Tensor
 
 from densessl._huggingface import RESNETS, create_timm, write_resnet, write_timm
+from densessl._mismatch import misfit
 from densessl._naming import to_detectron2, to_huggingface
 from densessl._reading import safetensors
 from densessl._whole import is_whole
-from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, match_backbone, misfit, read_backbone
+from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, match_backbone, read_backbone
 
 __all__ = ["FORMATS", "Weights", "architecture", "convert", "export", "load_backbone", "read_backbone"]
 
@@ -153,7 +154,7 @@ def _export_timm(checkpoint: str | Path, to: str, out: Path, root: str | None, m
         tops = {name.partition(".")[0] for name in names}
         return {name: value for name, value in own.items() if not names or name.partition(".")[0] in tops}
 
-    done = match_backbone(own, checkpoint, root, expect, model)
+    done = match_backbone(own, checkpoint, root, expect, f"the {model}")
     if to == "timm":
         _write(done.weights, to, out)
         return done

@@ -68,7 +68,7 @@ def load(name: str | Path) -> FeatureMap:
         torch.Size([1, 128, 32, 40])
     """
     model = r10()
-    load_backbone(model, _file(name))
+    load_backbone(model, _file(name), name="the network of densessl.hub")
     return model.eval()
 
 

@@ -25,6 +25,7 @@ from densessl.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.bar import speak_plainly
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.pages import facts, heading, page, paragraph, table
 from examples.pretrain.common.report.gallery import gallery, gallery_html, gallery_strip
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     about = {"file": str(args.checkpoint), "network": f"{setting.name}, {setting.layer}", "photos": note}
     if labels is not None:
         about["labelled"] = (
-            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, {labels.classes} classes"
+            f"{args.labels}: {len(labels.fit)} to fit, {len(labels.test)} to test, "
+            f"{labels.counted} classes{labels.beside}"
         )
     print(write(out, found, photos[:SHOWN], maps, about, missing))
     print(f"written: {out / 'evaluation.html'}, {out / 'evaluation.md'}")
@@ -178,6 +180,9 @@ def make_folder(path: Path) -> None:
 def read_photos(args: argparse.Namespace, setting: Setting) -> tuple[list[Tensor], str]:
     """The photos to score on, and what they are: those kept out of the run, where its own folder is given."""
     paths, what = find_photos(args.photos, "--photos"), f"of {args.photos}"
+    masks = mask_warning(paths, "--photos")
+    if masks is not None:
+        log.warning("%s", masks)
     if setting.folder is not None and Path(setting.folder).resolve() == Path(args.photos).resolve():
         source = FolderSource(args.photos)
         source.hold_out(setting.held_out)

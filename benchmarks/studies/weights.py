@@ -22,7 +22,7 @@ from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare_report import final_rows
 from benchmarks.studies.rows import encoder_of, read_rows
 from densessl import hub
-from densessl.checkpoints import misfit
+from densessl._mismatch import misfit
 
 ROOT = Path(__file__).parents[2]
 SEED = 0

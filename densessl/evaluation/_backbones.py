@@ -72,7 +72,7 @@ def make_backbone(name: str, weights: str = "default", layer: str | None = None)
     if weights not in ("default", "none"):
         if not Path(weights).is_file():
             raise ValueError(f"--weights: expected default, none or a file, got {weights!r}: no such file")
-        cut, chosen, read = _with_weights(model, weights, [layer] if layer is not None else layers)
+        cut, chosen, read = _with_weights(model, weights, [layer] if layer is not None else layers, name)
         notes = f"{len(read.weights)} entries of {weights}, {len(read.dropped)} left out"
     else:
         cut, chosen = _cut(model, [layer] if layer is not None else layers)
@@ -187,17 +187,16 @@ def _cut(model: nn.Module, layers: Sequence[str]) -> tuple[FeatureMap, str]:
     raise ValueError(f"--layer: {problems[0] if problems else 'found no layer to cut after; name one'}")
 
 
-def _with_weights(model: nn.Module, path: str, layers: Sequence[str]) -> tuple[FeatureMap, str, Weights]:
+def _with_weights(model: nn.Module, path: str, layers: Sequence[str], name: str) -> tuple[FeatureMap, str, Weights]:
     """The model cut, with the weights of a file: of the whole model, or of what lies before the cut."""
     try:
-        read = load_backbone(model, path)
+        read = load_backbone(model, path, name=f"--backbone {name}")
     except ValueError as whole:
         cut, chosen = _cut(model, layers)
         try:
-            return cut, chosen, load_backbone(cut, path)
+            return cut, chosen, load_backbone(cut, path, name=f"--backbone {name} cut after {chosen}")
         except ValueError as error:
-            problem = str(error).removeprefix("path: ")
-            raise ValueError(f"--weights: for the model cut after {chosen}: {problem}") from whole
+            raise ValueError(f"--weights: {str(error).removeprefix('path: ')}") from whole
     return *_cut(model, layers), read
 
 

@@ -29,6 +29,8 @@ class IBOTCrossView(nn.Module):
         teacher_temperature: Temperature of the teacher's softmax; the student's is 0.1.
     """
 
+    in_words = "iBOT across views"  # in logs and reports
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -31,6 +31,8 @@ class PixContrastInstance(nn.Module):
             published, x is divided by the image's width and y by its height; set it to true for images far from square.
     """
 
+    in_words = "PixContrast with an instance loss"  # in logs and reports
+
     def __init__(
         self,
         backbone: nn.Module,

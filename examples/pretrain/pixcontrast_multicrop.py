@@ -31,6 +31,8 @@ class PixContrastMulticrop(nn.Module):
             divided by the image's width and y by its height, as PixPro does; in images far from square the two differ.
     """
 
+    in_words = "PixContrast with small views"  # in logs and reports
+
     def __init__(
         self,
         backbone: nn.Module,

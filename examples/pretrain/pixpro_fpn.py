@@ -46,6 +46,8 @@ class PixProFPN(nn.Module):
             published, x is divided by the image's width and y by its height; set it to true for images far from square.
     """
 
+    in_words = "PixPro at every level of a pyramid"  # in logs and reports
+
     def __init__(
         self,
         backbone: nn.Module,

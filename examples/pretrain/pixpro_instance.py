@@ -57,6 +57,8 @@ class PixProInstance(nn.Module):
             published, x is divided by the image's width and y by its height; set it to true for images far from square.
     """
 
+    in_words = "PixPro with an instance loss"  # in logs and reports
+
     def __init__(
         self,
         backbone: nn.Module,

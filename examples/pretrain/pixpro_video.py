@@ -28,6 +28,8 @@ class PixProVideo(nn.Module):
             frame, in diagonals of the first view's cell; above 0. PixPro's published value is 0.7.
     """
 
+    in_words = "PixPro on frames of video"  # in logs and reports
+
     def __init__(
         self, backbone: nn.Module, width: int, hidden_dim: int = 4096, dim: int = 256, threshold: float = 0.7
     ) -> None:

@@ -55,6 +55,8 @@ class ViTPostTraining(nn.Module):
             divided by the image's width and y by its height, as PixPro does; in images far from square the two differ.
     """
 
+    in_words = "dense post-training of a ViT"  # in logs and reports
+
     def __init__(
         self,
         backbone: nn.Module,

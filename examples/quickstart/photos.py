@@ -16,6 +16,7 @@ from tqdm import tqdm
 from examples.pretrain.common.data.decode import read_photo, shown
 from examples.pretrain.common.data.depths import as_bytes
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.samples import IGNORED, photo_under
 
 CAMVID_CLASSES = 11  # ids 0..10; 11 is "ignore"
@@ -41,6 +42,9 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
         ValueError: If the folder is missing, holds no photo, or none that can be read.
     """
     paths = list(find_photos(folder, name))
+    masks = mask_warning(paths, name)
+    if masks is not None:
+        warnings.warn(masks, stacklevel=2)
     random.Random(seed).shuffle(paths)
     photos: list[Tensor] = []
     unreadable = 0

@@ -340,3 +340,54 @@ def test_random_files_are_read_right_or_refused_by_name(seed, tmp_path):
         missing = re.search(r"entry '(\S+)' is missing", error)
         assert missing is None or f"elsewhere.{missing[1]}" not in error
         assert missing is None or not any(name.endswith(f"elsewhere.{missing[1]}") for name in content)
+
+
+def renamed(old, new):
+    return {new(name): value for name, value in old.items()}
+
+
+def test_names_that_nearly_fit_are_shown_beside_those_that_were_expected(tmp_path):
+    """Two libraries may name one network's entries alike up to an underscore, which no first entry tells."""
+    torch.save(under("net.", renamed(tiny(1), lambda name: f"_{name}")), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="does not fit the Tiny: ") as caught:
+        load_backbone(Tiny(), tmp_path / "file.pth")
+    told = str(caught.value)
+    entries = sum(not name.endswith("num_batches_tracked") for name in META)
+    assert (
+        f"does not fit the Tiny: entry 'conv1.weight' is missing; the file lacks {entries} of {entries} entries" in told
+    )
+    assert "such as 'conv1.weight', 'bn1.weight' and 'bn1.bias'" in told
+    assert told.endswith("the closest that it has are 'net._conv1.weight', 'net._bn1.weight' and 'net._bn1.bias'")
+
+
+def test_names_that_are_nothing_alike_are_shown_too(tmp_path):
+    torch.save(renamed(tiny(1), lambda name: f"Q{sum(map(ord, name))}.{len(name)}.{name[::-1]}"), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"does not fit the Tiny: .* in their place it has 'Q.*', 'Q.*' and 'Q.*'$"):
+        load_backbone(Tiny(), tmp_path / "file.pth")
+
+
+def test_entries_without_a_place_are_counted(tmp_path):
+    deeper = tiny(1) | {f"layer1.{block}.conv1.weight": torch.ones(4, 4, 3, 3) for block in (2, 3, 4, 5)}
+    torch.save(deeper, tmp_path / "file.pth")
+    with pytest.raises(
+        ValueError,
+        match=r"no place for entry 'layer1.2.conv1.weight'; .*none for 4 .*layer1.3.conv1.weight' and 'layer1.4",
+    ):
+        load_backbone(Tiny(), tmp_path / "file.pth")
+
+
+def test_one_entry_that_does_not_fit_is_named_once(tmp_path):
+    torch.save(tiny(1) | {"bn1.bias": torch.ones(7)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"the Tiny: entry 'bn1.bias' is \(7,\), expected \(4,\)$"):
+        load_backbone(Tiny(), tmp_path / "file.pth")
+    torch.save({name: value for name, value in tiny(1).items() if name != "bn1.bias"}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"the Tiny: entry 'bn1.bias' is missing$"):
+        load_backbone(Tiny(), tmp_path / "file.pth")
+
+
+def test_a_model_that_is_cut_is_called_by_its_own_name(tmp_path):
+    torch.save(tiny(1), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"does not fit the ResNet: "):
+        load_backbone(FeatureMap(resnet18()), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"does not fit my own network: "):
+        load_backbone(FeatureMap(resnet18()), tmp_path / "file.pth", name="my own network")

@@ -107,7 +107,10 @@ def test_a_file_of_what_lies_before_the_cut_is_enough(folder, weights, tmp_path,
     assert run(folder, weights, tmp_path / "b.json", protocols="neighbors") == 0
     assert scores_of(tmp_path / "a.json") == scores_of(tmp_path / "b.json")
     assert run(folder, "ignored", tmp_path / "c.json", *given, "--layer", "layer3", protocols="neighbors") == 2
-    assert re.search(r"error: --weights: for the model cut after layer3: .*layer3", capsys.readouterr().err)
+    assert re.search(
+        r"error: --weights: .* does not fit --backbone torchvision/resnet18 cut after layer3: .*layer3",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_second_run_computes_only_what_is_missing(folder, weights, tmp_path, monkeypatch):

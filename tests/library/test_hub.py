@@ -74,7 +74,9 @@ def test_a_file_that_does_not_fit_is_refused_by_its_entry(folder):
     wide = whole | {"layer1.0.conv1.weight": torch.zeros(64, 32, 3, 3)}
     for entries, said in ((lacking, "'layer2.0.conv2.weight' is missing"), (wide, r"\(64, 32, 3, 3\), expected")):
         save_file(entries, folder / "other.safetensors")
-        with pytest.raises(ValueError, match=rf"^path: .*other.safetensors does not fit the FeatureMap: .*{said}"):
+        with pytest.raises(
+            ValueError, match=rf"^path: .*other.safetensors does not fit the network of densessl.hub: .*{said}"
+        ):
             hub.load(folder / "other.safetensors")
     with pytest.raises(ValueError, match=r"there is no file .*absent.safetensors"):
         hub.load(folder / "absent.safetensors")

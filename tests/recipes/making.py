@@ -24,6 +24,11 @@ def cli(method: type[nn.Module], *args: str) -> Run:
     return make_run(recipe_of(method), args)
 
 
+def without_images(monkeypatch) -> None:
+    """Lets runs be made, and not begun, whose folders are not there."""
+    monkeypatch.setattr("examples.pretrain.common.cli.check_folders", lambda config, data: None)
+
+
 def small(
     method: type[nn.Module], name: str = "resnet18", layer: str = "layer2", size: int = 32, **options
 ) -> nn.Module:

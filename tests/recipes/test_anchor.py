@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import TINY, cli
+from making import TINY, cli, without_images
 from reference import cosine, tokens
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -264,7 +264,8 @@ def test_methods_without_two_maps_have_no_such_option(method):
         cli(method, "--data.folder=unread", "--method.anchor=1")
 
 
-def test_adapt_goes_on_from_weights_and_lars_warns(tmp_path, caplog):
+def test_adapt_goes_on_from_weights_and_lars_warns(tmp_path, caplog, monkeypatch):
+    without_images(monkeypatch)
     start = tmp_path / "start.safetensors"
     save_file(make_backbone("resnet18", "layer3", "random", 128)[0].state_dict(), start)
     options = ["--data.folder=x", "--backbone.name=resnet18", "--backbone.layer=layer3", f"--backbone.init={start}"]
@@ -280,7 +281,8 @@ def test_adapt_goes_on_from_weights_and_lars_warns(tmp_path, caplog):
     assert sum("LARS at rates for random weights made pretrained ones worse" in m for m in caplog.messages) == 1
 
 
-def test_the_configuration_of_adapt_fits_its_recipe(tmp_path):
+def test_the_configuration_of_adapt_fits_its_recipe(tmp_path, monkeypatch):
+    without_images(monkeypatch)
     path = Path(adapt.__file__).parent / "configs" / "own_images.yaml"
     options = ["--config", str(path), "--data.folder=x", "--backbone.init=random", "--out", str(tmp_path / "run")]
     options += ["--backbone.freeze_statistics=false"]

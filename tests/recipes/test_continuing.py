@@ -232,12 +232,13 @@ def test_auto_continues_where_there_is_a_checkpoint_and_begins_otherwise(folder,
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_one_row_a_step_with_its_rate(folder, tmp_path):
-    """The first after at most ten steps, also where gradients are accumulated."""
-    fit(PixPro, folder, tmp_path, "--trainer.max_steps=10", "--data.batch_size=2",
+@pytest.mark.parametrize(("steps", "logged"), [(20, [9, 19]), (4, [0, 1, 2, 3])])
+def test_the_table_has_one_row_a_step_with_its_rate(steps, logged, folder, tmp_path):
+    """The first after at most ten steps, all of a short run, also where gradients are accumulated."""
+    fit(PixPro, folder, tmp_path, f"--trainer.max_steps={steps}", "--data.batch_size=2",
         "--trainer.accumulate_grad_batches=2")  # fmt: skip
     rows = rows_of(tmp_path)
-    assert [row["step"] for row in rows] == ["9"]
+    assert [int(row["step"]) for row in rows] == logged
     for row in rows:
         assert all(row[name] for name in ("loss", "lr-LARS/pg1", "momentum", "health/std_times_sqrt_c"))
     assert (tmp_path / "encoder.safetensors").stat().st_mode & 0o777 == 0o644

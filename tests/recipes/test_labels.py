@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from examples.pretrain.common.preview.page import labelled
 from examples.pretrain.common.samples import read_labels
 from examples.quickstart.photos import read_camvid
 
@@ -99,6 +100,19 @@ def test_palettes_hold_numbers_and_turned_photos_lie_under_masks_of_both_kinds(t
     (tmp_path / "images" / "val" / "1.png").unlink()
     (image, mask), = read_camvid(tmp_path, "val", classes=13)  # fmt: skip
     assert torch.equal(image[0].long(), mask * 20)
+
+
+def test_classes_are_counted_without_those_that_are_ignored(tmp_path):
+    for index in (0, 1):
+        put(tmp_path, f"{index}", blocks(index))
+    assert labelled(read_labels(str(tmp_path), 3, 24)) == "1 to fit on, 1 to test on, 13 classes"
+    names = [f"class {index}" for index in range(12)]
+    (tmp_path / "classes.txt").write_text("\n".join([*names, "Void"]))
+    labels = read_labels(str(tmp_path), 3, 24)
+    assert (labels.classes, labels.counted) == (13, 12)
+    assert labelled(labels) == "1 to fit on, 1 to test on, 12 classes and 1 ignored number"
+    (tmp_path / "classes.txt").write_text("\n".join(["unlabelled", *names[:-1], "Void"]))
+    assert labelled(read_labels(str(tmp_path), 3, 24)).endswith("11 classes and 2 ignored numbers")
 
 
 def deep(numbers: np.ndarray) -> Image.Image:

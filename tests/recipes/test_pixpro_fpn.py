@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from making import cli as cli_of
+from making import without_images
 from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torchvision.io import write_jpeg
@@ -74,7 +75,8 @@ def trained(folder, tmp_path_factory) -> tuple[Run, Path]:
     return fit(made(folder, out, *given)), out
 
 
-def test_the_configuration_is_instantiated(tmp_path):
+def test_the_configuration_is_instantiated(tmp_path, monkeypatch):
+    without_images(monkeypatch)
     recipe = cli("--config", str(CONFIG), "--data.folder=x", "--out", str(tmp_path), "--trainer.accelerator=cpu",
                  "--trainer.devices=1", "--trainer.precision=32")  # fmt: skip
     sizes = {name: tuple(x.shape[1:]) for name, x in recipe.method.encoder[0](torch.zeros(1, 3, 224, 224)).items()}

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
-from making import TINY, cli, drawing
+from making import TINY, cli, drawing, without_images
 from torchvision.io import write_jpeg, write_png
 
 import densessl
@@ -105,7 +106,8 @@ CONFIGS = sorted(path.name for path in CONFIGS_FOLDER.glob("*.yaml") if not path
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_configuration_is_instantiated(config, tmp_path):
+def test_every_configuration_is_instantiated(config, tmp_path, monkeypatch):
+    without_images(monkeypatch)
     method = next(METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if config.startswith(name))
     made = cli(method, "--config", str(CONFIGS_FOLDER / config), "--data.folder", "x", "--out", str(tmp_path),
                "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32",
@@ -649,6 +651,15 @@ def test_continuing_from_a_checkpoint(folder, tmp_path):
     for path, message in wrong:
         with pytest.raises(ValueError, match=rf"backbone.init: .*{message}"):
             make_backbone("resnet50", "layer2", str(path), 64)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_weights_under_other_names_are_refused_in_words_of_the_command_line(freeze, tmp_path):
+    state = timm.create_model("test_efficientnet", num_classes=0).state_dict()
+    torch.save({f"_{name}": value for name, value in state.items()}, tmp_path / "other.pth")
+    told = r"^backbone.init: .*other.pth does not fit backbone.name=test_efficientnet: .* such as 'conv_stem.weight',"
+    with pytest.raises(ValueError, match=rf"{told} .*it has are '_conv_stem.weight', '_bn1.weight'"):
+        make_backbone("test_efficientnet", "blocks.2", str(tmp_path / "other.pth"), 64, freeze_statistics=freeze)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import csv
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,23 @@ import pytest
 import torch
 from making import TINY, cli
 from PIL import Image
+from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file
 from torch import nn
 
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from examples.pretrain.common import backbones
+from examples.pretrain.common import probe as probe_module
+from examples.pretrain.common.bar import RunBar
+from examples.pretrain.common.cli import main
 from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import heat, similarity
 from examples.pretrain.common.probe import DenseProbe
+from examples.pretrain.common.report.callback import RunReport
 from examples.pretrain.common.samples import read_labels, read_squares
 from examples.pretrain.common.scores import Form, frozen, recoloured, scores, settled
-from examples.pretrain.pixpro import PixPro
+from examples.pretrain.pixpro import PixPro, recipe
 
 FORM = Form(3, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -86,7 +93,7 @@ def test_the_values_are_those_of_the_library(folder, labelled, tmp_path):
         return backbone((images.float() / 255 - mean) / std)
 
     photos = read_squares(held_out_of(folder, 5), 3, 32)
-    fitted, tested, classes = read_labels(str(labelled), 3, 32)
+    fitted, tested, classes, _ = read_labels(str(labelled), 3, 32)
     assert (len(fitted), len(tested), classes) == (3, 3, 3)
     expected = {
         "pck": correspondence_accuracy(features, photos, distances=(1.0,))[1.0],
@@ -274,6 +281,63 @@ def test_pictures_of_features():
 def test_bad_input_stops_before_training(args, message, folder, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(folder, tmp_path, *args)
+
+
+class Ends(Callback):
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.at.append(time.perf_counter())
+
+
+def test_rates_and_time_left_are_without_the_probe(folder, tmp_path, monkeypatch):
+    """The first reading, before step 1, made a short run look hours long."""
+    slept, ends = [], Ends()
+
+    def slow(features, photos, labels):
+        time.sleep(1.0)
+        slept.append(time.perf_counter())
+        return {"pck": 0.5, "pck_colour": 0.5}
+
+    monkeypatch.setattr(probe_module, "scores", slow)
+    made = made_run(folder, tmp_path, "--probe.every_n_steps=2", "--probe.images=4", "--trainer.max_steps=3",
+                    "--trainer.enable_progress_bar=true")  # fmt: skip
+    made.trainer.callbacks.insert(0, ends)
+    made.fit()
+    bar, report = (next(c for c in made.trainer.callbacks if isinstance(c, kind)) for kind in (RunBar, RunReport))
+    training = ends.at[-1] - slept[0]
+    assert len(slept) == 3  # before step 1, after step 2, at the end
+    assert 0 < 3 * bar.per_step <= training + 0.05  # with the second, since more will come
+    with (tmp_path / "metrics.csv").open() as file:
+        speeds = [float(row["speed/images_per_s"]) for row in csv.DictReader(file) if row["speed/images_per_s"]]
+    assert len(speeds) == 3
+    assert sum(4 / speed for speed in speeds) <= training - 1.0 + 0.05
+    assert report.begun <= slept[0] - 1.0  # the time of the run has all of the probe's in it
+    assert "over the whole time, the probe's included" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["fit", "preview"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.folder=/no/such"], "data.folder: expected a folder, got /no/such"),
+        (["--data.folder=/no/such.txt"], "data.folder: expected a folder, got /no/such.txt"),
+        (["--probe.images=13"], "probe.images: expected at most half of the 24 images"),
+        (["--probe.photos=/no/such"], "probe.photos: expected a folder, got /no/such"),
+        (["--probe.labels=/no/such"], "probe.labels: expected the folders images and masks"),
+    ],
+)
+def test_folders_are_looked_for_before_weights_are_read(command, args, message, folder, tmp_path, monkeypatch):
+    """Weights may take minutes to load or download, and need not be read for a run that cannot begin."""
+
+    def slow(*parts, **options):
+        raise AssertionError("the weights were read first")
+
+    monkeypatch.setattr(backbones, "make_model", slow)
+    base = [*TINY, "--data.folder", str(folder), "--out", str(tmp_path), "--trainer.max_steps=1"]
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        main(recipe(), [command, *base, *args])
 
 
 def test_labels_that_do_not_fit(labelled, tmp_path):

@@ -20,10 +20,19 @@ from examples import evaluate
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pages import chart, thinned
 from examples.pretrain.common.pictures import as_pillow, enlarged, heat, similarity
-from examples.pretrain.common.report.content import better_or_worse, duration, next_commands, read_curves
+from examples.pretrain.common.report.content import (
+    better_or_worse,
+    duration,
+    next_commands,
+    read_curves,
+    told_noise,
+    without_export,
+)
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import tenths
+from examples.pretrain.common.scores import noise_of
 from examples.pretrain.common.stop_signals import stopped_by
+from examples.pretrain.common.training import spacing
 from examples.pretrain.pixpro import PixPro
 
 
@@ -124,6 +133,37 @@ def test_commands_by_network(finished):
     assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
     config.backbone.layer = "blocks.4"
     assert list(next_commands(config, file)) == ["evaluate", "fine-tune"]
+    assert "inside its part blocks" in without_export(config)
+    config.backbone.layer = "norm"
+    assert without_export(config) == ""
+
+
+def test_a_report_without_the_export_command_says_why(folder, tmp_path):
+    made_run(folder, tmp_path, "--backbone.layer=layer2.0").fit()
+    for said in ((tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "densessl.export" not in said
+        assert "There is no command to export: the backbone ends at layer2.0, inside its part layer2" in said
+
+
+@pytest.mark.parametrize(("steps", "every", "logged"), [(1, 10, [0]), (7, 10, [*range(7)]), (3, 2, [0, 1, 2])])
+def test_a_short_run_has_curves(steps, every, logged, folder, tmp_path):
+    made_run(folder, tmp_path, f"--trainer.max_steps={steps}", f"--trainer.log_every_n_steps={every}").fit()
+    assert [step for step, _ in read_curves(tmp_path)["loss"]] == logged
+    assert "There is no curve" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_spacing_of_logged_steps_is_kept_where_it_gives_a_curve():
+    assert [spacing(steps, 10) for steps in (20, 250, 100_000, 19, 9, 1)] == [10, 10, 10, 1, 1, 1]
+    assert spacing(90, 50) == 9
+
+
+def test_a_run_that_ended_before_its_first_logged_step_says_so(folder, tmp_path):
+    made = made_run(folder, tmp_path, "--trainer.max_steps=40", "--trainer.log_every_n_steps=10")
+    made.trainer.callbacks.insert(0, Stop(fails))
+    with pytest.raises(RuntimeError):
+        made.fit()
+    for said in ((tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "There is no curve of the loss: the run ended before its first logged step." in said
 
 
 def fails() -> None:
@@ -187,12 +227,13 @@ def test_curves_of_all_parts_of_a_run(tmp_path):
 
 
 def test_words_and_curves():
+    noise = noise_of(64, 64)
     rows = [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.7}, {"step": 9, "pck": 0.6}]
-    assert "better than it started. It was best at step 5 with 0.700" in better_or_worse(rows, "pck")
-    assert "worse" in better_or_worse([rows[1], rows[0]], "pck")
-    assert "once or never" in better_or_worse(rows[:1], "pck")
-    assert "level with its start: no score changed by more than 0.005." in better_or_worse(
-        [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.505}], "pck"
+    assert "better than it started. It was best at step 5 with 0.700" in better_or_worse(rows, "pck", noise)
+    assert "worse" in better_or_worse([rows[1], rows[0]], "pck", noise)
+    assert "once or never" in better_or_worse(rows[:1], "pck", noise)
+    assert "level with its start: no score changed by more than its noise." in better_or_worse(
+        [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.505}], "pck", noise
     )
     assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
     assert chart("loss", "no unit", {"loss": [(0, float("nan"))]}) == ""
@@ -227,7 +268,7 @@ START = {"step": 0, "pck": 0.640, "pck_colour": 0.633, "neighbors": 0.538, "line
 
 
 def verdict(score: str = "pck", **last: float) -> str:
-    return better_or_worse([START, {**START, "step": 250, **last}], score)
+    return better_or_worse([START, {**START, "step": 250, **last}], score, noise_of(64, 64))
 
 
 def test_the_verdict_is_of_all_scores():
@@ -247,6 +288,21 @@ def test_the_verdict_is_of_all_scores():
     aside = verdict(linear=0.700)
     assert "level with its start by this score; the linear probe rose by 0.046." in aside
     assert "worse than it started" in verdict(pck=0.5, linear=0.6)
+
+
+def test_noise_follows_the_number_of_images(finished):
+    assert noise_of(64, 256) == noise_of(1000, 64) == dict.fromkeys(START.keys() - {"step"}, 0.005)
+    few = noise_of(16, 4)
+    assert few == {"pck": 0.01, "pck_colour": 0.01, "neighbors": 0.02, "linear": 0.02}
+    assert noise_of(0, 0)["pck"] == 0.04
+    risen = [START, {**START, "step": 9, "pck": 0.650}]
+    assert "better than it started" in better_or_worse(risen, "pck", noise_of(64, 0))
+    assert "no score changed by more than its noise" in better_or_worse(risen, "pck", few)
+    out = Path(finished.config.out)
+    for said in ((out / "report.md").read_text(), (out / "report.html").read_text()):
+        assert "changes of up to 0.020 in pck and pck_colour (of 4 photos): 0.005 because" in said
+    both = told_noise(START, few, 16, 4)
+    assert "up to 0.010 in pck and pck_colour (of 16 photos), up to 0.020 in neighbors and linear (of 4 label" in both
 
 
 def test_a_warning_of_one_score_gives_no_advice_where_another_rose(finished):

@@ -157,7 +157,7 @@ def test_the_way(place, monkeypatch, capsys, caplog):
 
     # Watch, during; and stop.
     said = run_until_ctrl_c([*options, "--data.workers", "1"], out / "metrics.csv")
-    for line in ("PixContrastInstance on ", "img/s", "pck ", "Stopped by SIGINT", "report: "):
+    for line in ("adapt.py (PixContrast with an instance loss) on ", "img/s", "pck ", "Stopped by SIGINT", "report: "):
         assert line in said
     for noise in ("Tip", "deprecated", "FLOPs", "Warning", "GPU available"):
         assert noise not in said
@@ -167,7 +167,9 @@ def test_the_way(place, monkeypatch, capsys, caplog):
     for name in ("lr-AdamW/pg1", "momentum", "speed/images_per_s", "health/std_times_sqrt_c"):
         assert float(first[name]) > 0
     report = (out / "report.md").read_text()
-    assert report.startswith(f"# PixContrastInstance: stopped after {stopped_at} of {STEPS} steps\n")
+    assert report.startswith(
+        f"# adapt.py (PixContrast with an instance loss): stopped after {stopped_at} of {STEPS} steps\n"
+    )
     assert "by the user" in report
     before = probe_of(out / "report.md")
     assert before["score"][0] == "before (step 0)"

@@ -69,7 +69,7 @@ def make_backbone(
     if init in ("random", "imagenet"):
         backbone = kind(model, layer)
     else:
-        backbone, read = _read_into(model, lambda: kind(model, layer), init)
+        backbone, read = _read_into(model, lambda: kind(model, layer), init, f"backbone.name={name}")
         log.info("%s: loaded %d entries; left out %d", init, len(read.weights), len(read.parts) + len(read.dropped))
     width, *cells = map_shape(backbone, size, channels)
     log.info("%s: %d px views give %dx%d cells", name, size, *cells)
@@ -83,14 +83,14 @@ def make_backbone(
     return backbone, width
 
 
-def _read_into(model: nn.Module, cut: Callable[[], FeatureMap], path: str) -> tuple[FeatureMap, Weights]:
+def _read_into(model: nn.Module, cut: Callable[[], FeatureMap], path: str, name: str) -> tuple[FeatureMap, Weights]:
     """The cut network with a file's weights: of the whole network, or of one that was cut at the same place."""
     try:
         read = load_backbone(model, path)
     except ValueError:
         backbone = cut()
         try:
-            return backbone, load_backbone(backbone, path)
+            return backbone, load_backbone(backbone, path, name=name)
         except ValueError as error:
             raise ValueError(f"backbone.init: {str(error).removeprefix('path: ')}") from error
     return cut(), read

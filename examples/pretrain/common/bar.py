@@ -36,6 +36,7 @@ class RunBar(ProgressBar):
         super().__init__()
         self.file, self.seconds = file or sys.stderr, seconds
         self.values: dict[str, float] = {}
+        self.began: float | None = None  # the first step
         self.bar: tqdm | None = None
         self.enabled = True
 
@@ -50,12 +51,16 @@ class RunBar(ProgressBar):
         tqdm.write(sep.join(map(str, args)), file=self.file)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.begun_at, self.began = trainer.global_step, time.monotonic()
+        self.begun_at, self.began = trainer.global_step, None
         self.shown_at, self.step, self.per_step = -float("inf"), self.begun_at, 0.0
         self.total = steps_of(trainer)
         self.images = trainer.datamodule.batch_size * trainer.accumulate_grad_batches
         if self.enabled and self.file.isatty():
             self.bar = tqdm(total=self.total, initial=self.begun_at, file=self.file, bar_format="{desc}", leave=True)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if self.began is None:  # not before: the probe's first reading is no part of a step
+            self.began = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self.enabled or trainer.global_step == self.step:

@@ -18,6 +18,7 @@ from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collap
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.last_checkpoint import LastCheckpoint
 from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.sharding import whole
 from examples.pretrain.common.training import is_logged
 
@@ -84,26 +85,32 @@ class StopOnCollapse(Callback):
 
 
 class Throughput(Callback):
-    """Logs images/s and the share of time spent waiting for data."""
+    """Logs images/s and the share of time spent waiting for data; the time of the probe counts in neither."""
 
     def __init__(self) -> None:
         self.end = self.waited = self.since = 0.0
         self.images = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.end = self.since = time.perf_counter()
+        self.end = self.since = without_probe(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
-        self.waited += time.perf_counter() - self.end
+        self.waited += without_probe(trainer) - self.end
         self.images += len(batch.unreadable) * trainer.world_size
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.end = time.perf_counter()
+        self.end = without_probe(trainer)
         if trainer.global_step % trainer.log_every_n_steps == 0:
             elapsed = self.end - self.since
             module.log("speed/images_per_s", self.images / elapsed, prog_bar=True)
             module.log("speed/data_wait", self.waited / elapsed)
             self.since, self.images, self.waited = self.end, 0, 0.0
+
+
+def without_probe(trainer: pl.Trainer) -> float:
+    """A clock in seconds that stands still while the probe is read."""
+    probes = (callback for callback in trainer.callbacks if isinstance(callback, DenseProbe))
+    return time.perf_counter() - sum(probe.seconds for probe in probes)
 
 
 class Encoders(Callback):

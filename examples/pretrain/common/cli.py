@@ -25,14 +25,17 @@ from examples.pretrain.common.callbacks import standard_callbacks
 from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.pretrain.common.checks import check_options, named
 from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.options import photo_views
+from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
+from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, parse, settings_of, without_small
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
-from examples.pretrain.common.watch import add_probe_options, watching
+from examples.pretrain.common.watch import add_probe_options, check_folders, watching
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,10 @@ class Run(NamedTuple):
         if self.config.overwrite:
             self.data.source.count(1, self.data.workers)  # nothing is deleted for a run that cannot begin
             run_folder.clear(self.config.out)
+        source = self.data.source
+        masks = mask_warning(source.paths(), "data.folder") if isinstance(source, FolderSource) else None
+        if masks is not None and self.trainer.is_global_zero:
+            log.warning("%s", masks)
         out, start = self.config.out, self.config.ckpt_path
         with named("method", self.config.method), run_folder.watched(out), run_folder.freed(out, start, self.trainer):
             self.trainer.fit(self.module, self.data, ckpt_path=start)
@@ -79,7 +86,8 @@ class Recipe(NamedTuple):
     """A method with what trains it.
 
     Attributes:
-        method: Class of the method, a module that takes a backbone and the width of its map first.
+        method: Class of the method, a module that takes a backbone and the width of its map first. Its attribute
+            ``in_words``, where it has one, names it in logs and reports.
         optimizer: Settings of its optimiser, see optimizers.py.
         backbone: Makes the backbone and gives the width of its map.
         momentum: Momentum of the target encoder at the start and at the end; None: the method has no target encoder.
@@ -169,7 +177,7 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     callbacks = [
         *standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
         Identity(identity, config.data.folder, found),
-        run_folder.Settings(config.out, settings, name),
+        run_folder.Settings(config.out, settings, known_as(recipe.method)),
         *([Extension(found["step"])] if found is not None and budget_of(found) != budget_of(identity) else []),
         *([] if config.trainer.enable_progress_bar is False else [RunBar()]),
         *watching(config, data),  # last, because the report tells of what the others have written
@@ -193,6 +201,7 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     """
     pl.seed_everything(config.seed, verbose=False)
     data = photo_views(**config.data, seed=config.seed)
+    check_folders(config, data)
     start = {**config.backbone, "init": config.backbone.init if begins else "random"}
     if config.data.get("small"):
         start["small_size"] = config.data.small_size

@@ -92,7 +92,7 @@ def make_trunk(
         raise ValueError(f"backbone.name: expected the name of a torchvision ResNet, got {name!r}")
     trunk = FCOSTrunk(network, top, towers)
     if init not in ("random", "imagenet"):
-        load_trunk(trunk, init)
+        load_trunk(trunk, init, name)
     try:
         with torch.no_grad():
             sizes = level_sizes(trunk.eval()(torch.zeros(1, channels, size, size)))
@@ -102,14 +102,19 @@ def make_trunk(
     return trunk.train(), trunk.width
 
 
-def load_trunk(trunk: FCOSTrunk, path: str) -> None:
+def load_trunk(trunk: FCOSTrunk, path: str, name: str) -> None:
     """Loads the backbone of a file, and those of FPN and towers that it holds; logs what is left out and what stays.
+
+    Args:
+        trunk: The trunk that is loaded into.
+        path: The file.
+        name: Name of the trunk's ResNet, for errors.
 
     Raises:
         ValueError: If the backbone is another, or an entry of FPN and towers has another shape.
     """
     try:
-        read = load_backbone(trunk.backbone.body, path)
+        read = load_backbone(trunk.backbone.body, path, name=f"backbone.name={name}")
         parts = load_parts(trunk, path)
     except ValueError as error:
         raise ValueError(f"backbone.init: {error}") from error

@@ -18,11 +18,12 @@ from densessl.plots import pca_colours
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.finding import find_photos
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.sources import HELD_OUT, evenly
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pictures import enlarged, in_colour, strip
 from examples.pretrain.common.samples import Labels, read_labels, read_squares
-from examples.pretrain.common.scores import NOISE, SCORES, Form, changes, frozen, scores, settled, told
+from examples.pretrain.common.scores import SCORES, Form, changes, frozen, noise_of, scores, settled, told
 from examples.pretrain.common.sharding import is_sharded
 from examples.pretrain.common.stop_signals import stopped_by
 from examples.pretrain.common.training import steps_of
@@ -124,6 +125,11 @@ class DenseProbe(Callback):
         """Whether there is something to score on, and a step at which to do it."""
         return self.every_n_steps != 0 and bool(self.sample or self.labelled)
 
+    @property
+    def noise(self) -> dict[str, float]:
+        """Up to how large a change of each score counts as none, by the number of images that it is of."""
+        return noise_of(len(self.sample), len(self.labelled.test) if self.labelled else 0)
+
     def state_dict(self) -> dict[str, Any]:
         return {"readings": self.readings, "seconds": self.seconds, "warned": self.warned}
 
@@ -136,6 +142,9 @@ class DenseProbe(Callback):
             return
         paths = self.data.source.held_out() if self.photos is None else find_photos(self.photos, "probe.photos")
         if self.photos is not None:
+            masks = mask_warning(paths, "probe.photos")
+            if masks is not None:
+                log.warning("%s", masks)
             paths = [paths[i] for i in evenly(len(paths), HELD_OUT)]
         if self.labels is not None:
             self.labelled = read_labels(self.labels, self.form.channels, self.form.size)
@@ -213,11 +222,11 @@ class DenseProbe(Callback):
         Where another score rose, the fall is told without a verdict and without advice.
         """
         values = [row[self.score] for row in self.readings]
-        if self.warned or len(values) < 4 or max(values[-3:]) >= values[0] - NOISE:
+        if self.warned or len(values) < 4 or max(values[-3:]) >= values[0] - self.noise[self.score]:
             return
         self.warned = True
         best = max(self.readings, key=lambda row: row[self.score])
-        rose, _ = changes(self.readings[0], self.readings[-1])
+        rose, _ = changes(self.readings[0], self.readings[-1], self.noise)
         last = ", ".join(f"{value:.3f}" for value in values[-3:])
         text = f"probe: {self.score} was {last} in the last three readings, below the {values[0]:.3f} that the run "
         if rose:

@@ -35,7 +35,7 @@ class Settings(Callback):
     Args:
         out: Folder of the run.
         text: The options as YAML.
-        name: Name of the method.
+        name: What a user calls the run.
     """
 
     def __init__(self, out: str, text: str, name: str) -> None:

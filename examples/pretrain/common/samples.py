@@ -32,11 +32,24 @@ class Labels(NamedTuple):
         fit: Images, uint8 ``(C, H, W)``, with labels, int64 ``(H, W)``.
         test: Other images with labels, in the same form.
         classes: Labels run 0..classes-1; all others are ignored.
+        ignored: How many of these numbers stand for no class, as those of a line ``void`` in classes.txt.
     """
 
     fit: list[tuple[Tensor, Tensor]]
     test: list[tuple[Tensor, Tensor]]
     classes: int
+    ignored: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Number of classes that count."""
+        return self.classes - self.ignored
+
+    @property
+    def beside(self) -> str:
+        """Words to follow the number of classes: how many numbers are ignored beside them, where there are some."""
+        numbers = "number" if self.ignored == 1 else "numbers"
+        return f" and {self.ignored} ignored {numbers}" if self.ignored else ""
 
 
 def square(image: Tensor, size: int, mode: InterpolationMode = InterpolationMode.BILINEAR) -> Tensor:
@@ -78,6 +91,34 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         ValueError: If a folder or a mask is missing; if a mask is in colours, of another size, or holds a number beyond
             the classes of classes.txt; or if there are fewer than 2 images or classes.
     """
+    root, parts = Path(folder), labelled_pairs(folder, name)
+    names = optional_class_names(root, name)
+    if len(names) == 1:
+        raise ValueError(f"{name}: expected at least 2 classes, a line each, in {shown(root / 'classes.txt')}, got 1")
+    least = len(names) or IGNORED  # of the numbers that no class has
+    read = [[_labelled(*part[i], channels, size, least, name) for i in evenly(len(part), most)] for part in parts]
+    masks_read = [mask for part in read for _, mask in part]
+    found = {number for mask in masks_read for number in mask.unique().tolist()} - {IGNORED}
+    if len(found) < 2:  # masks of 0 and 255, for instance
+        what = f"the number {found.pop()} alone" if found else "none"
+        raise ValueError(f"{name}: expected masks of at least 2 classes, got {what} in {shown(root)}; 255 is ignored")
+    nothing = [i for i, word in enumerate(names) if word.lower() in NO_CLASS]
+    for mask in masks_read:
+        for label in nothing:
+            mask[mask == label] = IGNORED
+    return Labels(*read, max(2, len(names) or max(found) + 1), len(nothing))
+
+
+def labelled_pairs(folder: str, name: str) -> list[list[tuple[Path, Path]]]:
+    """Images with their masks, those to fit on and those to test on, by their places alone: nothing is read.
+
+    Args:
+        folder: Path of the folder, as of ``read_labels``.
+        name: Name of the argument, for errors.
+
+    Raises:
+        ValueError: If a folder or a mask is missing, or there are fewer than 2 images.
+    """
     root = Path(folder)
     masks = next((root / part for part in ("masks", "labels") if (root / part).is_dir()), None)
     if masks is None or not (root / "images").is_dir():
@@ -90,20 +131,7 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
         parts = [pairs[0::2], pairs[1::2]]
     if not all(parts):
         raise ValueError(f"{name}: expected at least 2 images, one to fit and one to test on, in {shown(root)}")
-    names = optional_class_names(root, name)
-    if len(names) == 1:
-        raise ValueError(f"{name}: expected at least 2 classes, a line each, in {shown(root / 'classes.txt')}, got 1")
-    least = len(names) or IGNORED  # of the numbers that no class has
-    read = [[_labelled(*part[i], channels, size, least, name) for i in evenly(len(part), most)] for part in parts]
-    masks_read = [mask for part in read for _, mask in part]
-    found = {number for mask in masks_read for number in mask.unique().tolist()} - {IGNORED}
-    if len(found) < 2:  # masks of 0 and 255, for instance
-        what = f"the number {found.pop()} alone" if found else "none"
-        raise ValueError(f"{name}: expected masks of at least 2 classes, got {what} in {shown(root)}; 255 is ignored")
-    for mask in masks_read:
-        for label in (i for i, word in enumerate(names) if word.lower() in NO_CLASS):
-            mask[mask == label] = IGNORED
-    return Labels(*read, max(2, len(names) or max(found) + 1))
+    return parts
 
 
 def _pairs(images: Path, masks: Path, name: str) -> list[tuple[Path, Path]]:

@@ -32,7 +32,8 @@ IN_WORDS = {
     "neighbors": "nearest neighbours",
     "linear": "the linear probe",
 }
-NOISE = 0.005  # a change up to this counts as none: the spread over seeds in docs/adapt.md is mostly below it
+NOISE = 0.005  # of a score of IMAGES or more, see noise_of: the spread over seeds in docs/adapt.md is mostly below it
+IMAGES = 64  # that a probe keeps where nothing else is asked for
 LINEAR_STEPS = 100  # of the linear probe: half of the library's default, because it is fitted at every reading
 BATCH = 16
 
@@ -149,16 +150,39 @@ def scores(features: Features, photos: Sequence[Tensor], labels: Labels | None =
             found["pck"] = correspondence_accuracy(features, photos, **pck)[1.0]
             found["pck_colour"] = correspondence_accuracy(features, photos, photometric=recoloured, **pck)[1.0]
         if labels is not None:
-            found["neighbors"] = nearest_neighbor_segmentation(features, *labels, cells=10_000)
-            found["linear"] = linear_segmentation(features, *labels, steps=LINEAR_STEPS)
+            fit, test, classes = labels[:3]
+            found["neighbors"] = nearest_neighbor_segmentation(features, fit, test, classes, cells=10_000)
+            found["linear"] = linear_segmentation(features, fit, test, classes, steps=LINEAR_STEPS)
     return found
 
 
-def changes(first: Mapping[str, float], last: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """The scores that rose and those that fell between two readings, with by how much; changes up to NOISE are none."""
+def noise_of(photos: int, labelled: int) -> dict[str, float]:
+    """Up to how large a change of each score counts as none: 0.005 from 64 images on, and more for fewer.
+
+    A score is a mean over images, whose error grows as 1 / sqrt(images). It does not fall below 0.005, because the
+    spread over seeds remains, however many images there are.
+
+    Args:
+        photos: Number of photos that correspondence is scored on.
+        labelled: Number of labelled images that the other scores are tested on.
+    """
+    by_photos, by_labels = (round(NOISE * max(1, IMAGES / max(1, n)) ** 0.5, 3) for n in (photos, labelled))
+    return {name: by_photos if name.startswith("pck") else by_labels for name in SCORES}
+
+
+def changes(
+    first: Mapping[str, float], last: Mapping[str, float], noise: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores that rose and those that fell between two readings, with by how much; changes up to noise are none.
+
+    Args:
+        first: The earlier reading.
+        last: The later one.
+        noise: As from ``noise_of``.
+    """
     by = {name: round(last[name] - first[name], 3) for name in SCORES if name in first and name in last}
-    rose = {name: change for name, change in by.items() if change > NOISE}
-    return rose, {name: -change for name, change in by.items() if -change > NOISE}
+    rose = {name: change for name, change in by.items() if change > noise[name]}
+    return rose, {name: -change for name, change in by.items() if -change > noise[name]}
 
 
 def told(changed: Mapping[str, float], verb: str) -> str:

@@ -70,14 +70,16 @@ class Pretraining(pl.LightningModule):
             self.method.target.update(self.method.encoder)
 
     def on_fit_start(self) -> None:
-        """Gives the target encoder its schedule over the run's steps, and its first update.
+        """Gives the target encoder its schedule over the run's steps, and its first update; a short run logs more.
 
         The published code updates before the keys of a step. That equals updating after the optimiser's step, but for
         the very first update, which changes nothing: target and online encoder are still the same.
         """
+        steps = steps_of(self.trainer)
+        self.trainer.log_every_n_steps = spacing(steps, self.trainer.log_every_n_steps)
         if not self.has_target:
             return
-        steps, (start, end), target = steps_of(self.trainer), self.momentum, self.method.target
+        (start, end), target = self.momentum, self.method.target
         target.momentum = lambda step: cosine_schedule(min(step, steps), steps + 1, start, end)
         if target.step == 0:
             target.update(self.method.encoder)
@@ -91,6 +93,16 @@ class Pretraining(pl.LightningModule):
 def is_logged(trainer: pl.Trainer) -> bool:
     """Whether the step that is running ends in a row of the logs; metrics are computed then only."""
     return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+
+
+def spacing(steps: int, every: int) -> int:
+    """Steps between two logged ones: as asked for, but fewer in a run that would have no two points for a curve.
+
+    Args:
+        steps: Steps of the whole run.
+        every: What ``trainer.log_every_n_steps`` asks for.
+    """
+    return every if steps >= 2 * every else max(1, steps // 10)
 
 
 def steps_of(trainer: pl.Trainer) -> int:

@@ -13,8 +13,10 @@ from torch import Tensor
 from densessl import DistanceMatcher
 from examples.pretrain.common import run_folder
 from examples.pretrain.common.backbones import map_shape
-from examples.pretrain.common.data.sources import FolderSource, evenly
+from examples.pretrain.common.data.shard_lists import is_shards
+from examples.pretrain.common.data.sources import evenly
 from examples.pretrain.common.data.views import collate
+from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.parsing import parse
 from examples.pretrain.common.preview.draw import joined, outlined, seen
@@ -48,17 +50,18 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
 
     if any(word.partition("=")[0] == "--ckpt_path" for word in arguments):
         raise ValueError("ckpt_path: a preview is of a run that begins; leave it out")
-    out = parse(fit_parser(recipe), arguments).out
+    config = parse(fit_parser(recipe), arguments)
+    out = config.out
+    if is_shards(config.data.folder) or config.data.get("flow") is not None:
+        raise ValueError(
+            "preview: expected a folder of images in data.folder, got tar shards (unpack one) or pairs of frames"
+        )
     if out == "":
         raise ValueError("out: expected the name of a folder, got none")
     folder = Path(out or "runs", "preview")
     run_folder.prepare(str(folder))
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
-        if not isinstance(run.data.source, FolderSource):
-            raise ValueError(
-                "preview: expected a folder of images in data.folder, got tar shards (unpack one) or pairs of frames"
-            )
         return write_preview(recipe, run, folder)
 
 
@@ -98,7 +101,7 @@ def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:
         crops.save(folder / f"draw-{index + 1}-crops.png")
         views.save(folder / f"draw-{index + 1}-views.png")
     path = folder / "preview.html"
-    path.write_text(write_page(recipe.method.__name__, values, words, photos, draws), encoding="utf-8")
+    path.write_text(write_page(known_as(recipe.method), values, words, photos, draws), encoding="utf-8")
     width = max(len(name) for name in values)
     print(*(f"{name:<{width}}  {value}" for name, value in values.items()), sep="\n")
     print(*(f"WARNING: {text}" for text in words), f"written: {path}", sep="\n")

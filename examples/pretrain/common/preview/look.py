@@ -15,6 +15,7 @@ from torch import Tensor
 from densessl import DistanceMatcher, MaskedView, View
 from densessl.geometry import inside
 from examples.pretrain.common.data.decode import read_photo
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.sources import evenly
 from examples.pretrain.common.data.views import Batch, DrawViews
 from examples.pretrain.common.step import valid_cells
@@ -34,6 +35,7 @@ class Files(NamedTuple):
         unreadable: Those of them, and of the photos that were drawn from, that cannot be read.
         small: How many of those looked at are smaller than the views.
         sides: Median width and height of those looked at.
+        masks: A warning where the files look like label masks; None where they do not.
     """
 
     found: int
@@ -42,6 +44,7 @@ class Files(NamedTuple):
     unreadable: list[Path]
     small: int
     sides: tuple[int, int]
+    masks: str | None
 
 
 class Pairs(NamedTuple):
@@ -88,7 +91,8 @@ def look_at_files(paths: Sequence[Path], held_out: int, size: int) -> Files:
     if sides:
         middle = tuple(sorted(side[axis] for side in sides)[len(sides) // 2] for axis in range(2))
     small = sum(min(side) < size for side in sides)
-    return Files(len(paths), held_out, len(chosen), unreadable, small, middle)
+    masks = mask_warning(paths, "data.folder")
+    return Files(len(paths), held_out, len(chosen), unreadable, small, middle, masks)
 
 
 def draw_pairs(

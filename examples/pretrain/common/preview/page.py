@@ -52,7 +52,7 @@ def numbers(
 
 def labelled(labels: Labels) -> str:
     """How many images the probe has labels of."""
-    return f"{len(labels.fit)} to fit on, {len(labels.test)} to test on, {labels.classes} classes"
+    return f"{len(labels.fit)} to fit on, {len(labels.test)} to test on, {labels.counted} classes{labels.beside}"
 
 
 def passes(speed: Speed, batch: int, files: Files) -> float:
@@ -76,6 +76,8 @@ def hours(value: float) -> str:
 def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells: tuple[int, int]) -> list[str]:
     """What is off, in words, with what to do about it."""
     data, found = config.data, []
+    if files.masks is not None:
+        found.append(files.masks)
     if files.unreadable:
         names = ", ".join(path.name for path in files.unreadable[:5])
         found.append(f"{len(files.unreadable)} files cannot be read: {names}. Others take their places.")
@@ -130,7 +132,7 @@ def write_page(
     """The page.
 
     Args:
-        method: Name of the method.
+        method: What a user calls the run.
         values: The numbers.
         words: The warnings.
         photos: For each photo its name, the photo with its crops, and its views joined.
@@ -146,7 +148,7 @@ def write_page(
     ]
     further = [figure(crops, f"draw {i + 1}") + figure(views, "") for i, (crops, views) in enumerate(draws[1])]
     return page(
-        f"Preview of a {method} run",
+        f"Preview of a run: {method}",
         paragraph("What the run would see and cost, on a sample of the images. Nothing was trained.", "soft"),
         heading("Warnings"),
         *boxes,

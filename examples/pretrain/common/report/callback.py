@@ -17,6 +17,7 @@ from torch import Tensor
 from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collapsed
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.sources import FolderSource, evenly
+from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.report.content import (
@@ -27,7 +28,9 @@ from examples.pretrain.common.report.content import (
     next_commands,
     read_curves,
     settings,
+    told_noise,
     weights_of,
+    without_export,
 )
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import Story, write_html, write_markdown
@@ -66,7 +69,8 @@ class RunReport(Callback):
         self.before, self.earlier = state["before"], state["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.begun = time.perf_counter()
+        # The probe is read before this: in a run that begins, its first reading is a part of the run's time.
+        self.begun = time.perf_counter() - (0.0 if self.earlier else self.probe.seconds)
         if not trainer.is_global_zero or is_sharded(module):
             return  # a sharded backbone cannot be run by this process alone: the report then has no pictures
         self.photos = self.probe.sample[:SHOWN]
@@ -113,7 +117,6 @@ class RunReport(Callback):
         out, data, probe = Path(self.config.out), self.data, self.probe
         curves, spent = read_curves(out), time.perf_counter() - self.begun
         recipe = type(getattr(module.method, "method", module.method))  # an anchored one is around its method
-        method = recipe.__name__
         pictures = []
         if self.photos and self.before is not None:
             maps = {"before": self.before.float(), "after": self._maps(backbone_of(module.method))}
@@ -121,10 +124,11 @@ class RunReport(Callback):
         best = max(probe.readings, key=lambda row: row[probe.score])["step"] if probe.readings else None
         device = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "CPU"
         total = "" if not self.earlier else f", {duration(self.earlier + spent)} with the earlier parts"
+        rate = data.seen * trainer.world_size / max(spent, 1e-9)
         values = {
             "steps": f"{trainer.global_step:,} of {data.batch_size} images",
             "time": duration(spent) + total,
-            "images/s": f"{data.seen * trainer.world_size / max(spent, 1e-9):.1f} over the whole time",
+            "images/s": f"{rate:.1f} over the whole time, the probe's included",
             "device": f"{trainer.world_size} x {device}" if trainer.world_size > 1 else device,
             "time of the probe": f"{duration(probe.seconds)} ({probe.seconds / max(spent + self.earlier, 1e-9):.1%})",
             "backbone": f"{self.config.backbone.name}, from {self.config.backbone.get('init', 'random')}",
@@ -136,24 +140,31 @@ class RunReport(Callback):
         )
         note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
         return Story(
-            f"{method}: {end.split(' by ')[0]}",
-            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score),
+            f"{known_as(recipe)}: {end.split(' by ')[0]}",
+            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score, probe.noise),
             self._warnings(curves),
             values,
             self._read(trainer),
             curves,
             probe.readings,
+            self._noise(),
             best,
             pictures,
             note if pictures else "No photo was at hand.",
             goes_on | next_commands(self.config, weights_of(out)),
+            without_export(self.config),
             settings(self.config),
         )
+
+    def _noise(self) -> str:
+        probe = self.probe
+        labelled = len(probe.labelled.test) if probe.labelled else 0
+        return told_noise(probe.readings[-1], probe.noise, len(probe.sample), labelled) if probe.readings else ""
 
     def _warnings(self, curves: dict) -> list[str]:
         found = []
         if self.probe.warned:
-            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1])
+            rose, _ = changes(self.probe.readings[0], self.probe.readings[-1], self.probe.noise)
             above = " and ".join(IN_WORDS[name] for name in rose)
             also = f". At the end {above} {'are' if len(rose) > 1 else 'is'} above it."
             found.append(

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import json
 import math
 import os
 import shlex
-import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from jsonargparse import Namespace
 
+from examples.pretrain.common.known_as import program_of
 from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
 from examples.pretrain.common.samples import optional_class_names
-from examples.pretrain.common.scores import NOISE, changes, told
+from examples.pretrain.common.scores import IMAGES, NOISE, SCORES, changes, told
 
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -82,6 +81,20 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
     return evaluate | ({} if "." in layer else {"export": export}) | {"fine-tune": tune}
 
 
+def without_export(config: Namespace) -> str:
+    """Why there is no command to export, and what to do in its place; empty where there is one."""
+    layer = config.backbone.get("layer", "layer4")
+    if "." not in layer:
+        return ""
+    part = layer.partition(".")[0]
+    return (
+        f"There is no command to export: the backbone ends at {layer}, inside its part {part}, and other libraries "
+        f"load whole parts only. In Python, the line under fine-tune makes the network up to {layer} with these "
+        "weights. For a file that other libraries load, train up to a layer that ends a whole part: --backbone.layer "
+        f"norm of most ViTs of timm, --backbone.layer {part} of other networks."
+    )
+
+
 def labelled_set(labels: str | None) -> tuple[str, str]:
     """Folder and number of classes for the segmentation recipe: the probe's where it has the recipe's layout."""
     if labels is not None and Path(labels, "masks", "train").is_dir() and Path(labels, "masks", "val").is_dir():
@@ -98,25 +111,18 @@ def continuing(config: Namespace, recipe: type) -> dict[str, str]:
     return {"continue": f"python {shlex.quote(program)} fit --config {settings} --ckpt_path last"}
 
 
-def program_of(method: type) -> str:
-    """The file that runs the recipe: the program that is running, or the method's own where that is none.
-
-    The two differ where a recipe trains another file's method, as adapt.py does.
-    """
-    running = sys.modules["__main__"]
-    return running.__file__ if hasattr(running, "recipe") else inspect.getfile(method)
-
-
-def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
+def better_or_worse(readings: Sequence[Mapping[str, float]], score: str, noise: Mapping[str, float]) -> str:
     """What the probe says of the run, in words.
 
     Args:
         readings: The readings of the probe, from the start of the run to its end.
         score: The score by which ``best.safetensors`` is kept. Where others contradict it, it decides nothing else.
+        noise: Up to how large a change of each score counts as none, as from ``noise_of``.
     """
     if len(readings) < 2:
         return "The probe was read once or never: it says nothing about this run."
-    (rose, fell), first, last = changes(readings[0], readings[-1]), readings[0][score], readings[-1][score]
+    rose, fell = changes(readings[0], readings[-1], noise)
+    first, last = readings[0][score], readings[-1][score]
     best = max(readings, key=lambda row: row[score])
     if rose and fell:
         return (
@@ -126,12 +132,32 @@ def better_or_worse(readings: Sequence[Mapping[str, float]], score: str) -> str:
     how = "better than it started" if score in rose else "worse than it started" if score in fell else ""
     if not how:
         others = told(rose, "rose") or told(fell, "fell")
-        more = f" by this score; {others}" if others else f": no score changed by more than {NOISE}"
+        more = f" by this score; {others}" if others else ": no score changed by more than its noise"
         how = f"level with its start{more}"
     text = f"After {last:.3f}, before {first:.3f} ({score}): the backbone is {how}."
     if best["step"] != readings[-1]["step"]:
         text += f" It was best at step {best['step']:.0f} with {best[score]:.3f}: best.safetensors holds that one."
     return text
+
+
+def told_noise(names: Iterable[str], noise: Mapping[str, float], photos: int, labelled: int) -> str:
+    """What counts as noise in these scores, and why, in words.
+
+    Args:
+        names: Names of the scores that were read.
+        noise: As from ``noise_of``.
+        photos: Number of photos, as for ``noise_of``.
+        labelled: Number of labelled images, as for ``noise_of``.
+    """
+    parts = []
+    for of, what in (("pck", f"{photos} photos"), ("neighbors", f"{labelled} labelled images")):
+        alike = [name for name in SCORES if name in names and name.startswith("pck") == (of == "pck")]
+        if alike:
+            parts.append(f"up to {noise[of]:.3f} in {' and '.join(alike)} (of {what})")
+    return (
+        f"As noise count changes of {', '.join(parts)}: {NOISE} because runs that differ by their seed alone mostly "
+        f"differ by less, and with fewer than {IMAGES} images more, in proportion to 1 / sqrt(images)."
+    )
 
 
 def last_of(curves: Curves, name: str) -> float:

@@ -23,6 +23,11 @@ from examples.pretrain.common.report.content import Curves
 from examples.pretrain.common.report.gallery import Row, gallery_html, gallery_strip
 from examples.pretrain.common.scores import SCORES
 
+NO_CURVES = (
+    "There is no curve of the loss: the run ended before its first logged step. A step is logged every "
+    "trainer.log_every_n_steps steps, and more often in a run of fewer than twice as many."
+)
+
 
 class Story(NamedTuple):
     """All that a report says.
@@ -35,10 +40,12 @@ class Story(NamedTuple):
         read: What was read and left out.
         curves: Columns of the run's tables.
         readings: Readings of the probe.
+        noise: What counts as noise in the scores, and why.
         best: The step that best.safetensors is of, or None.
         gallery: Pictures of the same photos before and after.
         note: Which photos those are.
         commands: What comes next.
+        without: What does not come next, and why; may be empty.
         settings: All options as YAML.
     """
 
@@ -49,10 +56,12 @@ class Story(NamedTuple):
     read: dict[str, str]
     curves: Curves
     readings: list[dict[str, float]]
+    noise: str
     best: float | None
     gallery: list[Row]
     note: str
     commands: dict[str, str]
+    without: str
     settings: str
 
 
@@ -93,16 +102,17 @@ def write_html(path: Path, story: Story) -> None:
         facts(story.facts),
         heading("Probe, before and after"),
         probe,
-        paragraph(meanings(story.readings[-1]), "soft") if story.readings else "",
+        paragraph(f"{meanings(story.readings[-1])} {story.noise}", "soft") if story.readings else "",
         heading("The same photos, before and after"),
         paragraph(story.note, "soft"),
         gallery_html(story.gallery),
         heading("Curves"),
-        grid(*drawn),
+        grid(*drawn) if story.curves.get("loss") else paragraph(NO_CURVES) + grid(*drawn),
         heading("What was read and left out"),
         facts(story.read),
         heading("What comes next"),
         *(paragraph(f"{name}:") + commands([line]) for name, line in story.commands.items()),
+        paragraph(story.without) if story.without else "",
         heading("Settings"),
         details("all options, as config.yaml has them", commands([story.settings])),
     )
@@ -118,7 +128,7 @@ def write_markdown(path: Path, story: Story) -> None:
         header, rows = probe_table(story.readings, story.best)
         lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines += ["", meanings(story.readings[-1])]
+        lines += ["", meanings(story.readings[-1]), "", story.noise]
     else:
         lines.append("No probe was read.")
     lines += ["", "## The same photos, before and after", "", story.note, ""]
@@ -128,7 +138,8 @@ def write_markdown(path: Path, story: Story) -> None:
         gallery_strip(row).save(folder / f"photo-{index + 1}.png")
         captions = ", ".join(caption for caption, _ in row)
         lines += [f"![{captions}](report/photo-{index + 1}.png)", ""]
-    lines += ["## Curves", "", "| | first | middle | last |", "|---|---|---|---|"]
+    lines += ["## Curves", "", *([] if story.curves.get("loss") else [NO_CURVES, ""])]
+    lines += ["| | first | middle | last |", "|---|---|---|---|"]
     for name in ("loss", STD, "speed/images_per_s", *rates(story.curves)):
         points = story.curves.get(name, [])
         if points:
@@ -139,6 +150,7 @@ def write_markdown(path: Path, story: Story) -> None:
     lines += ["", "## What comes next", ""]
     for name, line in story.commands.items():
         lines += [f"{name}:", "", f"    {line}", ""]
+    lines += [story.without, ""] if story.without else []
     lines += ["## Settings", "", "```yaml", story.settings.rstrip(), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 

@@ -1,0 +1,55 @@
+"""Tells folders of label masks from folders of photos, which are easily confused in a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from examples.pretrain.common.data.decode import shown
+
+COLOURS = 32  # at most so many: masks have a colour for each class, photos thousands
+FILES = 40  # that are looked at
+FIRST = 10  # after which the others are left unread where no more than half of them look like masks
+FORMATS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")  # of masks: JPEG mixes the numbers of neighbouring pixels
+
+
+def mask_warning(paths: Sequence[Path], name: str) -> str | None:
+    """What is off with photos that look like label masks, in words; None where they look like photos.
+
+    Args:
+        paths: The files, of which at most 40 are read, evenly spaced; of photos at most 10.
+        name: The argument that named them, for the message.
+    """
+    chosen = list(dict.fromkeys(index * len(paths) // FILES for index in range(FILES))) if len(paths) else []
+    turns = chosen[:: max(1, len(chosen) // FIRST)][:FIRST]  # first a few of all parts of the folder
+    seen = {index: few_colours(paths[index]) for index in turns}
+    if 2 * sum(what is not None for what in seen.values()) <= len(seen):
+        return None
+    seen |= {index: few_colours(paths[index]) for index in chosen if index not in seen}
+    found = {index: what for index, what in sorted(seen.items()) if what is not None}
+    if 2 * len(found) <= len(seen):
+        return None
+    first, what = next(iter(found.items()))
+    return (
+        f"{name}: {len(found)} of {len(seen)} sampled files have at most {COLOURS} colours and look like label masks, "
+        f"not like photos: {shown(paths[first])} has {what}. Give the folder of the photos themselves."
+    )
+
+
+def few_colours(path: Path) -> str | None:
+    """How many colours a file has, in words, where they are as few as a mask's; None for photos and damaged files."""
+    try:
+        with Image.open(path) as file:
+            colours = file.getcolors(COLOURS) if file.format in FORMATS else None
+            mode = file.mode
+    except Exception:  # Pillow raises whatever its decoders do; the run names files that cannot be read
+        return None
+    if colours is None:
+        return None
+    values = sorted(value for _, value in colours)
+    kind = (
+        f"grey values {values[0]} to {values[-1]}" if mode in ("1", "L") else "with a palette" if mode == "P" else mode
+    )
+    return f"{len(colours)} ({kind})"
