@@ -545,5 +545,6 @@ def test_fit_and_validate_from_the_command_line(tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=rf"^error: {message}"):
             call("fit", *common, *arguments)
-    with pytest.raises(SystemExit, match=r"^error: data.folder: expected images/train"):
-        call("fit", *common, "--model.pretrained=none", "--data.folder", str(tmp_path / "nowhere"))
+    # The data are looked for before the weights are.
+    with pytest.raises(SystemExit, match=r"^error: data.folder: expected a folder, got .*nowhere: there is no such"):
+        call("fit", *common, "--model.pretrained=/no/such.pth", "--data.folder", str(tmp_path / "nowhere"))

@@ -33,12 +33,14 @@ class Labels(NamedTuple):
         test: Other images with labels, in the same form.
         classes: Labels run 0..classes-1; all others are ignored.
         ignored: How many of these numbers stand for no class, as those of a line ``void`` in classes.txt.
+        named: Whether there is a classes.txt.
     """
 
     fit: list[tuple[Tensor, Tensor]]
     test: list[tuple[Tensor, Tensor]]
     classes: int
     ignored: int = 0
+    named: bool = True
 
     @property
     def counted(self) -> int:
@@ -47,7 +49,9 @@ class Labels(NamedTuple):
 
     @property
     def beside(self) -> str:
-        """Words to follow the number of classes: how many numbers are ignored beside them, where there are some."""
+        """Words to follow the number of classes: which numbers are ignored, or that none but 255 is."""
+        if not self.named:
+            return " (there is no classes.txt, so every number except 255 counts as a class)"
         numbers = "number" if self.ignored == 1 else "numbers"
         return f" and {self.ignored} ignored {numbers}" if self.ignored else ""
 
@@ -106,7 +110,7 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
     for mask in masks_read:
         for label in nothing:
             mask[mask == label] = IGNORED
-    return Labels(*read, max(2, len(names) or max(found) + 1), len(nothing))
+    return Labels(*read, max(2, len(names) or max(found) + 1), len(nothing), bool(names))
 
 
 def labelled_pairs(folder: str, name: str) -> list[list[tuple[Path, Path]]]:

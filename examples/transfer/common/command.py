@@ -63,6 +63,18 @@ class TransferCLI(LightningCLI):
             config.model[name] = was
         self.pretrained, config.model.pretrained = config.model.pretrained, "none"
 
+    def before_instantiate_classes(self) -> None:
+        """Looks for the folder of the data before the model reads or downloads its weights.
+
+        Raises:
+            ValueError: If there is no such folder.
+        """
+        if self.subcommand is None:  # nothing will run
+            return
+        folder = self.config[self.subcommand].data.folder
+        if not Path(folder).is_dir():
+            raise ValueError(f"data.folder: expected a folder, got {folder}: there is no such folder")
+
     def after_instantiate_classes(self) -> None:
         """Keeps the origin of the weights for the next checkpoint."""
         if self.pretrained is not None:
