@@ -51,11 +51,19 @@ def train_resumable(
     Returns:
         Means over the last steps that were logged (every tenth, at most 50) of ``loss`` and ``std``, and ``seconds``,
         the time by the clock over all steps, those before a stop included.
+
+    Raises:
+        ValueError: If the state in the file is of a run of another length, whose schedule differs.
     """
     begin, seen, start = 0, [], clock()
     states = {"method": method, "optimizer": scheduled.optimizer, "schedule": scheduled.schedule}
     if path.exists():
         saved = torch.load(path, weights_only=True)
+        if saved["steps"] != steps:
+            raise ValueError(
+                f"steps: expected {saved['steps']}, the length of the run whose state is {path}, got {steps}; "
+                "remove the file to begin anew"
+            )
         begin, seen, start = saved["step"], saved["seen"], start - saved["seconds"]
         for key, part in states.items():
             part.load_state_dict(saved[key])
@@ -76,7 +84,7 @@ def train_resumable(
         if (step + 1) % SAVE_EVERY == 0:
             state = {key: part.state_dict() for key, part in states.items()}
             with written_beside(path) as new:  # whole, or not at all
-                torch.save(state | {"step": step + 1, "seen": seen, "seconds": clock() - start}, new)
+                torch.save(state | {"step": step + 1, "steps": steps, "seen": seen, "seconds": clock() - start}, new)
 
     train(method, scheduled, draw, steps, after, momentum, begin, bfloat16)
     bar.close()

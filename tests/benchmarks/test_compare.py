@@ -107,6 +107,8 @@ def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, mon
     for _ in range(2):  # once in each arm
         with pytest.raises(KeyboardInterrupt):
             compare.main([*command, "--out", str(tmp_path / "parts")])
+    with pytest.raises(ValueError, match=r"steps: expected 5, .*pixcontrast-lr1-seed0.pt, got 6; remove"):
+        compare.main([*command, "--out", str(tmp_path / "parts"), "--steps=6", "--only=pixcontrast"])
     compare.main([*command, "--out", str(tmp_path / "parts")])
     of_both = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(tmp_path / out / "rows.csv")]
