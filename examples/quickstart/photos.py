@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from examples.pretrain.common.data.decode import read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, reason, shown
 from examples.pretrain.common.data.depths import as_bytes
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.label_masks import mask_warning
@@ -57,11 +57,12 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
                 bar.update()
             except (RuntimeError, OSError) as error:
                 unreadable += 1
-                warnings.warn(f"{shown(path)}: unreadable, another photo takes its place ({error})", stacklevel=2)
+                why = reason(error, path)
+                warnings.warn(f"{shown(path)}: unreadable, another photo takes its place: {why}", stacklevel=2)
     if not photos:
         raise ValueError(f"{name}: expected photos, got none that can be read among the {len(paths)} files in {folder}")
     if unreadable:
-        warnings.warn(f"{folder}: {unreadable} unreadable photos were left out", stacklevel=2)
+        warnings.warn(f"{folder}: number of photos left out because they could not be read: {unreadable}", stacklevel=2)
     return photos
 
 

@@ -106,7 +106,7 @@ def test_quickstart_on_photos_with_broken_ones_and_a_labelled_set(tmp_path):
     messages = [str(warning.message) for warning in seen]
     for name in ("truncated.jpg", "text.jpg"):
         assert any(name in message for message in messages)
-    assert any("2 unreadable photos" in message for message in messages)
+    assert any("they could not be read: 2" in message for message in messages)
     assert "5 photos" in _check_run(tmp_path / "run")
 
 

@@ -39,11 +39,24 @@ def test_masks_are_told_with_an_example(masks):
     said = mask_warning(sorted(masks.iterdir()), "data.folder")
     assert said == (
         "data.folder: 18 of 20 sampled files have at most 32 colours and look like label masks, not like photos: "
-        f"{masks / '00.png'} has 5 (grey values 0 to 4). Give the folder of the photos themselves."
+        f"{masks / '00.png'} has 5 (grey values 0 to 4). Give a folder that holds photos alone."
     )
     odd = mask_warning([path for path in sorted(masks.iterdir()) if int(path.stem) % 2], "--photos")
     assert odd.startswith("--photos: 9 of 10 sampled files have at most 32 colours")
     assert "01.png has 5 (with a palette)" in odd
+
+
+def test_masks_beside_their_photos_are_told(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(30):
+        draw(tmp_path / "images" / f"{index}.png", index)
+        mask(tmp_path / "masks" / f"{index}.png", index)
+    said = mask_warning(sorted(tmp_path.rglob("*.png")), "data.folder")
+    assert said.startswith("data.folder: 20 of 40 sampled files have at most 32 colours")
+    assert str(tmp_path / "masks") in said
+    for index in range(9, 30):
+        (tmp_path / "masks" / f"{index}.png").unlink()  # a mask for some photos alone
+    assert mask_warning(sorted(tmp_path.rglob("*.png")), "data.folder") is not None
 
 
 def test_photos_are_not_taken_for_masks(tmp_path):

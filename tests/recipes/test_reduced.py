@@ -121,4 +121,4 @@ def test_a_damaged_one_is_counted_and_named(photo, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         batch = Photos([tmp_path / "a.jpg", tmp_path / "b.jpg"], drawing(), channels=3)[0, 0]
     assert int(batch.unreadable) == 1
-    assert "a.jpg cannot be read" in caplog.text
+    assert "a.jpg: unreadable, another takes its place: image file is truncated" in caplog.text

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from examples.pretrain.common.data.decode import read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, reason, shown
 from examples.pretrain.common.data.depths import as_bytes
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.sources import evenly
@@ -71,7 +71,7 @@ def read_squares(paths: Sequence[Path], channels: int, size: int) -> list[Tensor
         try:
             photos.append(square(as_bytes(read_photo(path, channels, side=size)), size))
         except (RuntimeError, OSError) as error:
-            log.warning("%s: unreadable, left out of the probe: %s", shown(path), error)
+            log.warning("%s: unreadable, left out of the probe: %s", shown(path), reason(error, path))
     return photos
 
 

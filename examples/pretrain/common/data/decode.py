@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import rgb_to_grayscale
@@ -76,6 +76,11 @@ def decode_photo(data: Tensor, name: str, channels: int, *, side: int | None = N
     return _with_channels(image, channels, name)
 
 
+def reason(error: Exception, name: str | Path) -> str:
+    """Why a file cannot be read, for a message that has already named the file."""
+    return str(error).removeprefix(f"{shown(name)} cannot be read: ")
+
+
 def _check_tifffile(name: str) -> None:
     try:
         import tifffile  # noqa: F401
@@ -104,7 +109,10 @@ def _decode_by_pillow(data: Tensor, channels: int, side: int | None, turn: bool)
 def _opened(data: Tensor, side: int | None = None) -> Image.Image:
     if not len(data):
         raise RuntimeError("the file is empty")
-    file = Image.open(io.BytesIO(data.numpy()), formats=("PNG", "GIF", "WEBP", "BMP", "JPEG"))
+    try:
+        file = Image.open(io.BytesIO(data.numpy()), formats=("PNG", "GIF", "WEBP", "BMP", "JPEG"))
+    except UnidentifiedImageError as error:  # its own words name an address in memory
+        raise RuntimeError("it is no image, or its beginning is damaged") from error
     if file.format != "WEBP":  # its blank pages have no limit, and its sides have one
         check_claim(file.width * file.height, len(data))
     if side is not None:

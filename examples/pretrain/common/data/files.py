@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from examples.pretrain.common.data.decode import file_bytes
+from examples.pretrain.common.data.decode import file_bytes, reason
 from examples.pretrain.common.data.views import Batch, DrawViews
 
 
@@ -41,5 +41,5 @@ class Photos(Dataset):
             except ImportError:
                 raise  # a missing package is no unreadable photo
             except (RuntimeError, OSError) as error:
-                self.draw.name_once(str(path), f"unreadable, another takes its place: {error}")
+                self.draw.name_once(str(path), f"unreadable, another takes its place: {reason(error, path)}")
         raise ValueError(f"data.folder: expected photos, got {len(self.paths)} files of which none can be read")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from densessl import coords_from_flow
-from examples.pretrain.common.data.decode import read_photo, shown
+from examples.pretrain.common.data.decode import read_photo, reason, shown
 from examples.pretrain.common.data.depths import alike
 from examples.pretrain.common.data.finding import find_photos
 from examples.pretrain.common.data.fingerprint import fingerprint
@@ -61,7 +61,9 @@ class FramePairs(Dataset):
             except ImportError:
                 raise  # a missing package is no unreadable frame
             except (RuntimeError, OSError) as error:
-                self.draw.name_once(str(pair.frame), f"unreadable, another takes its place: {error}")
+                self.draw.name_once(
+                    str(pair.frame), f"unreadable, another takes its place: {reason(error, pair.frame)}"
+                )
                 continue
             return self.draw.of_pair(
                 source, frame, coords, str(self.pairs[index].frame), epoch, index, unreadable=unreadable

@@ -1,4 +1,4 @@
-"""Tells folders of label masks from folders of photos, which are easily confused in a command line."""
+"""Finds label masks among photos: the folder of the masks, or of both, is easily named in place of the photos'."""
 
 from __future__ import annotations
 
@@ -8,33 +8,37 @@ from pathlib import Path
 from PIL import Image
 
 from examples.pretrain.common.data.decode import shown
+from examples.pretrain.common.data.sources import evenly
 
 COLOURS = 32  # at most so many: masks have a colour for each class, photos thousands
 FILES = 40  # that are looked at
-FIRST = 10  # after which the others are left unread where no more than half of them look like masks
+FIRST = 10  # after which the others are left unread where fewer than SHARE of them look like masks
+SHARE = (
+    0.2  # of the files: a folder with images/ and masks/ in it has half; of our photo sets no file looks like a mask
+)
 FORMATS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")  # of masks: JPEG mixes the numbers of neighbouring pixels
 
 
 def mask_warning(paths: Sequence[Path], name: str) -> str | None:
-    """What is off with photos that look like label masks, in words; None where they look like photos.
+    """A warning if at least a fifth of the files look like label masks; None otherwise.
 
     Args:
         paths: The files, of which at most 40 are read, evenly spaced; of photos at most 10.
         name: The argument that named them, for the message.
     """
     chosen = list(dict.fromkeys(index * len(paths) // FILES for index in range(FILES))) if len(paths) else []
-    turns = chosen[:: max(1, len(chosen) // FIRST)][:FIRST]  # first a few of all parts of the folder
+    turns = [chosen[i] for i in evenly(len(chosen), FIRST)]  # first a few of all parts of the folder
     seen = {index: few_colours(paths[index]) for index in turns}
-    if 2 * sum(what is not None for what in seen.values()) <= len(seen):
+    if sum(what is not None for what in seen.values()) < SHARE * max(1, len(seen)):
         return None
     seen |= {index: few_colours(paths[index]) for index in chosen if index not in seen}
     found = {index: what for index, what in sorted(seen.items()) if what is not None}
-    if 2 * len(found) <= len(seen):
+    if len(found) < SHARE * len(seen):
         return None
     first, what = next(iter(found.items()))
     return (
         f"{name}: {len(found)} of {len(seen)} sampled files have at most {COLOURS} colours and look like label masks, "
-        f"not like photos: {shown(paths[first])} has {what}. Give the folder of the photos themselves."
+        f"not like photos: {shown(paths[first])} has {what}. Give a folder that holds photos alone."
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from examples.pretrain.common.data.decode import SUFFIXES
+from examples.pretrain.common.data.decode import SUFFIXES, reason
 from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.shard_lists import webdataset
 from examples.pretrain.common.data.views import Batch, DrawViews
@@ -123,7 +123,7 @@ class ShardStream(IterableDataset):
         except ImportError:
             raise  # a missing package is no unreadable photo
         except (RuntimeError, OSError) as error:
-            self.draw.name_once(name, f"unreadable, left out: {error}")
+            self.draw.name_once(name, f"unreadable, left out: {reason(error, name)}")
             return None
 
 

@@ -80,7 +80,9 @@ def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells:
         found.append(files.masks)
     if files.unreadable:
         names = ", ".join(path.name for path in files.unreadable[:5])
-        found.append(f"{len(files.unreadable)} files cannot be read: {names}. Others take their places.")
+        found.append(
+            f"Number of files that cannot be read: {len(files.unreadable)} ({names}). Others take their places."
+        )
     if pairs.unmatched_redrawn > 0.1:
         found.append(
             f"{pairs.unmatched_redrawn:.0%} of the pairs share no cell and teach the pixel loss nothing. Raise the "
