@@ -200,6 +200,14 @@ def test_a_run_that_is_stopped_has_a_report_too(stop, words, folder, tmp_path):
     assert steps == ([0, 2, 3] if stop is presses_ctrl_c else [0, 2])
     goes_on = f"examples/pretrain/pixpro.py fit --config {tmp_path}/config.yaml --ckpt_path last" in text
     assert (tmp_path / "checkpoints" / "last.ckpt").exists() == goes_on == (stop is presses_ctrl_c)
+    assert "images read: " in text
+    if goes_on:
+        again = made_run(folder, tmp_path, "--ckpt_path=last")
+        again.fit()
+        text = (tmp_path / "report.md").read_text()
+        assert "# PixPro: finished" in text
+        # Of the last of 4 steps alone: the counts do not outlive a stop.
+        assert f"images read since the run was continued: 4 (" in text
 
 
 @pytest.mark.parametrize(
@@ -232,7 +240,7 @@ def test_words_and_curves():
     assert "better than it started. It was best at step 5 with 0.700" in better_or_worse(rows, "pck", noise)
     assert "worse" in better_or_worse([rows[1], rows[0]], "pck", noise)
     assert "once or never" in better_or_worse(rows[:1], "pck", noise)
-    assert "level with its start: no score changed by more than its noise." in better_or_worse(
+    assert "level with its start, because no score changed by more than its noise." in better_or_worse(
         [{"step": 0, "pck": 0.5}, {"step": 5, "pck": 0.505}], "pck", noise
     )
     assert [duration(s) for s in (20, 120, 7200)] == ["20 seconds", "2.0 minutes", "2.0 hours"]
@@ -272,8 +280,11 @@ def verdict(score: str = "pck", **last: float) -> str:
 
 
 def test_the_verdict_is_of_all_scores():
-    assert verdict(pck=0.684, neighbors=0.533) == (
-        "After 0.684, before 0.640 (pck): the backbone is better than it started."  # a fall by no more than the noise
+    assert (
+        verdict(pck=0.684, neighbors=0.533)
+        == (
+            "The score pck went from 0.640 to 0.684: the backbone is better than it started."  # a fall by no more than the noise
+        )
     )
     mixed = verdict(pck=0.684, pck_colour=0.681, neighbors=0.526)
     assert mixed.startswith(
@@ -300,7 +311,7 @@ def test_noise_follows_the_number_of_images(finished):
     assert "no score changed by more than its noise" in better_or_worse(risen, "pck", few)
     out = Path(finished.config.out)
     for said in ((out / "report.md").read_text(), (out / "report.html").read_text()):
-        assert "changes of up to 0.020 in pck and pck_colour (of 4 photos): 0.005 because" in said
+        assert "Changes of up to 0.020 in pck and pck_colour (of 4 photos) count as noise." in said
     both = told_noise(START, few, 16, 4)
     assert "up to 0.010 in pck and pck_colour (of 16 photos), up to 0.020 in neighbors and linear (of 4 label" in both
 

@@ -186,12 +186,13 @@ class RunReport(Callback):
     def _read(self, trainer: pl.Trainer) -> dict[str, str]:
         data = self.data
         count = data.source.count(trainer.world_size, data.workers)
+        since = " since the run was continued" if self.earlier else ""
         return {
             "folder": str(data.source.folder),
             "images to train on": f"{count:,}",
             "kept for the probe": f"{len(data.source.held_out()):,}",
-            "images read": f"{data.seen:,} ({data.seen * trainer.world_size / count:.1f} passes)",
-            "unreadable, replaced": f"{data.unreadable:,}",
+            "images read" + since: f"{data.seen:,} ({data.seen * trainer.world_size / count:.1f} passes)",
+            "unreadable, replaced" + since: f"{data.unreadable:,}",
             "smaller than the views": f"{data.enlarged:,} of those read",
             "left out of each pass": f"{count % data.batch_size} that fill no batch; others each time",
         }

@@ -132,9 +132,9 @@ def better_or_worse(readings: Sequence[Mapping[str, float]], score: str, noise: 
     how = "better than it started" if score in rose else "worse than it started" if score in fell else ""
     if not how:
         others = told(rose, "rose") or told(fell, "fell")
-        more = f" by this score; {others}" if others else ": no score changed by more than its noise"
+        more = f" by this score; {others}" if others else ", because no score changed by more than its noise"
         how = f"level with its start{more}"
-    text = f"After {last:.3f}, before {first:.3f} ({score}): the backbone is {how}."
+    text = f"The score {score} went from {first:.3f} to {last:.3f}: the backbone is {how}."
     if best["step"] != readings[-1]["step"]:
         text += f" It was best at step {best['step']:.0f} with {best[score]:.3f}: best.safetensors holds that one."
     return text
@@ -155,8 +155,8 @@ def told_noise(names: Iterable[str], noise: Mapping[str, float], photos: int, la
         if alike:
             parts.append(f"up to {noise[of]:.3f} in {' and '.join(alike)} (of {what})")
     return (
-        f"As noise count changes of {', '.join(parts)}: {NOISE} because runs that differ by their seed alone mostly "
-        f"differ by less, and with fewer than {IMAGES} images more, in proportion to 1 / sqrt(images)."
+        f"Changes of {', '.join(parts)} count as noise. Runs that differ by their seed alone mostly differ by less than "
+        f"{NOISE}. With fewer than {IMAGES} images the scores vary more, in proportion to 1 / sqrt(images)."
     )
 
 
