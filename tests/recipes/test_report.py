@@ -207,7 +207,7 @@ def test_a_run_that_is_stopped_has_a_report_too(stop, words, folder, tmp_path):
         text = (tmp_path / "report.md").read_text()
         assert "# PixPro: finished" in text
         # Of the last of 4 steps alone: the counts do not outlive a stop.
-        assert f"images read since the run was continued: 4 (" in text
+        assert "images read since the run was continued: 4 (" in text
 
 
 @pytest.mark.parametrize(
@@ -280,12 +280,9 @@ def verdict(score: str = "pck", **last: float) -> str:
 
 
 def test_the_verdict_is_of_all_scores():
-    assert (
-        verdict(pck=0.684, neighbors=0.533)
-        == (
-            "The score pck went from 0.640 to 0.684: the backbone is better than it started."  # a fall by no more than the noise
-        )
-    )
+    # A fall by no more than the noise is none.
+    better = "The score pck went from 0.640 to 0.684: the backbone is better than it started."
+    assert verdict(pck=0.684, neighbors=0.533) == better
     mixed = verdict(pck=0.684, pck_colour=0.681, neighbors=0.526)
     assert mixed.startswith(
         "Mixed: correspondence rose by 0.044, correspondence in changed colours rose by 0.048, and nearest neighbours "

@@ -155,8 +155,8 @@ def told_noise(names: Iterable[str], noise: Mapping[str, float], photos: int, la
         if alike:
             parts.append(f"up to {noise[of]:.3f} in {' and '.join(alike)} (of {what})")
     return (
-        f"Changes of {', '.join(parts)} count as noise. Runs that differ by their seed alone mostly differ by less than "
-        f"{NOISE}. With fewer than {IMAGES} images the scores vary more, in proportion to 1 / sqrt(images)."
+        f"Changes of {', '.join(parts)} count as noise. Runs that differ by their seed alone mostly differ by less "
+        f"than {NOISE}. With fewer than {IMAGES} images the scores vary more, in proportion to 1 / sqrt(images)."
     )
 
 
