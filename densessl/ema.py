@@ -43,7 +43,8 @@ class EMA(nn.Module):
         step: Number of updates so far, a Python int that is saved with the state.
 
     Raises:
-        ValueError: If a constant momentum is not in 0..1, or the module is already sharded by ``fully_shard``.
+        ValueError: If ``online`` is no module or already sharded by ``fully_shard``, or a constant momentum is not in
+            0..1.
 
     Examples:
         >>> online = nn.Linear(4, 2)
@@ -57,6 +58,7 @@ class EMA(nn.Module):
         super().__init__()
         if not callable(momentum):
             _check_momentum(momentum)
+        _check_module(online)
         if any(isinstance(part, FSDPModule) for part in online.modules()):
             raise ValueError(
                 "online: expected a module that is not sharded yet, got one after fully_shard; "
@@ -88,11 +90,15 @@ class EMA(nn.Module):
             momentum: Momentum of this step, in 0..1, in place of the schedule's.
 
         Raises:
-            ValueError: If the parameters do not fit, or the momentum is not in 0..1.
+            ValueError: If ``online`` is no module, is this target itself, or has other parameters, or if the momentum
+                is not in 0..1.
         """
         if momentum is None:
             momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum
         momentum = _check_momentum(float(momentum))
+        _check_module(online)
+        if online in (self, self.module):  # the average of the target with itself would never move
+            raise ValueError("online: expected the module that is trained, got this average itself")
         # After a forward pass FSDP2 leaves the whole parameters of a root module in place of its shards.
         _reshard(self)
         _reshard(online)
@@ -158,6 +164,11 @@ def _reshard(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+
+
+def _check_module(online: nn.Module) -> None:
+    if not isinstance(online, nn.Module):
+        raise ValueError(f"online: expected a module, such as the encoder that is trained, got {type(online).__name__}")
 
 
 def _check_momentum(momentum: float) -> float:

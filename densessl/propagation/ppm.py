@@ -57,7 +57,7 @@ class PPM(nn.Module):
             H100, where it took 0.92 of the time of ``"blockwise"``.
 
     Raises:
-        ValueError: If gamma is not positive, or the algorithm is unknown.
+        ValueError: If the transform is no module, gamma is not positive, or the algorithm is unknown.
 
     Examples:
         >>> ppm = PPM(nn.Conv2d(32, 32, 1))
@@ -74,6 +74,9 @@ class PPM(nn.Module):
         algorithm: Literal["dense", "blockwise", "triton"] | None = None,
     ) -> None:
         super().__init__()
+        if transform is not None and not isinstance(transform, nn.Module):
+            what = "a class" if isinstance(transform, type) else repr(transform)
+            raise ValueError(f"transform: expected a module, such as nn.Conv2d(256, 256, 1), or None, got {what}")
         check_number(gamma, "gamma", "a positive exponent", lambda value: value > 0)
         if algorithm not in (None, "dense", "blockwise", "triton"):
             raise ValueError(f'algorithm: expected "dense", "blockwise", "triton" or None, got {algorithm!r}')
@@ -99,9 +102,9 @@ class PPM(nn.Module):
             here: the losses do that (the published code does so at its end).
 
         Raises:
-            ValueError: If a shape or dtype is not as described; with ``algorithm="dense"``, if the weights cannot fit
-                into memory; with ``algorithm="triton"``, if Triton or a CUDA device is missing, or the dtype is
-                float64.
+            ValueError: If a shape or dtype is not as described; if ``transform`` changes the number of cells; with
+                ``algorithm="dense"``, if the weights cannot fit into memory; with ``algorithm="triton"``, if Triton or
+                a CUDA device is missing, or the dtype is float64.
         """
         tokens = as_tokens(x, "x")
         if valid is not None:
@@ -112,6 +115,9 @@ class PPM(nn.Module):
             tokens = as_tokens(x, "x")
         # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
         values = self.transform(x if x.ndim == 4 else tokens_to_map(tokens, (tokens.shape[1], 1)))
+        if values.ndim != 4 or values.shape[2:].numel() != tokens.shape[1]:
+            got = tuple(values.shape)
+            raise ValueError(f"transform: expected that it keeps the map's {tokens.shape[1]} cells, got a map {got}")
         values = values.flatten(2).mT
         if self.normalize_values:
             values = normalized(values)

@@ -88,6 +88,19 @@ def test_values_that_are_not_finite_in_cells_that_are_not_valid_go_nowhere(algor
             torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize(("transform", "got"), [(256, "256"), (nn.Conv2d, "a class"), ("conv", "'conv'")])
+def test_a_transform_that_is_no_module_is_named(transform, got):
+    with pytest.raises(ValueError, match=rf"transform: expected a module, .* or None, got {got}"):
+        PPM(transform)
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "blockwise"])
+@pytest.mark.parametrize("transform", [nn.Conv2d(4, 4, 3), nn.Flatten(2), nn.AvgPool2d(2)])
+def test_a_transform_that_loses_cells_is_named(transform, algorithm):
+    with pytest.raises(ValueError, match=r"transform: expected that it keeps the map's 15 cells, got a map \(2, 4, "):
+        PPM(transform.double(), algorithm=algorithm)(features())
+
+
 @pytest.mark.parametrize("valid", [torch.ones(2, 15), torch.ones(2, 5, 3, dtype=torch.bool)])
 def test_bad_validity_is_named(valid):
     with pytest.raises(
