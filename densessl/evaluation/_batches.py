@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from densessl._tensors import check_tensor
-from densessl.evaluation._refuse import check_maps, known_labels
+from densessl.evaluation._refuse import check_is_pair, check_maps, known_labels
 from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation._together import dealt, processes, rank, same_in_all
 
@@ -64,7 +64,10 @@ def own_share(labelled: Labelled, name: str) -> Labelled:
     if processes() == 1:
         return labelled
     first = next(iter_of(labelled), None)
-    if first is None or first[0].ndim == 3:
+    if first is None:
+        return dealt(labelled)
+    check_is_pair(first, f"{name}[0]")
+    if first[0].ndim == 3:
         return dealt(labelled)
     return _Dealt(labelled) if same_in_all(first) else labelled
 
@@ -95,10 +98,17 @@ def image_count(labelled: Labelled | StoredFeatures) -> int:
     first = next(iter_of(labelled), None)
     if first is None:
         return 0
+    check_is_pair(first, "memory[0]")
     check_tensor(first[0], "memory[0]", "an image uint8 (3, H, W)")
     if first[0].ndim == 3 and isinstance(labelled, Sized):
         return len(labelled)
     return sum(len(images) if images.ndim == 4 else 1 for images, _ in iter_of(labelled))
+
+
+def _each(labelled: Labelled, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    for index, item in enumerate(iter_of(labelled)):
+        check_is_pair(item, f"{name}[{index}]")
+        yield item
 
 
 def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -107,7 +117,7 @@ def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor,
     Raises:
         ValueError: If an image or its labels have another shape or dtype, or a label is neither a class nor -1 or 255.
     """
-    for index, (images, labels) in enumerate(iter_of(labelled)):
+    for index, (images, labels) in enumerate(_each(labelled, name)):
         check_pair(images, labels, f"{name}[{index}]")
         labels = labels.masked_fill(~known_labels(labels, classes, name), IGNORED)
         yield from zip(images, labels, strict=True) if images.ndim == 4 else [(images, labels)]
@@ -117,7 +127,7 @@ def masked(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor
     """As ``pairs``, but what names no class is ignored whatever its number."""
 
     def known() -> Iterator[tuple[Tensor, Tensor]]:
-        for index, (images, labels) in enumerate(iter_of(labelled)):
+        for index, (images, labels) in enumerate(_each(labelled, name)):
             check_tensor(labels, f"{name}[{index}]", "labels int64 (H, W)")
             yield images, _known(labels, classes)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from densessl.evaluation._batches import IGNORED, Features, Labelled, batches, encode, pairs, resized
 from densessl.evaluation._crops import flipped, recoloured, resized_crop, scaled_crop, short_side
+from densessl.evaluation._refuse import check_is_pair
 from densessl.evaluation._together import order, rank, summed
 from densessl.evaluation.matched import overlap_of
 
@@ -212,7 +213,9 @@ def _seed(*numbers: int) -> int:
 
 def _one(fit: Sequence[tuple[Tensor, Tensor]], place: int, classes: int) -> tuple[Tensor, Tensor]:
     """One image and its labels, checked."""
-    image, labels = fit[place]
+    pair = fit[place]
+    check_is_pair(pair, f"fit[{place}]")
+    image, labels = pair
     if image.ndim != 3:
         raise ValueError(f"fit[{place}]: expected one image uint8 (3, H, W), got {tuple(image.shape)}")
     return next(pairs([(image, labels)], classes, f"fit[{place}]"))

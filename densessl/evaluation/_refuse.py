@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ def check_probe(classes: int, batch_size: int) -> None:
 def check_positive(value: float, name: str) -> None:
     """Raises ValueError unless a setting is a finite number greater than 0."""
     check_number(value, name, "a number greater than 0", lambda number: number > 0)
+
+
+def check_is_pair(item: Any, name: str) -> None:
+    """Raises ValueError unless an item of labelled images is a tuple or list of two: images alone, dicts, triples."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        got = type(item).__name__ if not isinstance(item, tuple | list) else f"{len(item)} thing{'s'[: len(item) != 1]}"
+        got = "a tensor alone" if isinstance(item, Tensor) else got
+        raise ValueError(f"{name}: expected a pair (image, labels), got {got}")
 
 
 def check_finite(values: Tensor, name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from densessl.evaluation._batches import Features, check_pair, encode
 from densessl.evaluation._disk import Rows
 from densessl.evaluation._processes import from_all, from_first, place
-from densessl.evaluation._refuse import check_at_least
+from densessl.evaluation._refuse import check_at_least, check_is_pair
 from densessl.evaluation._stored import StoredFeatures
 from densessl.evaluation._together import same_in_all
 
@@ -115,7 +115,9 @@ def _stacked(labelled: Sequence[tuple[Tensor, Tensor]], start: int, stop: int) -
     images: list[Tensor] = []
     answers: list[Tensor] = []
     for index in range(start, stop):
-        image, labels = labelled[index]
+        pair = labelled[index]
+        check_is_pair(pair, f"labelled[{index}]")
+        image, labels = pair
         check_pair(image, labels, f"labelled[{index}]")
         if image.ndim != 3 or (images and image.shape != images[0].shape):
             expected = "(3, H, W)" if not images else tuple(images[0].shape)

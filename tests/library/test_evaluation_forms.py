@@ -88,6 +88,25 @@ def test_what_holds_no_pairs_is_named(protocol):
             protocol(fit=given)
 
 
+@pytest.mark.parametrize("part", ["fit", "test"])
+@pytest.mark.parametrize("protocol", [linear, neighbors, in_context])
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (IMAGES, "a tensor alone"),
+        (torch.stack(IMAGES), "a tensor alone"),
+        ([{"image": image, "labels": labels} for image, labels in LABELLED], "dict"),
+        ([(*pair, 0) for pair in LABELLED], "3 things"),
+        ([pair[:1] for pair in LABELLED], "1 thing"),
+    ],
+    ids=["images alone", "a batch alone", "dicts", "triples", "singles"],
+)
+def test_what_is_no_pair_is_named(protocol, given, got, part):
+    name = part if protocol is linear or part == "test" else "memory"
+    with pytest.raises(ValueError, match=rf"^{name}\[0\]: expected a pair \(image, labels\), got {got}"):
+        protocol(**{part: given})
+
+
 @pytest.mark.parametrize("bad", ["1e-3", None, float("nan"), float("inf"), 0, -1], ids=repr)
 @pytest.mark.parametrize(
     ("protocol", "name"),

@@ -208,6 +208,7 @@ ALLOWED = {
     "evaluation._linear_head": {
         "evaluation._batches",
         "evaluation._crops",
+        "evaluation._refuse",
         "evaluation._together",
         "evaluation.matched",
     },

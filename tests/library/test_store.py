@@ -120,6 +120,7 @@ def test_shares_are_read_from_files_as_from_memory(tmp_path, normalize_query):
         (KNOWN[:3] + labelled(1, 3, 24, 48), features, r"^labelled: expected images of one size"),
         (KNOWN, lambda images: features(images) * float("nan"), r"^features: expected finite values"),
         (KNOWN, lambda images: images, r"^features: expected it to return maps"),
+        ([image for image, _ in KNOWN], features, r"^labelled\[0\]: expected a pair .* got a tensor alone"),
         ([(image.float(), labels) for image, labels in KNOWN], features, r"^labelled\[0\]: expected an image uint8"),
     ],
 )
