@@ -81,9 +81,9 @@ class EMA(nn.Module):
     def update(self, online: nn.Module, momentum: float | None = None) -> None:
         """Moves the average by one step.
 
-        The published code calls this between the online and the target forward pass of a step. That equals one call
-        before the first step, which changes nothing but the position in the schedule, and one after each optimiser
-        step.
+        The published code calls this between the online and the target forward pass of a step. You may instead call it
+        after each optimiser step, which gives the same averages. With a schedule, then call it once before the first
+        step as well: that changes no weight, but starts the schedule at the same place.
 
         Args:
             online: The module given at construction, or another one with the same parameters.

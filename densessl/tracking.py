@@ -78,10 +78,9 @@ def check_tracking(
 
     The tracer's colours are positions. torchvision's photometric functionals and kornia's intensity augmentations leave
     it alone, so published pipelines can be checked as they are. Each draw is made twice, with different marks in the
-    tracer's third channel. A pixel whose value does not depend on the mark is fill; a pixel whose value depends on it
-    but is not the mark has had its colours changed. Where pixels seem moved, the draw is made once more with the
-    tracer's channels swapped and inverted, which changes nothing for a move, but does for a change of colours. A step
-    of your own that changes colours without torchvision's functionals can therefore not be compared and is an error:
+    tracer's third channel: a pixel that stays the same is fill (padding), and a pixel that changes, but not to the new
+    mark, has had its colours changed. Where pixels seem moved, the draw is made once more with the tracer's channels
+    swapped and inverted, which makes no difference to a move, but does to a change of colours. A step of your own that changes colours without torchvision's functionals can therefore not be compared and is an error:
     leave it out of the check. If the pipeline takes a mask, one is sent along in the same way. A BatchAugment gets
     views that were cropped and flipped before; there the third draw is not made.
 

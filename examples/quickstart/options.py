@@ -35,14 +35,14 @@ def make_parser(description: str | None, methods: Sequence[str]) -> argparse.Arg
     add("--steps", type=int, default=500, help="Number of training steps of each seed, at least 1 (default: "
         "%(default)s).")  # fmt: skip
     add("--batch-size", type=int, default=32, help="Number of images in a step, at least 2 (default: %(default)s).")
-    add("--size", type=int, default=64, help="Side of the views in pixels; the map has one cell for 8 pixels and needs "
-        "more than one cell (default: %(default)s).")  # fmt: skip
+    add("--size", type=int, default=64, help="Side of the square views in pixels, at least 9: a cell of the feature "
+        "map stands for 8 x 8 pixels, and one cell alone cannot be trained (default: %(default)s).")  # fmt: skip
     add("--lr", type=float, default=1.0, help="Highest learning rate of the optimiser LARS, above 0 (default: "
         "%(default)s).")  # fmt: skip
     add("--seeds", type=int, default=2, help="Number of runs, each with another seed, from which the report takes "
         "the spread; at least 1 (default: %(default)s).")  # fmt: skip
-    add("--images", type=int, default=2000, help="Greatest number of photos that are read, or number of scenes that "
-        "are drawn; at least 1 (default: %(default)s).")  # fmt: skip
+    add("--images", type=int, default=2000, help="With --data, at most so many photos are read; without it, so "
+        "many scenes are drawn. At least 1 (default: %(default)s).")  # fmt: skip
     add("--probe-images", type=int, default=200, help="Number of drawn scenes that the probe learns from, and as many "
         "others that it is scored on; at least 1. It has no effect with --data or --probe-data (default: "
         "%(default)s).")  # fmt: skip

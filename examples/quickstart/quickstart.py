@@ -10,6 +10,7 @@ Afterwards ``runs/quickstart`` holds report.md, figures, and the backbone, which
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from densessl import FeatureMap, MultiView, View, byol_views
 from densessl.evaluation import correspondence_accuracy, linear_segmentation
+from examples.pretrain.common.collapsed import RANK, STD
 from examples.pretrain.common.data.sources import evenly
 from examples.pretrain.common.optimizers import SquareRootLARS
 from examples.pretrain.common.samples import square
@@ -58,10 +60,11 @@ def make_backbone() -> FeatureMap:
 
 
 class History(NamedTuple):
-    """One value a step: the loss, and the standard deviation of the projected unit features times sqrt(C)."""
+    """One value a step: the loss, and of the projected unit features the std times sqrt(C) and the effective rank."""
 
     loss: list[float]
     std: list[float]
+    rank: list[float]
 
 
 def pretrain(backbone: FeatureMap, images: Sequence[Tensor], name: str, args: argparse.Namespace, seed: int) -> History:
@@ -70,14 +73,15 @@ def pretrain(backbone: FeatureMap, images: Sequence[Tensor], name: str, args: ar
     method = METHODS[name](backbone, CHANNELS, hidden_dim=512, dim=PROJECTED, pixel_distances=True).to(device)
     # As published. In short trials AdamW made PixPro alone collapse on some data; LARS did not.
     scheduled = SquareRootLARS(args.lr)(method, 1024, args.steps)  # 1,024: --lr is the rate as it is
-    losses, deviations = [], []
+    losses, deviations, ranks = [], [], []
     start = time.perf_counter()
     bar = tqdm(total=args.steps, desc=f"{name}, seed {seed}", unit="step")
 
     def after(step: int, result: Step) -> None:
         metrics = result.metrics()
         losses.append(result.loss.detach())
-        deviations.append(metrics["health/std_times_sqrt_c"])
+        deviations.append(metrics[STD])
+        ranks.append(metrics[RANK])
         bar.update()
         if step % 10 == 9 or step + 1 == args.steps:  # reading values back stalls a GPU
             if not losses[-1].isfinite():
@@ -94,7 +98,7 @@ def pretrain(backbone: FeatureMap, images: Sequence[Tensor], name: str, args: ar
 
     train(method, scheduled, drawing(images, args, seed, device), args.steps, after)
     bar.close()
-    return History(torch.stack(losses).tolist(), torch.stack(deviations).tolist())
+    return History(*(torch.stack(values).tolist() for values in (losses, deviations, ranks)))
 
 
 def drawing(images: Sequence[Tensor], args: argparse.Namespace, seed: int, device: torch.device):
@@ -123,15 +127,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = make_parser(__doc__, tuple(METHODS))
     args = parser.parse_args(argv)
-    for name, least in (("steps", 1), ("batch_size", 2), ("size", 1), ("seeds", 1), ("images", 1), ("probe_images", 1)):
+    for name, least in (("steps", 1), ("batch_size", 2), ("size", 9), ("seeds", 1), ("images", 1), ("probe_images", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(args, name)}")
     if not args.lr > 0:
         parser.error(f"--lr: expected a positive number, got {args.lr}")
-    try:
-        make_backbone()(torch.zeros(2, 3, args.size, args.size))
-    except (ValueError, RuntimeError) as error:
-        parser.error(f"--size: {args.size} is too small: {error}")
     return args
 
 
@@ -207,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
         history = pretrain(backbone, images, args.method, args, seed)
         trained = probe.score(features)
         std, rank = health(features(probe.images[:32]))
-        last = history.std[-max(1, args.steps // 10) :]
-        projected = sum(last) / len(last)
-        outcomes.append(Outcome(seed, untrained, trained, std, projected, rank, *history))
+        last = max(1, args.steps // 10)
+        projected = [statistics.mean(values[-last:]) for values in (history.std, history.rank)]
+        outcomes.append(Outcome(seed, untrained, trained, std, rank, *projected, history.loss, history.std))
         if seed == 0:  # the file and the figures show one seed; the report all of them
             args.out.mkdir(parents=True, exist_ok=True)
             weights = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}

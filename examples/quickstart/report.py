@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +24,14 @@ JUDGED_FROM = 100  # steps: the quickstart spends some 60 below the line and ris
 # What the curve of the spread does, for readers who see it fall below the line.
 DIP = (
     "Early in training all cells become similar; later they separate again. In the quickstart this dip lasts about 60 "
-    "steps. Only a run that stays below the line has collapsed."
+    "steps. Only a run that stays below the dashed line of loss.png can have collapsed."
 )
 STD = (
     "std is the standard deviation of the projected unit features times sqrt(C), as the progress bar and loss.png show "
     'it; here it is the mean over the last tenth of the steps. Near 1 is healthy. "std, backbone" and the effective '
     "rank are those of the frozen features of the backbone. A run counts as collapsed if the std of its projected "
-    f"features is below {COLLAPSED_BELOW}, or if the backbone's std is below {STD_FLOOR}, or below {COLLAPSED_BELOW} "
-    f"with an effective rank below {RANK_BELOW:g}."
+    f"features or of its backbone's is below {STD_FLOOR}, or below {COLLAPSED_BELOW} with an effective rank of the "
+    f"same features below {RANK_BELOW:g}."
 )
 # Why the loss of a method is above 0, by the quickstart's names.
 LOSS = {
@@ -83,8 +82,9 @@ class Outcome(NamedTuple):
         untrained: Score of the frozen features before training, batch norm's statistics filled.
         trained: Score of the frozen features after training.
         std: Standard deviation of the backbone's frozen unit features, times sqrt(C).
-        projected_std: The same of the projected unit features, mean over the last tenth of the steps.
         rank: Effective rank of the frozen features.
+        projected_std: As ``std``, of the projected unit features; mean over the last tenth of the steps.
+        projected_rank: Effective rank of the projected features; mean over the last tenth of the steps.
         losses: Loss of each step.
         deviations: ``projected_std`` of each step.
     """
@@ -93,15 +93,16 @@ class Outcome(NamedTuple):
     untrained: float
     trained: float
     std: float
-    projected_std: float
     rank: float
+    projected_std: float
+    projected_rank: float
     losses: list[float]
     deviations: list[float]
 
     @property
     def projections_alike(self) -> bool:
-        """Whether the projected features are almost the same everywhere; their effective rank is not measured."""
-        return collapsed(self.projected_std, math.nan)
+        """Whether the projected features are almost the same everywhere."""
+        return collapsed(self.projected_std, self.projected_rank)
 
     @property
     def below(self) -> bool:
@@ -111,14 +112,19 @@ class Outcome(NamedTuple):
     @property
     def collapsed(self) -> bool:
         """Whether they still are after enough steps to have left the dip behind."""
-        return self.below and len(self.losses) >= JUDGED_FROM
+        return self.below and self.long
+
+    @property
+    def long(self) -> bool:
+        """Whether the run is long enough to be judged."""
+        return len(self.losses) >= JUDGED_FROM
 
     @property
     def health(self) -> str:
         """The verdict, as in the table."""
-        if self.below:
-            return "**collapsed**" if self.collapsed else "too short to judge"
-        return "not collapsed"
+        if not self.long:
+            return "too short to judge"
+        return "**collapsed**" if self.collapsed else "not collapsed"
 
 
 def write_report(
@@ -215,21 +221,14 @@ def plot_losses(outcomes: Sequence[Outcome]):
             smoothed = True
         left.plot(np.arange(len(curve)) + (width - 1) / 2, curve, line, color=colour, label=f"seed {o.seed}")
         right.plot(o.deviations, line, color=colour, label=f"seed {o.seed}")
-    right.axhline(COLLAPSED_BELOW, color="grey", linestyle="--", linewidth=0.8)
-    right.text(
-        0.99,
-        COLLAPSED_BELOW,
-        "collapsed below, if it stays there",
-        color="grey",
-        transform=right.get_yaxis_transform(),
-        ha="right",
-        va="bottom",
-    )
+    label = f"may have collapsed below {COLLAPSED_BELOW}, if it stays there"
+    limit = right.axhline(COLLAPSED_BELOW, color="grey", linestyle="--", linewidth=0.8, label=label)
     right.set_ylim(0, 1.05)  # of unit features it is at most 1: the figures of two runs compare
     left.set(title="loss (thin: each step; thick: running mean)" if smoothed else "loss of each step")
     left.set(xlabel="step", ylabel="loss (no unit)")
     right.set(title="std of the projected unit features", xlabel="step", ylabel="std x sqrt(C) (no unit)")
     left.legend()
+    right.legend(handles=[limit])
     return figure
 
 

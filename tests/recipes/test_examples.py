@@ -178,7 +178,7 @@ def test_the_report_says_collapsed_only_after_the_dip(tmp_path):
     def written(outcome: report.Outcome) -> str:
         return report.write_report(tmp_path / "r.md", [outcome], 128, {"method": "any"}, "load")
 
-    healthy = report.Outcome(0, 0.2, 0.3, 0.7, 0.6, 40.0, [1.0] * 100, [0.6] * 100)
+    healthy = report.Outcome(0, 0.2, 0.3, 0.7, 40.0, 0.6, 30.0, [1.0] * 100, [0.6] * 100)
     assert "| not collapsed |" in written(healthy)
     assert "ended below" not in written(healthy)
     for dead, what in (({"projected_std": 0.01}, "projected"), ({"std": 0.01, "rank": 4.0}, "backbone's")):
@@ -192,11 +192,14 @@ def test_the_report_says_collapsed_only_after_the_dip(tmp_path):
     assert not short.collapsed
     assert "| too short to judge |" in written(short)
     assert "**collapsed**" not in written(short)
-    assert "| not collapsed |" in written(short._replace(projected_std=0.6))
+    assert "| too short to judge |" in written(short._replace(projected_std=0.6))  # it may yet fall
+    alike = healthy._replace(projected_std=0.14)  # as NeCo's: close together, in many directions
+    assert "| not collapsed |" in written(alike)
+    assert alike._replace(projected_rank=5.0).collapsed
 
 
 def test_the_report_shows_its_figures_and_says_what_to_see(tmp_path):
-    outcome = report.Outcome(0, 0.2, 0.3, 0.7, 0.6, 40.0, [2.0], [0.6])
+    outcome = report.Outcome(0, 0.2, 0.3, 0.7, 40.0, 0.6, 30.0, [2.0], [0.6])
     facts = {"method": "any"}
     text = report.write_report(tmp_path / "r.md", [outcome], 128, facts, "load", about_loss=report.LOSS["pixcontrast"])
     assert "| seed | untrained | trained | std | std, backbone |" in text
@@ -221,7 +224,9 @@ def test_every_method_of_the_quickstart_says_what_its_loss_is(method):
 @pytest.mark.parametrize(("steps", "smoothed"), [(3, False), (49, False), (50, True)])
 def test_the_figure_of_the_loss_names_what_it_draws(steps, smoothed):
     values = [0.5] * steps
-    figure = report.plot_losses([report.Outcome(seed, 0.2, 0.3, 0.7, 0.6, 40.0, values, values) for seed in range(2)])
+    figure = report.plot_losses(
+        [report.Outcome(seed, 0.2, 0.3, 0.7, 40.0, 0.6, 30.0, values, values) for seed in range(2)]
+    )
     left, right = figure.axes
     assert ("running mean" in left.get_title()) is smoothed
     assert len(left.lines) == (4 if smoothed else 2)
