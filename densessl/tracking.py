@@ -80,9 +80,10 @@ def check_tracking(
     it alone, so published pipelines can be checked as they are. Each draw is made twice, with different marks in the
     tracer's third channel: a pixel that stays the same is fill (padding), and a pixel that changes, but not to the new
     mark, has had its colours changed. Where pixels seem moved, the draw is made once more with the tracer's channels
-    swapped and inverted, which makes no difference to a move, but does to a change of colours. A step of your own that changes colours without torchvision's functionals can therefore not be compared and is an error:
-    leave it out of the check. If the pipeline takes a mask, one is sent along in the same way. A BatchAugment gets
-    views that were cropped and flipped before; there the third draw is not made.
+    swapped and inverted, which makes no difference to a move, but does to a change of colours. A step of your own that
+    changes colours without torchvision's functionals can therefore not be compared and is an error: leave it out of the
+    check. If the pipeline takes a mask, one is sent along in the same way. A BatchAugment gets views that were cropped
+    and flipped before; there the third draw is not made.
 
     Three things are not compared: fill; a rim of two pixels around the view and around fill, where interpolation has
     too few neighbours; and padding that mirrors or repeats the source's pixels, because the coords place it outside of
