@@ -294,5 +294,5 @@ def _why(name: str, root: str, others: list[str]) -> str:
         return "momentum encoder: the query encoder is the one that transfers"
     other = next((other for other in others if name.startswith(other)), None)
     if other is not None:
-        return f"another backbone, which root={other!r} chooses"
+        return f"another copy of the backbone, which root={other!r} reads in place of this one"
     return next(why for pattern, why in _WHY if re.match(pattern, name) or re.match(pattern, name.removeprefix(root)))

@@ -52,6 +52,7 @@ class Setting(NamedTuple):
         seed: Of the run.
         folder: That the run was trained on; None: not known.
         held_out: ``probe.images`` of the run.
+        advice: What to add to an error about the file, where its network is not known but assumed.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Setting(NamedTuple):
     seed: int
     folder: str | None
     held_out: int | None
+    advice: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -86,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             f"{labels.counted} classes{labels.beside}"
         )
     print(write(out, found, photos[:SHOWN], maps, about, missing))
+    if labels is not None:
+        print(f"labelled: {about['labelled']}")
     print(f"written: {out / 'evaluation.html'}, {out / 'evaluation.md'}")
     return found
 
@@ -140,6 +144,9 @@ def setting_of(args: argparse.Namespace) -> Setting:
         config.get("seed", 0),
         data.get("folder"),
         config.get("probe", {}).get("images"),
+        ""
+        if args.backbone or backbone
+        else ". The file names no network, so resnet50 was assumed: name its own with --backbone NAME --layer LAYER",
     )
 
 
@@ -209,7 +216,7 @@ def compare(
             backbone = settled(network(setting, init).to(device), photos, setting.form)
         except Exception as error:  # no network, no such weights, a file that is gone: whatever the libraries raise
             if name == "this file":
-                raise ValueError(in_own_words(error)) from error
+                raise ValueError(in_own_words(error) + setting.advice) from error
             missing[name] = in_own_words(error).removeprefix("CHECKPOINT: ")[:500]  # it is not of the file
             continue
         label = f"{name} (its start)" if init == setting.start and name != "its start" else name

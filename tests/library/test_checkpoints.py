@@ -127,7 +127,10 @@ def test_dicts_in_a_file_are_spread_out(tmp_path):
         read, model = load_backbone(model := Tiny(), file, root=root), model
         assert (model.get_buffer("layer4.1.conv2.weight") == value).all()
         other = "student.module.backbone." if value == 2 else "teacher.backbone."
-        assert read.dropped[f"{other}bn1.weight"] == f"another backbone, which root={other!r} chooses"
+        assert (
+            read.dropped[f"{other}bn1.weight"]
+            == f"another copy of the backbone, which root={other!r} reads in place of this one"
+        )
     with pytest.raises(ValueError, match=r"root: expected one of 'student.module.backbone.', 'teacher.*, got 'tutor'"):
         read_backbone(file, "tutor")
 

@@ -12,6 +12,8 @@ pytest.importorskip("scipy")
 from scipy.io import savemat
 
 from densessl.evaluation import data
+from examples.pretrain.common.data.decode import read_photo
+from examples.pretrain.common.data.depths import as_bytes
 
 H, W = 12, 17
 
@@ -233,6 +235,29 @@ def test_a_missing_folder_is_named(tmp_path, read):
 def test_an_unknown_split_is_refused(tmp_path, read, split):
     with pytest.raises(ValueError, match=r"^split: expected"):
         read(tmp_path, split)
+
+
+def test_own_masks_may_lie_in_labels(tmp_path):
+    make_own(tmp_path)
+    expected = data.own_masks(tmp_path)[0]
+    (tmp_path / "masks").rename(tmp_path / "labels")
+    found = data.own_masks(tmp_path)
+    assert len(found) == 1
+    assert all(torch.equal(one, other) for one, other in zip(found[0], expected, strict=True))
+    (tmp_path / "labels" / "test").rename(tmp_path / "labels" / "other")
+    with pytest.raises(ValueError, match=r"^folder: expected .*labels/test/\*.png of the same stems"):
+        data.own_masks(tmp_path)
+
+
+def test_grey_photos_of_16_bits_become_8(tmp_path):
+    numbers = (np.arange(12, dtype=np.uint16).reshape(3, 4) * 5957).astype(np.uint16)  # up to 65,527
+    Image.fromarray(numbers).save(tmp_path / "deep.png")
+    found = data.photos(tmp_path)[0]
+    assert torch.equal(found, as_bytes(read_photo(tmp_path / "deep.png", 3)))  # as the recipes read it
+    assert found.max() == 255
+    Image.fromarray(np.ones((3, 4), np.float32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match=r"deep.tiff cannot be read: expected 8 or 16 bits a channel, got mode F"):
+        data.photos(tmp_path)[1]
 
 
 def test_bad_labels_are_named(tmp_path):

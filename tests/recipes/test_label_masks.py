@@ -54,6 +54,7 @@ def test_masks_beside_their_photos_are_told(tmp_path):
     said = mask_warning(sorted(tmp_path.rglob("*.png")), "data.folder")
     assert said.startswith("data.folder: 20 of 40 sampled files have at most 32 colours")
     assert str(tmp_path / "masks") in said
+    assert said.endswith(f"Give a folder that holds photos alone, such as {tmp_path / 'images'}.")
     for index in range(9, 30):
         (tmp_path / "masks" / f"{index}.png").unlink()  # a mask for some photos alone
     assert mask_warning(sorted(tmp_path.rglob("*.png")), "data.folder") is not None
@@ -95,6 +96,7 @@ def test_a_run_on_masks_warns_once_and_trains(masks, tmp_path, caplog):
     assert made.trainer.global_step == 2
     (said,) = warned(caplog)
     assert said.startswith("data.folder: 16 of 18 sampled files")
+    assert said in (tmp_path / "report.md").read_text()
 
 
 def test_probe_photos_that_are_masks_are_told(masks, tmp_path, caplog):

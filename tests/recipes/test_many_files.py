@@ -98,6 +98,23 @@ def test_a_second_start_reads_the_index_unless_a_folder_has_changed(folder, monk
         find_photos(folder)
 
 
+def test_a_pattern_is_called_one(folder):
+    with pytest.raises(ValueError, match=r"--photos: expected a folder, got .*, which is a pattern: give the folder"):
+        find_photos(folder / "*.jpg", "--photos")
+
+
+def test_photos_in_formats_that_are_not_read_are_told(folder, caplog):
+    find_photos(folder)
+    assert not caplog.records
+    for name in ("b.HEIC", "c.heic", "a/d.nef", ".e.heic"):
+        (folder / name).touch()
+    assert len(find_photos(folder)) == len(PATHS) - 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "data.folder: photos in formats that cannot be read are left out (2 .heic, 1 .nef); convert them to JPEG"
+    )
+
+
 def test_a_cache_that_cannot_be_written_stops_nothing(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(file_index, "LEAST", 3)
     (tmp_path / "cache").write_text("a file")

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from jsonargparse import Namespace
 from making import TINY, cli
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from safetensors.torch import save_file
 from test_probe import draw, probe_of
 
 from densessl.export import main as export
 from examples import evaluate
+from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.pages import chart, thinned
 from examples.pretrain.common.pictures import as_pillow, enlarged, heat, similarity
@@ -24,9 +28,9 @@ from examples.pretrain.common.report.content import (
     better_or_worse,
     duration,
     next_commands,
+    of_a_cut,
     read_curves,
     told_noise,
-    without_export,
 )
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import tenths
@@ -112,8 +116,7 @@ def test_the_commands_of_the_report_run(finished, folder, capsys):
     assert "ImageNet is not in the table: no network" in printed
     assert export(shlex.split(commands["export"])[3:]) == 0
     assert (out / "backbone.pth").is_file()
-    call = commands["fine-tune"].partition('"')[2].rpartition('"')[0]
-    exec(call, names := {})  # the recipe's file needs a whole network, and this one ends at layer2
+    exec(commands["fine-tune"], names := {})  # the recipe's file needs a whole network, and this one ends at layer2
     assert torch.equal(names["backbone"].state_dict()["conv1.weight"].cpu(), weights_after(finished))
 
 
@@ -132,10 +135,27 @@ def test_commands_by_network(finished):
     config.backbone.name = "vit_small_patch14_dinov2"
     assert "--to timm --model vit_small_patch14_dinov2" in next_commands(config, file)["export"]
     config.backbone.layer = "blocks.4"
-    assert list(next_commands(config, file)) == ["evaluate", "fine-tune"]
-    assert "inside its part blocks" in without_export(config)
+    assert "encoder.safetensors' --to timm --out" in next_commands(config, file)["export"]  # under its own names
+    assert "inside its part blocks, so the exported file holds the network up to there" in of_a_cut(config)
     config.backbone.layer = "norm"
-    assert without_export(config) == ""
+    assert of_a_cut(config) == ""
+    config.backbone.name, config.backbone.layer = "resnet18", "layer2.0"
+    assert list(next_commands(config, file)) == ["evaluate", "fine-tune"]
+    assert "There is no command to export" in of_a_cut(config)
+
+
+def test_the_export_command_of_a_cut_backbone_works(tmp_path):
+    config = Namespace(backbone=Namespace(name="tf_efficientnet_lite0", layer="blocks.2"), out=str(tmp_path))
+    config.probe, config.data = Namespace(labels=None), Namespace(folder="photos", size=64)
+    backbone, _ = make_backbone("tf_efficientnet_lite0", "blocks.2", size=64)
+    file = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in backbone.state_dict().items()}, file)
+    assert export(shlex.split(next_commands(config, file)["export"])[3:]) == 0
+    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2,))
+    written = torch.load(tmp_path / "backbone.pth", weights_only=True)
+    assert whole.load_state_dict(written, strict=False).unexpected_keys == []
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(whole.eval()(image)[0], backbone.eval()(image))
 
 
 def test_a_report_without_the_export_command_says_why(folder, tmp_path):
@@ -415,7 +435,7 @@ def test_evaluate_says_nothing_of_each_try_to_download(folder, tmp_path, monkeyp
     assert said == ["what is ours"]
 
 
-def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_path):
+def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_path, capsys):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes((Path(finished.config.out) / "encoder.safetensors").read_bytes())
     for index in range(4):
@@ -426,6 +446,13 @@ def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_pa
         Image.fromarray(mask).save(tmp_path / "set" / "masks" / f"{index}.png")
     found = evaluate.main([str(weights), "--photos", str(folder), "--labels", str(tmp_path / "set"), "--size", "32",
                            "--backbone", "resnet18", "--layer", "layer2", "--images", "6"])  # fmt: skip
+    assert (
+        "2 classes (there is no classes.txt, so every number except 255 counts as a class)" in capsys.readouterr().out
+    )
+    with pytest.raises(SystemExit, match=r"resnet50 was assumed: name its own with --backbone NAME --layer LAYER$"):
+        evaluate.main([str(weights), "--photos", str(folder), "--size", "32"])
+    with pytest.raises(SystemExit, match=r"[^R]$"):  # where a network was named, no advice
+        evaluate.main([str(weights), "--photos", str(folder), "--size", "32", "--backbone", "resnet34"])
     assert set(found["this file"]) == {"pck", "pck_colour", "neighbors", "linear"}
     assert {"this file", "random"} <= set(found)
     assert (tmp_path / "evaluation" / "evaluation.html").is_file()

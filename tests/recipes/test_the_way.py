@@ -171,6 +171,7 @@ def test_the_way(place, monkeypatch, capsys, caplog):
         f"# adapt.py (PixContrast with an instance loss): stopped after {stopped_at} of {STEPS} steps\n"
     )
     assert "by the user" in report
+    assert "The labels have 3 classes." in report
     before = probe_of(out / "report.md")
     assert before["score"][0] == "before (step 0)"
     assert before["score"][-1] in ("before (step 0)", f"after ({stopped_at})")  # read at the stop where that is quick

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
+_DEEP = ("I", "F")
+_SIXTEEN = ("I;16", "I;16B", "I;16L")  # grey, of 16 bits
 
 
 def need_folder(path: Path, layout: str) -> Path:
@@ -73,22 +74,24 @@ def lines_of(path: Path, layout: str) -> list[str]:
 
 
 def read_image(path: Path, turn: bool = True) -> Tensor:
-    """An image as uint8 ``(3, H, W)``; grey values, palettes and transparency become colours.
+    """An image as uint8 ``(3, H, W)``; grey values, palettes and transparency become colours, 16 grey bits become 8.
 
     Args:
         path: Path of the file.
         turn: Whether to turn the image as its EXIF entry says.
 
     Raises:
-        ValueError: If the file cannot be read, is deeper than 8 bits, or is a TIFF of several pages.
+        ValueError: If the file cannot be read, is deeper than 16 bits, or is a TIFF of several pages.
     """
     try:
         with Image.open(path) as file:
             if file.mode in _DEEP:
-                raise ValueError(f"expected 8 bits a channel, got mode {file.mode}")
+                raise ValueError(f"expected 8 or 16 bits a channel, got mode {file.mode}")
             if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
                 raise ValueError("expected one image a file, got several pages")
             shown = ImageOps.exif_transpose(file) if turn else file
+            if shown.mode in _SIXTEEN:
+                shown = Image.fromarray(np.rint(np.array(shown) / 257).astype(np.uint8))
             return torch.from_numpy(np.array(shown.convert("RGB"))).movedim(2, 0).contiguous()
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ValueError(f"folder: {path} cannot be read: {error}") from error

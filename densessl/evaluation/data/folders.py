@@ -27,9 +27,9 @@ def own_masks(folder: str | Path, split: str = "test") -> LabelledImages:
     """One's own images and masks, in the layout of the segmentation recipe.
 
     Args:
-        folder: Folder that holds ``images/SPLIT/*``, ``masks/SPLIT/*.png`` of the same stems with a class number for
-            each pixel (255 where it is ignored), and ``classes.txt``, the name of a class a line, in the order of their
-            numbers from 0.
+        folder: Folder that holds ``images/SPLIT/*``, ``masks/SPLIT/*.png`` (or ``labels/SPLIT/*.png``) of the same
+            stems with a class number for each pixel (255 where it is ignored), and ``classes.txt``, the name of a class
+            a line, in the order of their numbers from 0.
         split: Name of the folders of a split.
 
     Raises:
@@ -37,7 +37,8 @@ def own_masks(folder: str | Path, split: str = "test") -> LabelledImages:
             more than 255 classes, or one of them twice.
     """
     root = Path(folder)
-    layout = f"images/{split}/*, masks/{split}/*.png of the same stems and classes.txt in {root}"
+    kind = "masks" if (root / "masks").is_dir() or not (root / "labels").is_dir() else "labels"
+    layout = f"images/{split}/*, {kind}/{split}/*.png of the same stems and classes.txt in {root}"
     path = root / "classes.txt"
     if not path.is_file():
         raise ValueError(f"folder: expected {layout}, got no file {path}")
@@ -45,7 +46,7 @@ def own_masks(folder: str | Path, split: str = "test") -> LabelledImages:
     if not 2 <= len(names) <= 255 or len(set(names)) < len(names):
         raise ValueError(f"folder: expected 2 to 255 different names in {path}, got {len(names)} lines")
     known = {**{number: number for number in range(len(names))}, 255: IGNORED}
-    return _pairs(root, split, "masks", layout, len(names), known)
+    return _pairs(root, split, kind, layout, len(names), known)
 
 
 def _pairs(root: Path, split: str, kind: str, layout: str, classes: int, class_of: dict[int, int]) -> LabelledImages:

@@ -127,7 +127,8 @@ def make_model(name: str, pretrained: bool, size: int, channels: int, several: b
         except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
             if pretrained and _is_download(error):
                 hub = timm.get_pretrained_cfg(name).hf_hub_id
-                raise _without_network(name, error, f"model.safetensors of {hub}, which may lie anywhere") from error
+                place = f"model.safetensors of {hub} on Hugging Face, which may be fetched on another machine"
+                raise _without_network(name, error, place) from error
             raise ValueError(f"backbone.name: {name} cannot be made for views of {size} px: {error}") from error
         stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", (1, 1))
         if any(size % side for side in stride):  # cells would lie elsewhere than their coords say

@@ -110,7 +110,9 @@ def read_labels(folder: str, channels: int, size: int, most: int = 64, name: str
     for mask in masks_read:
         for label in nothing:
             mask[mask == label] = IGNORED
-    return Labels(*read, max(2, len(names) or max(found) + 1), len(nothing), bool(names))
+    labels = Labels(*read, max(2, len(names) or max(found) + 1), len(nothing), bool(names))
+    log.info("%s: %d classes%s", name, labels.counted, labels.beside)
+    return labels
 
 
 def labelled_pairs(folder: str, name: str) -> list[list[tuple[Path, Path]]]:

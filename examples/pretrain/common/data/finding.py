@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from examples.pretrain.common.data.names import Names
 
 log = logging.getLogger(__name__)
 
+NOT_READ = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # photos
 LISTED = 64  # names of a text file that are looked for before a run begins
 
 
@@ -39,12 +41,17 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> Names:
         return _listed(folder, name)
     if not folder.is_dir():
         what = "a file, and no *.txt with a path a line" if folder.exists() else "missing"
+        if what == "missing" and any(sign in folder.name for sign in "*?["):
+            what = "a pattern: give the folder itself, or a *.txt with a path a line"
         raise ValueError(f"{name}: expected a folder, got {shown(folder)}, which is {what}")
     known = read_index(folder)
     if known is not None:
         return Names(folder, known)
     files, folders = _Count(), {}
     found = Names.of(folder, _below(folder, "", files, {os.path.realpath(folder)}, folders))
+    if files.others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(files.others.items()))
+        log.warning("%s: photos in formats that cannot be read are left out (%s); convert them to JPEG", name, kinds)
     if not len(found):
         raise ValueError(
             f"{name}: expected images ({', '.join(sorted(SUFFIXES))}) below {shown(folder)}, "
@@ -55,9 +62,11 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> Names:
 
 
 class _Count:
-    """Of the files met, of whatever kind."""
+    """Of the files met: their number, and the number of photos in formats that are not read, by suffix."""
 
-    number = 0
+    def __init__(self) -> None:
+        self.number = 0
+        self.others: Counter[str] = Counter()
 
 
 def _below(root: Path, path: str, files: _Count, seen: set[str], folders: dict[str, int]) -> Iterator[str]:
@@ -84,8 +93,12 @@ def _below(root: Path, path: str, files: _Count, seen: set[str], folders: dict[s
     for name, is_folder in found:
         if name in new:
             yield from _below(root, os.path.join(path, name), files, seen, folders)
-        elif not is_folder and name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES:
-            yield os.path.join(path, name)
+        elif not is_folder and name[0] != ".":
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES:
+                yield os.path.join(path, name)
+            elif suffix in NOT_READ:
+                files.others[suffix] += 1
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

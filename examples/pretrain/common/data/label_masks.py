@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,9 +37,14 @@ def mask_warning(paths: Sequence[Path], name: str) -> str | None:
     if len(found) < SHARE * len(seen):
         return None
     first, what = next(iter(found.items()))
+    photos = [str(paths[index].parent) for index in seen if index not in found]
+    apart = Path(os.path.commonpath(photos)) if photos else None
+    if apart is not None and any(paths[index].is_relative_to(apart) for index in found):
+        apart = None
+    such = "" if apart is None else f", such as {shown(apart)}"
     return (
         f"{name}: {len(found)} of {len(seen)} sampled files have at most {COLOURS} colours and look like label masks, "
-        f"not like photos: {shown(paths[first])} has {what}. Give a folder that holds photos alone."
+        f"not like photos: {shown(paths[first])} has {what}. Give a folder that holds photos alone{such}."
     )
 
 

@@ -113,8 +113,8 @@ def warnings(config: Namespace, files: Files, pairs: Pairs, speed: Speed, cells:
         begins = config.backbone.get("init", "random")
         from_weights = ", and begin from weights (backbone.init: imagenet)" if begins == "random" else ""
         found.append(
-            f"{files.found:,} images are fewer than 20 batches of {data.batch_size}: the same few meet in every step. "
-            f"Lower data.batch_size{from_weights}."
+            f"{files.found:,} images are fewer than 20 batches of {data.batch_size}: every step sees much the same "
+            f"images. Halve data.batch_size and the learning rates, or keep the run short{from_weights}."
         )
     if passes(speed, data.batch_size, files) > 300:
         found.append(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collapsed
 from examples.pretrain.common.data.datamodule import PhotoViews
+from examples.pretrain.common.data.label_masks import mask_warning
 from examples.pretrain.common.data.sources import FolderSource, evenly
 from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.optimizers import backbone_of
@@ -26,11 +27,11 @@ from examples.pretrain.common.report.content import (
     duration,
     last_of,
     next_commands,
+    of_a_cut,
     read_curves,
     settings,
     told_noise,
     weights_of,
-    without_export,
 )
 from examples.pretrain.common.report.gallery import gallery
 from examples.pretrain.common.report.write import Story, write_html, write_markdown
@@ -152,17 +153,23 @@ class RunReport(Callback):
             pictures,
             note if pictures else "No photo was at hand.",
             goes_on | next_commands(self.config, weights_of(out)),
-            without_export(self.config),
+            of_a_cut(self.config),
             settings(self.config),
         )
 
     def _noise(self) -> str:
         probe = self.probe
-        labelled = len(probe.labelled.test) if probe.labelled else 0
-        return told_noise(probe.readings[-1], probe.noise, len(probe.sample), labelled) if probe.readings else ""
+        if not probe.readings:
+            return ""
+        labels = probe.labelled
+        text = told_noise(probe.readings[-1], probe.noise, len(probe.sample), len(labels.test) if labels else 0)
+        return text if labels is None else f"{text} The labels have {labels.counted} classes{labels.beside}."
 
     def _warnings(self, curves: dict) -> list[str]:
-        found = []
+        found, source = [], self.data.source
+        masks = mask_warning(source.paths(), "data.folder") if isinstance(source, FolderSource) else None
+        if masks is not None:
+            found.append(masks)
         if self.probe.warned:
             rose, _ = changes(self.probe.readings[0], self.probe.readings[-1], self.probe.noise)
             above = " and ".join(IN_WORDS[name] for name in rose)

@@ -59,6 +59,7 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
     file, photos = shlex.quote(str(weights)), shlex.quote(folder)
     labels = f" --labels {shlex.quote(config.probe.labels)}" if config.probe.labels else ""
     whole = name.startswith(RESNETS) and layer == "layer4"
+    cut = "." in layer  # inside one of the network's parts, as timm's blocks.4
     masks, classes = labelled_set(config.probe.labels)
     if whole:
         to = "torchvision"
@@ -69,29 +70,34 @@ def next_commands(config: Namespace, weights: Path) -> dict[str, str]:
             f"--out {shlex.quote(str(out / 'segmentation'))}"
         )
     else:  # the transfer recipes take whole ResNets
-        to = f"timm --model {name}"
+        to = "timm" if cut else f"timm --model {name}"
         tune = (
-            'python -c "from examples.pretrain.common.backbones import make_backbone; '
-            f"backbone, width = make_backbone('{name}', '{layer}', '{weights}', {config.data.size})\"  "
-            "# a module in your own training, which gives maps"
+            "# In Python: backbone is a module for your own training; it gives maps of width channels.\n"
+            "from examples.pretrain.common.backbones import make_backbone\n"
+            f"backbone, width = make_backbone({name!r}, {layer!r}, {str(weights)!r}, {config.data.size})"
         )
     evaluate = {"evaluate": f"python examples/evaluate.py {file} --photos {photos}{labels}"}
-    # A stage that was cut in its middle, as timm's blocks.4, is no whole model for another library.
     export = f"python -m densessl.export {file} --to {to} --out {shlex.quote(str(out / 'backbone.pth'))}"
-    return evaluate | ({} if "." in layer else {"export": export}) | {"fine-tune": tune}
+    exports = {} if cut and name.startswith(RESNETS) else {"export": export}
+    return evaluate | exports | {"fine-tune": tune}
 
 
-def without_export(config: Namespace) -> str:
-    """Why there is no command to export, and what to do in its place; empty where there is one."""
+def of_a_cut(config: Namespace) -> str:
+    """What to know of the file of a backbone that ends inside a part; empty where it ends with one."""
     layer = config.backbone.get("layer", "layer4")
     if "." not in layer:
         return ""
     part = layer.partition(".")[0]
+    if config.backbone.name.startswith(RESNETS):
+        return (
+            f"There is no command to export: the backbone ends at {layer}, inside its part {part}, and other libraries "
+            f"load whole stages of ResNets only. In Python, the lines under fine-tune make the network up to {layer} "
+            f"with these weights. For a file that other libraries load, train with --backbone.layer {part}."
+        )
     return (
-        f"There is no command to export: the backbone ends at {layer}, inside its part {part}, and other libraries "
-        f"load whole parts only. In Python, the line under fine-tune makes the network up to {layer} with these "
-        "weights. For a file that other libraries load, train up to a layer that ends a whole part: --backbone.layer "
-        f"norm of most ViTs of timm, --backbone.layer {part} of other networks."
+        f"The backbone ends at {layer}, inside its part {part}, so the exported file holds the network up to there, "
+        "under its own names. timm's features_only loads it, and so does load_state_dict(..., strict=False) of the "
+        'whole network: see "A backbone cut in its middle" in docs/weights.md.'
     )
 
 

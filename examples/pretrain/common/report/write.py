@@ -45,7 +45,7 @@ class Story(NamedTuple):
         gallery: Pictures of the same photos before and after.
         note: Which photos those are.
         commands: What comes next.
-        without: What does not come next, and why; may be empty.
+        without: What to know of these commands, or why one is missing; may be empty.
         settings: All options as YAML.
     """
 
@@ -149,7 +149,7 @@ def write_markdown(path: Path, story: Story) -> None:
     lines += [f"- {name}: {value}" for name, value in story.read.items()]
     lines += ["", "## What comes next", ""]
     for name, line in story.commands.items():
-        lines += [f"{name}:", "", f"    {line}", ""]
+        lines += [f"{name}:", "", *(f"    {part}" for part in line.splitlines()), ""]
     lines += [story.without, ""] if story.without else []
     lines += ["## Settings", "", "```yaml", story.settings.rstrip(), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
