@@ -188,7 +188,10 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def _check_fit(targets: list[Tensor], sources: list[Tensor]) -> None:
     if len(targets) != len(sources):
-        raise ValueError(f"online: expected {len(targets)} parameters as at construction, got {len(sources)}")
+        raise ValueError(
+            f"online: expected {len(targets)} parameters as at construction, got {len(sources)}; pass the module that "
+            "EMA was built from"
+        )
     for index, (target, source) in enumerate(zip(targets, sources, strict=True)):
         if target.shape != source.shape:
             raise ValueError(

@@ -184,10 +184,17 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     Returns:
         Two groups; a group without parameters is left out.
 
+    Raises:
+        ValueError: If ``module`` is no module.
+
     Examples:
         >>> [len(group["params"]) for group in param_groups(nn.Linear(4, 2), weight_decay=1e-5)]
         [1, 1]
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"module: expected a module, such as nn.ModuleList([encoder, ppm]), got {type(module).__name__}"
+        )
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

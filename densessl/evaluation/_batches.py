@@ -31,7 +31,6 @@ __all__ = [
     "encoded",
     "image_count",
     "iter_of",
-    "masked",
     "nearest",
     "own_share",
     "own_share_once",
@@ -123,21 +122,6 @@ def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor,
         yield from zip(images, labels, strict=True) if images.ndim == 4 else [(images, labels)]
 
 
-def masked(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """As ``pairs``, but what names no class is ignored whatever its number."""
-
-    def known() -> Iterator[tuple[Tensor, Tensor]]:
-        for index, (images, labels) in enumerate(_each(labelled, name)):
-            check_tensor(labels, f"{name}[{index}]", "labels int64 (H, W)")
-            yield images, _known(labels, classes)
-
-    return pairs(known(), classes, name)
-
-
-def _known(labels: Tensor, classes: int) -> Tensor:
-    return labels.masked_fill((labels < 0) | (labels >= classes), IGNORED)
-
-
 def check_pair(images: Tensor, labels: Tensor, name: str) -> None:
     """Raises ValueError unless they are an image or a batch of images, uint8, and int64 labels of their size."""
     check_tensor(images, name, "an image uint8 (3, H, W) or a batch (B, 3, H, W)")
@@ -184,7 +168,6 @@ def encoded(
     batch_size: int,
     name: str,
     *,
-    others: Literal["refused", "ignored"] = "ignored",
     own: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Feature maps (B, C, h, w) and labels (B, H, W) on their device, as many at once as have one size.
@@ -195,22 +178,18 @@ def encoded(
         classes: Number of classes; IGNORED stands where a label names none.
         batch_size: Number of images encoded at once.
         name: Name of the argument, for errors.
-        others: What becomes of labels that are neither a class nor -1 nor 255.
         own: Whether each of several processes that share a store gets its own batches.
 
     Raises:
-        ValueError: If there is no image, an image or its labels have another shape or dtype, or there are labels that
-            are to be refused.
+        ValueError: If there is no image, an image or its labels have another shape or dtype, or a label is neither a
+            class nor -1 or 255.
     """
     if isinstance(labelled, StoredFeatures):
         for maps, labels in labelled.batches(batch_size, own=own):
-            if others == "refused":
-                known_labels(labels, classes, name)
-            yield maps, _known(labels, classes)
+            yield maps, labels.masked_fill(~known_labels(labels, classes, name), IGNORED)
         return
     check_readable(labelled, name)
-    read = pairs(labelled, classes, name) if others == "refused" else masked(labelled, classes, name)
-    for images, labels in batches(read, batch_size):
+    for images, labels in batches(pairs(labelled, classes, name), batch_size):
         maps = encode(features, images)
         yield maps, labels.to(maps.device)
 

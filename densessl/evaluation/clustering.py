@@ -44,7 +44,7 @@ def cluster_segmentation(
         features: Function from images, uint8 ``(B, 3, H, W)``, to feature maps ``(B, C, h, w)`` on any device.
         test: Labelled images to cluster: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any sizes,
             batches of them, or a store of their features (``store_features``).
-        classes: Number of classes, at least 2: labels run 0..classes-1; all others are ignored.
+        classes: Number of classes, at least 2: labels run 0..classes-1; -1 and 255 are ignored.
         clusters: Number of clusters, at least ``classes``; None: as many as classes.
         cells: Greatest number of cells that k-means runs on, chosen at random.
         iterations: Number of iterations of k-means.

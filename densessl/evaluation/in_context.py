@@ -103,7 +103,7 @@ def in_context_segmentation(
                 f"got {protocol.neighbors}"
             )
         overlap = torch.zeros(classes, classes, dtype=torch.int64)
-        for maps, labels in encoded(features, test, classes, batch_size, "test", others="refused", own=True):
+        for maps, labels in encoded(features, test, classes, batch_size, "test", own=True):
             read = read_shares(
                 map_to_tokens(maps).flatten(0, 1),
                 keys,
@@ -143,7 +143,7 @@ def _memory(
     count = protocol.cells // images
     if count < 1:
         raise ValueError(f"protocol.cells: expected at least one for each of {images} images, got {protocol.cells}")
-    maps = encoded(features, memory, classes, batch_size, "memory", others="refused")
+    maps = encoded(features, memory, classes, batch_size, "memory")
     single = ((one, answer) for part, labels in maps for one, answer in zip(part, labels, strict=True))
     chosen = _chosen(single, classes, protocol, count, torch.Generator().manual_seed(seed), batch_size, together)
     if not isinstance(memory, StoredFeatures) or _bytes(memory, count, classes) <= memory.held_bytes:

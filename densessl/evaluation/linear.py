@@ -97,8 +97,7 @@ def linear_segmentation(
         fit: Labelled images to fit on, a sequence: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs of any
             sizes; for FAST also batches of them, or a store of their features (``store_features``).
         test: Labelled images to report on, in the same form; batches of them as well.
-        classes: Number of classes, at least 2: labels run 0..classes-1. FAST ignores all others; LEOPART and DINOV3
-            ignore -1 and 255 and refuse others.
+        classes: Number of classes, at least 2: labels run 0..classes-1; -1 and 255 are ignored.
         protocol: FAST, LEOPART, DINOV3 or settings of your own, such as ``LEOPART._replace(epochs=5)``.
         steps: Number of steps of AdamW on the linear layer, with a cosine learning rate; for FAST alone.
         batch_size: Number of images in a step of FAST; number of images encoded at once by the others.

@@ -55,7 +55,7 @@ def nearest_neighbor_segmentation(
         memory: Labelled images that the memory is made of: (image uint8 ``(3, H, W)``, labels int64 ``(H, W)``) pairs
             of any sizes, or batches of them; or a store of their features (``store_features``).
         test: Labelled images to report on, in the same form.
-        classes: Number of classes, at least 2: labels run 0..classes-1; all others are ignored.
+        classes: Number of classes, at least 2: labels run 0..classes-1; -1 and 255 are ignored.
         neighbors: Number of nearest cells that vote, at least 1.
         temperature: Temperature of the softmax, greater than 0.
         cells: Greatest number of cells in the memory, chosen at random.

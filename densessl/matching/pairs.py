@@ -76,7 +76,8 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
         Mask ``(B, Nq, Nk)``, boolean and strided, True where a valid pair is.
 
     Raises:
-        ValueError: If a shape or dtype is not as described; on a CPU also if a valid pair has an index out of range.
+        ValueError: If there are no pairs, or a shape or dtype is not as described; on a CPU also if a valid pair has an
+            index out of range.
 
     Examples:
         >>> pairs = Pairs(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]), torch.tensor([[True, False]]))
@@ -84,6 +85,12 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
         tensor([[[False,  True],
                  [False, False]]])
     """
+    if not isinstance(pairs, tuple | list) or len(pairs) != 3:
+        raise ValueError(f"pairs: expected Pairs(query, key, valid), got {type(pairs).__name__}")
+    if len(shape) != 2 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(
+            f"shape: expected two positive numbers of cells (Nq, Nk), such as (h * w, h * w), got {tuple(shape)}"
+        )
     query, key, valid = pairs
     for part, name in ((query, "query"), (key, "key"), (valid, "valid")):
         check_tensor(part, f"pairs.{name}", "(B, K)")
@@ -96,12 +103,13 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
             f"pairs.valid: expected bool (B, K) = {tuple(query.shape)}, got {valid.dtype} {tuple(valid.shape)}"
         )
     n_query, n_key = shape
-    if n_query < 1 or n_key < 1:
-        raise ValueError(f"shape: expected two positive numbers of cells (Nq, Nk), got {shape}")
     for index, size, name in ((query, n_query, "pairs.query"), (key, n_key, "pairs.key")):
         beyond = valid & ((index < 0) | (index >= size))
         if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool(beyond.any()):
-            raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(index[beyond][0])}")
+            raise ValueError(
+                f"{name}: expected indices from 0 to {size - 1}, got {int(index[beyond][0])}; shape is (Nq, Nk), the "
+                "numbers of cells of both maps"
+            )
         valid = valid & ~beyond
     count = n_query * n_key
     flat = torch.zeros(len(query), count + 1, dtype=torch.bool, device=query.device)

@@ -89,7 +89,7 @@ def read_camvid(
         classes: Number of classes: labels run 0..classes-1, and the number of classes itself and 255 are ignored.
 
     Returns:
-        Image, uint8 ``(3, H, W)``, and labels, int64 ``(H, W)``, all of one size.
+        Image, uint8 ``(3, H, W)``, and labels, int64 ``(H, W)``, 255 where they are ignored; all of one size.
 
     Raises:
         ValueError: If a folder or a label is missing, if a label has another number, or if sizes differ.
@@ -118,5 +118,5 @@ def read_camvid(
                 f"{name}: expected numbers 0..{classes - 1}, {classes} or 255 where ignored, "
                 f"got {int(wrong[0])} in {answer}"
             )
-        labelled.append((image, labels))
+        labelled.append((image, labels.masked_fill(labels == classes, IGNORED)))
     return labelled

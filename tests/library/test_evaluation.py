@@ -312,7 +312,7 @@ def test_photometric_changes_reach_the_copies_only():
         ),
         (
             lambda: nearest_neighbor_segmentation(
-                one_hot, [(colour_by_class(1)[0][0], torch.full((32, 48), 9))], colour_by_class(1), 4
+                one_hot, [(colour_by_class(1)[0][0], torch.full((32, 48), 255))], colour_by_class(1), 4
             ),
             r"memory: expected labels in 0..3, got none",
         ),

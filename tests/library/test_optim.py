@@ -195,6 +195,12 @@ def test_mixed_precision_in_one_group():
     assert q[0, 0].item() == pytest.approx(0.9, abs=1e-8)
 
 
+@pytest.mark.parametrize("given", [nn.Linear(4, 2).parameters(), list(nn.Linear(4, 2).parameters()), None])
+def test_param_groups_of_what_is_no_module(given):
+    with pytest.raises(ValueError, match=rf"module: expected a module, .*got {type(given).__name__}"):
+        param_groups(given, 1e-5)
+
+
 def test_param_groups():
     net = network()
     net[3].weight.requires_grad_(False)

@@ -73,7 +73,11 @@ def test_an_unused_slot_does_not_undo_the_pair_at_zero(first):
 @pytest.mark.parametrize(
     ("parts", "shape", "message"),
     [
-        ([(1, 2), (1, 2), (1, 2)], (0, 3), "shape: expected two positive numbers of cells (Nq, Nk), got (0, 3)"),
+        (
+            [(1, 2), (1, 2), (1, 2)],
+            (0, 3),
+            "shape: expected two positive numbers of cells (Nq, Nk), such as (h * w, h * w), got (0, 3)",
+        ),
         ([(2,), (1, 2), (1, 2)], (2, 3), "pairs.query: expected int64 (B, K), got torch.int64 (2,)"),
         ([(1, 2), (1, 3), (1, 2)], (2, 3), "pairs.key: expected int64 (B, K) = (1, 2), got torch.int64 (1, 3)"),
         ([(1, 2), (1, 2), (2, 1)], (2, 3), "pairs.valid: expected bool (B, K) = (1, 2), got torch.bool (2, 1)"),
@@ -88,10 +92,24 @@ def test_bad_input_is_named(parts, shape, message):
 @pytest.mark.parametrize(("query", "key", "name"), [(-1, 0, "query"), (2, 0, "query"), (0, -1, "key"), (0, 3, "key")])
 def test_an_index_out_of_range_is_refused_and_on_other_devices_left_out(query, key, name):
     pairs = Pairs(torch.tensor([[query, 1]]), torch.tensor([[key, 2]]), torch.tensor([[True, True]]))
-    with pytest.raises(ValueError, match=rf"pairs.{name}: expected indices from 0 to [12], got {query or key}"):
+    told = rf"pairs.{name}: expected indices from 0 to [12], got {query or key}; shape is \(Nq, Nk\), the numbers of"
+    with pytest.raises(ValueError, match=told):
         pairs_to_mask(pairs, (2, 3))
     unused = pairs._replace(valid=torch.tensor([[False, True]]))
     assert pairs_to_mask(unused, (2, 3)).nonzero().tolist() == [[0, 1, 2]]
     # Compiled code may not look at values either: it takes the way of the other devices.
     compiled = torch.compile(pairs_to_mask, backend="eager", fullgraph=True)
     assert compiled(pairs, (2, 3)).nonzero().tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("given", [torch.ones(1, 2, 2, dtype=torch.bool), None, (torch.zeros(1, 2).long(),) * 2])
+def test_what_is_no_pairs_is_named(given):
+    with pytest.raises(ValueError, match=rf"pairs: expected Pairs\(query, key, valid\), got {type(given).__name__}"):
+        pairs_to_mask(given, (2, 2))
+
+
+@pytest.mark.parametrize("shape", [(2,), ((2, 2), (2, 2)), (2, 0), (2, 2, 2), (2.0, 2)])
+def test_shapes_that_are_no_numbers_of_cells_are_named(shape):
+    pairs = Pairs(torch.tensor([[0]]), torch.tensor([[0]]), torch.tensor([[True]]))
+    with pytest.raises(ValueError, match=r"shape: expected two positive numbers of cells \(Nq, Nk\), such as"):
+        pairs_to_mask(pairs, shape)

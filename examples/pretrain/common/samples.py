@@ -31,7 +31,7 @@ class Labels(NamedTuple):
     Attributes:
         fit: Images, uint8 ``(C, H, W)``, with labels, int64 ``(H, W)``.
         test: Other images with labels, in the same form.
-        classes: Labels run 0..classes-1; all others are ignored.
+        classes: Labels run 0..classes-1; 255 is ignored.
         ignored: How many of these numbers stand for no class, as those of a line ``void`` in classes.txt.
         named: Whether there is a classes.txt.
     """
