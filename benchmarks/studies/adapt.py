@@ -140,7 +140,7 @@ def read_all(args: argparse.Namespace) -> tuple[list[Tensor], dict]:
                 resize(image, [side * args.enlarge for side in image.shape[1:]], antialias=True),
                 F.interpolate(labels[None, None].float(), scale_factor=args.enlarge, mode="nearest")[0, 0].long(),
             )
-            for image, labels in read_camvid(args.labelled, split)[::step]
+            for image, labels in read_camvid(args.labelled, split, "--labelled", args.classes)[::step]
         ]
     return square, labelled
 
