@@ -97,7 +97,7 @@ class EMA(nn.Module):
             momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum
         momentum = _check_momentum(float(momentum))
         _check_module(online)
-        if online in (self, self.module):  # the average of the target with itself would never move
+        if _unwrapped(online) in (self, self.module):  # the average of the target with itself would never move
             raise ValueError("online: expected the module that is trained, got this average itself")
         # After a forward pass FSDP2 leaves the whole parameters of a root module in place of its shards.
         _reshard(self)

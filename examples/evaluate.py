@@ -1,11 +1,12 @@
-"""What a backbone is worth on one's own images: a file against its start, ImageNet and random weights.
+"""Scores a backbone on your own images, beside the weights it started from, ImageNet weights and random weights.
 
     python examples/evaluate.py runs/own/encoder.safetensors --photos FOLDER
     python examples/evaluate.py WEIGHTS --photos FOLDER --labels LABELLED --backbone resnet50 --layer layer4
 
-CHECKPOINT is any file that ``densessl.checkpoints.load_backbone`` reads. Beside a run's file lies its config.yaml, that
-says what network it is of, how images go into it, and which images were kept out of its training: with the run's own
-folder as ``--photos`` those are taken. The table is printed, and written with pictures as evaluation.html and .md.
+CHECKPOINT is any file that ``densessl.checkpoints.load_backbone`` reads. The config.yaml that a run writes beside its
+file says which network it is, how its images are prepared, and which images were kept out of the training. If
+``--photos`` is the folder that the run was trained on, only those are scored. The table is printed, and written with
+pictures as evaluation.html and .md.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def setting_of(args: argparse.Namespace) -> Setting:
         config.get("probe", {}).get("images"),
         ""
         if args.backbone or backbone
-        else ". The file names no network, so resnet50 was assumed: name its own with --backbone NAME --layer LAYER",
+        else ". No config.yaml lies beside the file, so resnet50 was assumed: name its own network with "
+        "--backbone NAME --layer LAYER",
     )
 
 
@@ -216,7 +218,8 @@ def compare(
             backbone = settled(network(setting, init).to(device), photos, setting.form)
         except Exception as error:  # no network, no such weights, a file that is gone: whatever the libraries raise
             if name == "this file":
-                raise ValueError(in_own_words(error) + setting.advice) from error
+                advice = setting.advice if "does not fit" in str(error) else ""
+                raise ValueError(in_own_words(error) + advice) from error
             missing[name] = in_own_words(error).removeprefix("CHECKPOINT: ")[:500]  # it is not of the file
             continue
         label = f"{name} (its start)" if init == setting.start and name != "its start" else name

@@ -59,9 +59,9 @@ def train_resumable(
     states = {"method": method, "optimizer": scheduled.optimizer, "schedule": scheduled.schedule}
     if path.exists():
         saved = torch.load(path, weights_only=True)
-        if saved["steps"] != steps:
+        if (planned := saved.get("steps", "an unknown number")) != steps:
             raise ValueError(
-                f"steps: expected {saved['steps']}, the length of the run whose state is {path}, got {steps}; "
+                f"steps: expected {planned}, the length of the run whose state is {path}, got {steps}; "
                 "remove the file to begin anew"
             )
         begin, seen, start = saved["step"], saved["seen"], start - saved["seconds"]

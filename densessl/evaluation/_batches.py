@@ -104,19 +104,15 @@ def image_count(labelled: Labelled | StoredFeatures) -> int:
     return sum(len(images) if images.ndim == 4 else 1 for images, _ in iter_of(labelled))
 
 
-def _each(labelled: Labelled, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    for index, item in enumerate(iter_of(labelled)):
-        check_is_pair(item, f"{name}[{index}]")
-        yield item
-
-
 def pairs(labelled: Labelled, classes: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 (3, H, W) and labels int64 (H, W), IGNORED where there is none; batches are taken apart.
 
     Raises:
         ValueError: If an image or its labels have another shape or dtype, or a label is neither a class nor -1 or 255.
     """
-    for index, (images, labels) in enumerate(_each(labelled, name)):
+    for index, item in enumerate(iter_of(labelled)):
+        check_is_pair(item, f"{name}[{index}]")
+        images, labels = item
         check_pair(images, labels, f"{name}[{index}]")
         labels = labels.masked_fill(~known_labels(labels, classes, name), IGNORED)
         yield from zip(images, labels, strict=True) if images.ndim == 4 else [(images, labels)]

@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", help="Size of the images in pixels, N or HxW, in place of the protocols' own sizes.")
     add("--fit", help="Name of the split that probes learn from, in place of the data set's usual one.")
     add("--test", help="Name of the split that is scored, in place of the data set's usual one.")
-    add("--sbd", help="Folder of SBD, which VOC's split trainaug needs.")
+    add(
+        "--sbd",
+        help="Folder of SBD, for VOC's split trainaug, unless VOC's folder has SegmentationClassAug and trainaug.txt.",
+    )
     add("--limit", type=int, help="Greatest number of samples of each split, which are spread evenly over it, to try "
         "things out. Such scores are no published numbers.")  # fmt: skip
     add("--out", default="evaluation.json", help="File of the results. A run that finds its protocols there with the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -87,10 +88,9 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
     """
     if not isinstance(pairs, tuple | list) or len(pairs) != 3:
         raise ValueError(f"pairs: expected Pairs(query, key, valid), got {type(pairs).__name__}")
-    if len(shape) != 2 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(
-            f"shape: expected two positive numbers of cells (Nq, Nk), such as (h * w, h * w), got {tuple(shape)}"
-        )
+    sizes = shape if isinstance(shape, tuple | list) else ()
+    if len(sizes) != 2 or not all(isinstance(size, Integral | torch.SymInt) and size > 0 for size in sizes):
+        raise ValueError(f"shape: expected two positive numbers of cells (Nq, Nk), such as (h * w, h * w), got {shape}")
     query, key, valid = pairs
     for part, name in ((query, "query"), (key, "key"), (valid, "valid")):
         check_tensor(part, f"pairs.{name}", "(B, K)")

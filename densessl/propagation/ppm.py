@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from densessl._checks import as_tokens, as_valid
 from densessl._memory import check_fits
 from densessl._normalize import normalized
-from densessl._tensors import check_number
+from densessl._tensors import check_number, check_tensor
 from densessl.features import tokens_to_map
 from densessl.propagation._blockwise import power, propagate
 
@@ -115,6 +115,7 @@ class PPM(nn.Module):
             tokens = as_tokens(x, "x")
         # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
         values = self.transform(x if x.ndim == 4 else tokens_to_map(tokens, (tokens.shape[1], 1)))
+        check_tensor(values, "transform", "that it gives a map")
         if values.ndim != 4 or values.shape[2:].numel() != tokens.shape[1]:
             got = tuple(values.shape)
             raise ValueError(f"transform: expected that it keeps the map's {tokens.shape[1]} cells, got a map {got}")

@@ -24,14 +24,14 @@ JUDGED_FROM = 100  # steps: the quickstart spends some 60 below the line and ris
 # What the curve of the spread does, for readers who see it fall below the line.
 DIP = (
     "Early in training all cells become similar; later they separate again. In the quickstart this dip lasts about 60 "
-    "steps. Only a run that stays below the dashed line of loss.png can have collapsed."
+    "steps. A run that stays below the dashed line of loss.png can have collapsed. The table also judges the backbone."
 )
 STD = (
     "std is the standard deviation of the projected unit features times sqrt(C), as the progress bar and loss.png show "
-    'it; here it is the mean over the last tenth of the steps. Near 1 is healthy. "std, backbone" and the effective '
-    "rank are those of the frozen features of the backbone. A run counts as collapsed if the std of its projected "
-    f"features or of its backbone's is below {STD_FLOOR}, or below {COLLAPSED_BELOW} with an effective rank of the "
-    f"same features below {RANK_BELOW:g}."
+    "it, and rank their effective rank: in how many directions they differ. Both are means over the last tenth of the "
+    "steps. An std near 1 is healthy. The columns of the backbone are the same two numbers for its frozen features. A "
+    f"run counts as collapsed if one of the two stds is below {STD_FLOOR}, or below {COLLAPSED_BELOW} with the rank "
+    f"beside it below {RANK_BELOW:g}."
 )
 # Why the loss of a method is above 0, by the quickstart's names.
 LOSS = {
@@ -141,13 +141,13 @@ def write_report(
     lines += [
         f"{measure.what}, before and after pretraining:",
         "",
-        f"| seed | untrained | trained | std | std, backbone | effective rank of {channels} | health |",
-        "|---|---|---|---|---|---|---|",
+        f"| seed | untrained | trained | std | rank | std, backbone | rank of {channels}, backbone | health |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for o in outcomes:
         lines.append(
-            f"| {o.seed} | {o.untrained:.3f} | {o.trained:.3f} | {o.projected_std:.2f} | {o.std:.2f} | {o.rank:.1f} "
-            f"| {o.health} |"
+            f"| {o.seed} | {o.untrained:.3f} | {o.trained:.3f} | {o.projected_std:.2f} | {o.projected_rank:.1f} "
+            f"| {o.std:.2f} | {o.rank:.1f} | {o.health} |"
         )
     before, after = [o.untrained for o in outcomes], [o.trained for o in outcomes]
     lines += ["", f"{measure.name} untrained {_spread(before)}, trained {_spread(after)}."]

@@ -244,9 +244,8 @@ def test_own_masks_may_lie_in_labels(tmp_path):
     found = data.own_masks(tmp_path)
     assert len(found) == 1
     assert all(torch.equal(one, other) for one, other in zip(found[0], expected, strict=True))
-    (tmp_path / "labels" / "test").rename(tmp_path / "labels" / "other")
-    with pytest.raises(ValueError, match=r"^folder: expected .*labels/test/\*.png of the same stems"):
-        data.own_masks(tmp_path)
+    (tmp_path / "masks").mkdir()  # without this split
+    assert len(data.own_masks(tmp_path)) == 1
 
 
 def test_grey_photos_of_16_bits_become_8(tmp_path):

@@ -290,7 +290,7 @@ def test_student_that_does_not_fit():
         ema.update(nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"online: expected parameter 0 on cpu as the target, got meta"):
         ema.update(nn.Linear(3, 4, device="meta"))
-    for target in (ema, ema.module):
+    for target in (ema, ema.module, torch.compile(ema.module)):
         with pytest.raises(ValueError, match=r"online: expected the module that is trained, got this average itself"):
             ema.update(target)
     for wrong in (ema.parameters(), ema.state_dict(), "encoder"):

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -108,7 +109,23 @@ def test_what_is_no_pairs_is_named(given):
         pairs_to_mask(given, (2, 2))
 
 
-@pytest.mark.parametrize("shape", [(2,), ((2, 2), (2, 2)), (2, 0), (2, 2, 2), (2.0, 2)])
+def test_shapes_may_be_numpy_s_and_symbolic():
+    pairs = Pairs(torch.tensor([[0]]), torch.tensor([[1]]), torch.tensor([[True]]))
+    assert pairs_to_mask(pairs, (np.prod((1, 2)), np.int64(2))).sum() == 1
+
+    class Made(torch.nn.Module):
+        def forward(self, query, key):
+            return pairs_to_mask(
+                Pairs(*(torch.zeros(1, 1).long(),) * 2, torch.ones(1, 1).bool()), (query.shape[1], key.shape[1])
+            )
+
+    maps = torch.rand(1, 6, 3), torch.rand(1, 7, 3)
+    cells = {1: torch.export.Dim("cells_q", min=2)}, {1: torch.export.Dim("cells_k", min=2)}
+    exported = torch.export.export(Made(), maps, dynamic_shapes=cells, strict=False).module()
+    assert exported(torch.rand(1, 4, 3), torch.rand(1, 5, 3)).shape == (1, 4, 5)
+
+
+@pytest.mark.parametrize("shape", [4, None, (2,), ((2, 2), (2, 2)), (2, 0), (2, 2, 2), (2.0, 2)])
 def test_shapes_that_are_no_numbers_of_cells_are_named(shape):
     pairs = Pairs(torch.tensor([[0]]), torch.tensor([[0]]), torch.tensor([[True]]))
     with pytest.raises(ValueError, match=r"shape: expected two positive numbers of cells \(Nq, Nk\), such as"):

@@ -101,6 +101,15 @@ def test_a_transform_that_loses_cells_is_named(transform, algorithm):
         PPM(transform.double(), algorithm=algorithm)(features())
 
 
+def test_a_transform_that_gives_no_map_is_named():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ValueError, match=r"transform: expected that it gives a map, got tuple"):
+        PPM(Two())(features())
+
+
 @pytest.mark.parametrize("valid", [torch.ones(2, 15), torch.ones(2, 5, 3, dtype=torch.bool)])
 def test_bad_validity_is_named(valid):
     with pytest.raises(

@@ -202,7 +202,7 @@ def test_the_report_shows_its_figures_and_says_what_to_see(tmp_path):
     outcome = report.Outcome(0, 0.2, 0.3, 0.7, 40.0, 0.6, 30.0, [2.0], [0.6])
     facts = {"method": "any"}
     text = report.write_report(tmp_path / "r.md", [outcome], 128, facts, "load", about_loss=report.LOSS["pixcontrast"])
-    assert "| seed | untrained | trained | std | std, backbone |" in text
+    assert "| seed | untrained | trained | std | rank | std, backbone | rank of 128, backbone | health |" in text
     assert "InfoNCE" in text
     lines = text.splitlines()
     for name in FIGURES:

@@ -60,6 +60,25 @@ def test_masks_beside_their_photos_are_told(tmp_path):
     assert mask_warning(sorted(tmp_path.rglob("*.png")), "data.folder") is not None
 
 
+@pytest.mark.parametrize("pairs", [2, 40, 100, 200])
+def test_masks_between_their_photos_are_told(pairs, tmp_path, monkeypatch):
+    from examples.pretrain.common.data import label_masks
+
+    monkeypatch.setattr(label_masks, "few_colours", lambda path: "5 (grey)" if "mask" in path.name else None)
+    paths = [tmp_path / f"{index:03}{kind}.png" for index in range(pairs) for kind in ("", "_mask")]
+    assert mask_warning(paths, "data.folder") is not None
+    # A list may hold paths of both kinds, and masks of a fifth of its photos.
+    mixed = [Path("near") / path.name if index % 2 else path for index, path in enumerate(paths)]
+    assert mask_warning(mixed, "data.folder") is not None
+
+
+def test_a_single_drawing_among_few_photos_is_no_mask(tmp_path):
+    for index in range(4):
+        draw(tmp_path / f"{index}.png", index)
+    mask(tmp_path / "logo.png", 0)
+    assert mask_warning(sorted(tmp_path.iterdir()), "data.folder") is None
+
+
 def test_photos_are_not_taken_for_masks(tmp_path):
     for index in range(6):
         draw(tmp_path / f"{index}.png", index)

@@ -105,7 +105,7 @@ def test_palettes_hold_numbers_and_turned_photos_lie_under_masks_of_both_kinds(t
 def test_classes_are_counted_without_those_that_are_ignored(tmp_path):
     for index in (0, 1):
         put(tmp_path, f"{index}", blocks(index))
-    nameless = "(there is no classes.txt, so every number except 255 counts as a class)"
+    nameless = "(no classes.txt names them, so every number except 255 counts as a class)"
     assert labelled(read_labels(str(tmp_path), 3, 24)) == f"1 to fit on, 1 to test on, 13 classes {nameless}"
     names = [f"class {index}" for index in range(12)]
     (tmp_path / "classes.txt").write_text("\n".join([*names, "Void"]))

@@ -99,7 +99,7 @@ def test_a_second_start_reads_the_index_unless_a_folder_has_changed(folder, monk
 
 
 def test_a_pattern_is_called_one(folder):
-    with pytest.raises(ValueError, match=r"--photos: expected a folder, got .*, which is a pattern: give the folder"):
+    with pytest.raises(ValueError, match=r"--photos: .*, which is missing, or a pattern: give the folder"):
         find_photos(folder / "*.jpg", "--photos")
 
 

@@ -148,7 +148,7 @@ def test_the_command_writes_a_page_and_pictures_and_leaves_the_run_alone(folder,
     [
         (
             ["--trainer.max_epochs=1", "--data.batch_size=99"],
-            "error: data.batch_size: expected at most the 14 images",
+            "error: data.batch_size: expected 1 to 14, the images of",
         ),
         (["--trainer.max_epochs=-1"], "error: trainer: expected a budget"),
         (["--trainer.max_epochs=1", "--data.folder=a.tar", "--data.images=9"], "error: preview: expected a folder of"),

@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
 from test_probe import draw, probe_of
 
+from densessl import FeatureMap
 from densessl.export import main as export
 from examples import evaluate
 from examples.pretrain.common.backbones import make_backbone
@@ -144,18 +145,23 @@ def test_commands_by_network(finished):
     assert "There is no command to export" in of_a_cut(config)
 
 
-def test_the_export_command_of_a_cut_backbone_works(tmp_path):
-    config = Namespace(backbone=Namespace(name="tf_efficientnet_lite0", layer="blocks.2"), out=str(tmp_path))
-    config.probe, config.data = Namespace(labels=None), Namespace(folder="photos", size=64)
-    backbone, _ = make_backbone("tf_efficientnet_lite0", "blocks.2", size=64)
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("tf_efficientnet_lite0", "blocks.2"), ("test_vit", "blocks.3"), ("test_convnext", "stages.1.blocks.0")],
+)  # fmt: skip
+def test_the_export_command_of_a_cut_backbone_works(name, layer, tmp_path):
+    config = Namespace(backbone=Namespace(name=name, layer=layer), out=str(tmp_path), probe=Namespace(labels=None))
+    config.data = Namespace(folder="photos", size=160)
+    assert f"Load it into the whole {name}" in of_a_cut(config)
+    backbone, _ = make_backbone(name, layer, size=160)
     file = tmp_path / "encoder.safetensors"
-    save_file({name: value.contiguous() for name, value in backbone.state_dict().items()}, file)
+    save_file({key: value.contiguous() for key, value in backbone.state_dict().items()}, file)
     assert export(shlex.split(next_commands(config, file)["export"])[3:]) == 0
-    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2,))
+    whole = timm.create_model(name)
     written = torch.load(tmp_path / "backbone.pth", weights_only=True)
     assert whole.load_state_dict(written, strict=False).unexpected_keys == []
-    image = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(whole.eval()(image)[0], backbone.eval()(image))
+    image = torch.randn(1, 3, 160, 160)
+    torch.testing.assert_close(FeatureMap(whole.eval(), layer)(image), backbone.eval()(image))
 
 
 def test_a_report_without_the_export_command_says_why(folder, tmp_path):
@@ -447,12 +453,13 @@ def test_evaluate_takes_a_file_without_a_run_and_labels(finished, folder, tmp_pa
     found = evaluate.main([str(weights), "--photos", str(folder), "--labels", str(tmp_path / "set"), "--size", "32",
                            "--backbone", "resnet18", "--layer", "layer2", "--images", "6"])  # fmt: skip
     assert (
-        "2 classes (there is no classes.txt, so every number except 255 counts as a class)" in capsys.readouterr().out
+        "2 classes (no classes.txt names them, so every number except 255 counts as a class)" in capsys.readouterr().out
     )
-    with pytest.raises(SystemExit, match=r"resnet50 was assumed: name its own with --backbone NAME --layer LAYER$"):
+    with pytest.raises(SystemExit, match=r"resnet50 was assumed: .* with --backbone NAME --layer LAYER$"):
         evaluate.main([str(weights), "--photos", str(folder), "--size", "32"])
-    with pytest.raises(SystemExit, match=r"[^R]$"):  # where a network was named, no advice
+    with pytest.raises(SystemExit, match="does not fit") as error:  # where a network was named, no advice
         evaluate.main([str(weights), "--photos", str(folder), "--size", "32", "--backbone", "resnet34"])
+    assert "assumed" not in str(error.value)
     assert set(found["this file"]) == {"pck", "pck_colour", "neighbors", "linear"}
     assert {"this file", "random"} <= set(found)
     assert (tmp_path / "evaluation" / "evaluation.html").is_file()

@@ -85,12 +85,12 @@ def read_image(path: Path, turn: bool = True) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            if file.mode in _DEEP:
+            if file.mode in _DEEP and (file.mode, file.format) != ("I", "PNG"):
                 raise ValueError(f"expected 8 or 16 bits a channel, got mode {file.mode}")
             if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
                 raise ValueError("expected one image a file, got several pages")
             shown = ImageOps.exif_transpose(file) if turn else file
-            if shown.mode in _SIXTEEN:
+            if shown.mode in _SIXTEEN or (shown.mode == "I" and file.format == "PNG"):  # older versions of Pillow
                 shown = Image.fromarray(np.rint(np.array(shown) / 257).astype(np.uint8))
             return torch.from_numpy(np.array(shown.convert("RGB"))).movedim(2, 0).contiguous()
     except Exception as error:  # Pillow raises whatever its decoders do

@@ -37,7 +37,7 @@ def own_masks(folder: str | Path, split: str = "test") -> LabelledImages:
             more than 255 classes, or one of them twice.
     """
     root = Path(folder)
-    kind = "masks" if (root / "masks").is_dir() or not (root / "labels").is_dir() else "labels"
+    kind = "labels" if (root / "labels" / split).is_dir() and not (root / "masks" / split).is_dir() else "masks"
     layout = f"images/{split}/*, {kind}/{split}/*.png of the same stems and classes.txt in {root}"
     path = root / "classes.txt"
     if not path.is_file():

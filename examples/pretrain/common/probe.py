@@ -63,9 +63,9 @@ def dense_probe(
         labels: Folder of labelled images, to probe with labels too: photos in ``images/``, and for each a PNG of its
             name in ``masks/`` that holds in each pixel the number of its class. By default there are no probes with
             labels.
-        score: Which score decides what ``best.safetensors`` keeps: ``pck``, correspondence between two crops of a
-            photo; ``pck_colour``, the same with changed colours; or, with labels, ``neighbors``, nearest neighbours, or
-            ``linear``, a linear layer on top.
+        score: Which score decides what ``best.safetensors`` keeps: ``pck``, correspondence between a photo and a warped
+            copy of it; ``pck_colour``, the same with changed colours; or, with labels, ``neighbors``, nearest
+            neighbours, or ``linear``, a linear layer on top.
 
     Raises:
         ValueError: If a number is negative, or the score needs labels that are not there.

@@ -33,7 +33,7 @@ class Labels(NamedTuple):
         test: Other images with labels, in the same form.
         classes: Labels run 0..classes-1; 255 is ignored.
         ignored: How many of these numbers stand for no class, as those of a line ``void`` in classes.txt.
-        named: Whether there is a classes.txt.
+        named: Whether a classes.txt names the classes.
     """
 
     fit: list[tuple[Tensor, Tensor]]
@@ -51,7 +51,7 @@ class Labels(NamedTuple):
     def beside(self) -> str:
         """Words to follow the number of classes: which numbers are ignored, or that none but 255 is."""
         if not self.named:
-            return " (there is no classes.txt, so every number except 255 counts as a class)"
+            return " (no classes.txt names them, so every number except 255 counts as a class)"
         numbers = "number" if self.ignored == 1 else "numbers"
         return f" and {self.ignored} ignored {numbers}" if self.ignored else ""
 

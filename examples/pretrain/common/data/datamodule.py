@@ -73,7 +73,7 @@ class PhotoViews(pl.LightningDataModule):
         images = self.source.count(processes, self.workers)
         if self.batch_size < 1 or self.batch_size % processes or self.batch_size > images:
             raise ValueError(
-                f"data.batch_size: expected at most the {images} images of {self.source.folder}"
+                f"data.batch_size: expected 1 to {images}, the images of {self.source.folder}"
                 + (f" and a multiple of the {processes} processes" if processes > 1 else "")
                 + f", got {self.batch_size}"
             )

@@ -41,8 +41,8 @@ def find_photos(folder: str | Path, name: str = "data.folder") -> Names:
         return _listed(folder, name)
     if not folder.is_dir():
         what = "a file, and no *.txt with a path a line" if folder.exists() else "missing"
-        if what == "missing" and any(sign in folder.name for sign in "*?["):
-            what = "a pattern: give the folder itself, or a *.txt with a path a line"
+        if what == "missing" and any(sign in str(folder) for sign in "*?"):
+            what = "missing, or a pattern: give the folder itself, or a *.txt with a path a line"
         raise ValueError(f"{name}: expected a folder, got {shown(folder)}, which is {what}")
     known = read_index(folder)
     if known is not None:

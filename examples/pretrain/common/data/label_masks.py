@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,9 @@ from examples.pretrain.common.data.sources import evenly
 
 COLOURS = 32  # at most so many: masks have a colour for each class, photos thousands
 FILES = 40  # that are looked at
-FIRST = 10  # after which the others are left unread where fewer than SHARE of them look like masks
-SHARE = (
-    0.2  # of the files: a folder with images/ and masks/ in it has half; of our photo sets no file looks like a mask
-)
+FIRST = 10  # after which the others are left unread where none of them looks like a mask
+# Of the files. A folder with images/ and masks/ in it has half; of our photo sets no file looks like a mask.
+SHARE = 0.2
 FORMATS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")  # of masks: JPEG mixes the numbers of neighbouring pixels
 
 
@@ -24,22 +24,24 @@ def mask_warning(paths: Sequence[Path], name: str) -> str | None:
     """A warning if at least a fifth of the files look like label masks; None otherwise.
 
     Args:
-        paths: The files, of which at most 40 are read, evenly spaced; of photos at most 10.
+        paths: The files, of which at most 40 are read; of photos at most 10.
         name: The argument that named them, for the message.
     """
-    chosen = list(dict.fromkeys(index * len(paths) // FILES for index in range(FILES))) if len(paths) else []
-    turns = [chosen[i] for i in evenly(len(chosen), FIRST)]  # first a few of all parts of the folder
+    # Spread over the folder, but not evenly: masks may lie beside their photos, as every second file.
+    draw, files = random.Random(0), min(FILES, len(paths))
+    chosen = [draw.randrange(i * len(paths) // files, (i + 1) * len(paths) // files) for i in range(files)]
+    turns = [chosen[i] for i in evenly(files, FIRST)]
     seen = {index: few_colours(paths[index]) for index in turns}
-    if sum(what is not None for what in seen.values()) < SHARE * max(1, len(seen)):
+    if not any(seen.values()):
         return None
     seen |= {index: few_colours(paths[index]) for index in chosen if index not in seen}
     found = {index: what for index, what in sorted(seen.items()) if what is not None}
-    if len(found) < SHARE * len(seen):
+    if len(found) < max(SHARE * len(seen), min(2, len(seen))):
         return None
     first, what = next(iter(found.items()))
-    photos = [str(paths[index].parent) for index in seen if index not in found]
+    photos = [os.path.abspath(paths[index].parent) for index in seen if index not in found]
     apart = Path(os.path.commonpath(photos)) if photos else None
-    if apart is not None and any(paths[index].is_relative_to(apart) for index in found):
+    if apart is not None and any(Path(os.path.abspath(paths[index])).is_relative_to(apart) for index in found):
         apart = None
     such = "" if apart is None else f", such as {shown(apart)}"
     return (

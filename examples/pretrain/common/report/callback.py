@@ -148,7 +148,7 @@ class RunReport(Callback):
             self._read(trainer),
             curves,
             probe.readings,
-            self._noise(),
+            self._about_scores(),
             best,
             pictures,
             note if pictures else "No photo was at hand.",
@@ -157,7 +157,7 @@ class RunReport(Callback):
             settings(self.config),
         )
 
-    def _noise(self) -> str:
+    def _about_scores(self) -> str:
         probe = self.probe
         if not probe.readings:
             return ""

@@ -96,8 +96,8 @@ def of_a_cut(config: Namespace) -> str:
         )
     return (
         f"The backbone ends at {layer}, inside its part {part}, so the exported file holds the network up to there, "
-        "under its own names. timm's features_only loads it, and so does load_state_dict(..., strict=False) of the "
-        'whole network: see "A backbone cut in its middle" in docs/weights.md.'
+        f"under its own names. Load it into the whole {config.backbone.name} by load_state_dict(..., strict=False), "
+        'and check that the result has no unexpected_keys: see "A backbone cut in its middle" in docs/weights.md.'
     )
 
 

@@ -45,7 +45,7 @@ class Story(NamedTuple):
         gallery: Pictures of the same photos before and after.
         note: Which photos those are.
         commands: What comes next.
-        without: What to know of these commands, or why one is missing; may be empty.
+        about_commands: What to know of these commands, or why one is missing; may be empty.
         settings: All options as YAML.
     """
 
@@ -61,7 +61,7 @@ class Story(NamedTuple):
     gallery: list[Row]
     note: str
     commands: dict[str, str]
-    without: str
+    about_commands: str
     settings: str
 
 
@@ -112,7 +112,7 @@ def write_html(path: Path, story: Story) -> None:
         facts(story.read),
         heading("What comes next"),
         *(paragraph(f"{name}:") + commands([line]) for name, line in story.commands.items()),
-        paragraph(story.without) if story.without else "",
+        paragraph(story.about_commands) if story.about_commands else "",
         heading("Settings"),
         details("all options, as config.yaml has them", commands([story.settings])),
     )
@@ -150,7 +150,7 @@ def write_markdown(path: Path, story: Story) -> None:
     lines += ["", "## What comes next", ""]
     for name, line in story.commands.items():
         lines += [f"{name}:", "", *(f"    {part}" for part in line.splitlines()), ""]
-    lines += [story.without, ""] if story.without else []
+    lines += [story.about_commands, ""] if story.about_commands else []
     lines += ["## Settings", "", "```yaml", story.settings.rstrip(), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 
