@@ -677,7 +677,7 @@ def test_checkpoints_of_encoders_with_two_heads_are_read(method, extra, folder, 
     ("args", "message"),
     [
         (["--data.folder=/no/such/folder"], "data.folder: expected a folder"),
-        (["--data.batch_size=64"], r"data.batch_size: .*at most the 40 images .*got 64"),
+        (["--data.batch_size=64"], r"data.batch_size: expected 1 to 40, the images of .*got 64"),
         (["--data.batch_size=0"], "data.batch_size: .*got 0"),
         (["--optimizer.lr_at_1024=0"], "optimizer.lr_at_1024: expected a positive learning rate, got 0"),
         (["--backbone.name=resnet19"], r"backbone.name: .*resnet18.*got 'resnet19'"),

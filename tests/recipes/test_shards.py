@@ -257,7 +257,7 @@ def test_a_checkpoint_holds_the_finished_shards(folder, tmp_path):
             ],
             r"data.channels: expected 4 channels, got 3 in .*.tar/class/",
         ),
-        ("{folder}/{{000..003}}.tar", ["--data.images=4"], "data.batch_size: .*at most the 4 images .*got 8"),
+        ("{folder}/{{000..003}}.tar", ["--data.images=4"], "data.batch_size: expected 1 to 4, the images of .*got 8"),
     ],
 )
 def test_bad_input_stops_before_training(source, args, message, folder, tmp_path):
