@@ -197,30 +197,32 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
         raise SystemExit(f"quickstart: error: {error}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    outcomes = []
+    outcomes: list[Outcome] = []
+    shown = images[min(3, len(images) - 1)]  # among the scenes, one with something in the middle
     for seed in range(args.seeds):
         torch.manual_seed(seed)
         backbone = make_backbone().to(device)
         features = partial(frozen_features, backbone)
         fill_statistics(backbone, drawing(images, args, seed, device))
         untrained = probe.score(features)
+        if seed == 0:  # the file and the figures show one seed; the report all of them
+            maps = [features(shown[None])[0]]
         history = pretrain(backbone, images, args.method, args, seed)
         trained = probe.score(features)
         std, rank = health(features(probe.images[:32]))
         last = max(1, args.steps // 10)
         projected = [statistics.mean(values[-last:]) for values in (history.std, history.rank)]
         outcomes.append(Outcome(seed, untrained, trained, std, rank, *projected, history.loss, history.std))
-        if seed == 0:  # the file and the figures show one seed; the report all of them
+        if seed == 0:
             args.out.mkdir(parents=True, exist_ok=True)
             weights = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
             (args.out / "backbone.safetensors").write_bytes(save(weights))  # save_file lets no other user read it
-            shown = images[min(3, len(images) - 1)]  # among the scenes, one with something in the middle
             seed_step(seed)
             views = byol_views(args.size, photometric=False, scale=(0.3, 0.8))(shown)
             cells = features(views[0].image[None]).shape[-2:]
-            shown_features = features(shown[None])[0]
+            maps.append(features(shown[None])[0])
 
-    write_figures(args.out, outcomes, *views, cells, shown, shown_features)
+    write_figures(args.out, outcomes, *views, cells, shown, *maps)
     facts = {
         "method": f"{args.method}, {args.steps} steps of {args.batch_size} images, views of {args.size} px",
         "trained on": f"{len(images)} " + (f"photos of {args.data}" if args.data else "generated scenes"),
@@ -230,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     }
     about = LOAD.format(path=args.out), probe.measure, LOSS[args.method]
     print("\n" + write_report(args.out / "report.md", outcomes, CHANNELS, facts, *about))
-    print(f"Written to {args.out}: report.md, backbone.safetensors, loss, correspondence, similarity, pca (.png)")
+    print(f"Written to {args.out}: report.md, backbone.safetensors and six figures (.png)")
     return outcomes
 
 

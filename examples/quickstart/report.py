@@ -48,12 +48,13 @@ FIGURES = {
     "correspondence": (
         "Two views of one image. Lines join cells that show the same place; the training makes their features alike."
     ),
-    "similarity": (
-        "How alike all cells are to the framed one. Bright cells should be the same object or the same kind of texture."
-    ),
+    "similarity-untrained": "How alike all cells are to the framed one before the training, with seed 0.",
+    "similarity": ("The same after the training. Bright cells should be the same object or the same kind of texture."),
+    "pca-untrained": "Equal colours mean alike features: before the training, with seed 0.",
     "pca": (
-        "Equal colours mean alike features. The colours are the three main directions in which the features differ; "
-        '"3 components hold 39%" means that they show 39 % of all differences, and the picture leaves out the rest.'
+        "The same after the training; the colours of the two figures do not compare. The colours are the three main "
+        'directions in which the features differ; "3 components hold 39%" means that they show 39 % of all '
+        "differences, and the picture leaves out the rest."
     ),
 }
 
@@ -182,9 +183,10 @@ def write_figures(
     view2: View,
     cells: tuple[int, int],
     image: Tensor,
+    untrained: Tensor,
     features: Tensor,
-):
-    """Writes the four figures.
+) -> None:
+    """Writes the figures.
 
     Args:
         folder: Existing folder that the report is written to.
@@ -193,17 +195,19 @@ def write_figures(
         view2: Another of the same image.
         cells: Size of the views' feature maps.
         image: The whole image, uint8 ``(3, H, W)``.
-        features: Its feature map ``(C, h, w)``.
+        untrained: Its feature map ``(C, h, w)`` before the training.
+        features: Its feature map after the training.
     """
     plot_losses(outcomes).savefig(folder / "loss.png")
     coords = view1.coords[None], view2.coords[None]
     mask = DistanceMatcher(0.7)(*coords, cells, source_size=view1.source_size[None])[0]
     plot_correspondence(view1.image, view2.image, mask, cells).savefig(folder / "correspondence.png")
     h, w = features.shape[1:]
-    # Cells share a common direction (ReLU features are positive): without it, differences show.
-    centred = features - features.mean((1, 2), keepdim=True)
-    plot_similarity(centred, image, (h // 2) * w + w // 2).savefig(folder / "similarity.png")
-    plot_pca(features, image).savefig(folder / "pca.png")
+    for of, suffix in ((untrained, "-untrained"), (features, "")):
+        # Cells share a common direction (ReLU features are positive): without it, differences show.
+        centred = of - of.mean((1, 2), keepdim=True)
+        plot_similarity(centred, image, (h // 2) * w + w // 2).savefig(folder / f"similarity{suffix}.png")
+        plot_pca(of, image).savefig(folder / f"pca{suffix}.png")
 
 
 def plot_losses(outcomes: Sequence[Outcome]):

@@ -16,7 +16,7 @@ TINY = [
     *("--steps", "3", "--batch-size", "4", "--size", "32", "--seeds", "1"),
     *("--images", "6", "--probe-images", "4"),
 ]
-FIGURES = ("loss", "correspondence", "similarity", "pca")
+FIGURES = ("loss", "correspondence", "similarity-untrained", "similarity", "pca-untrained", "pca")
 
 
 def _save_photos(folder: Path, count: int) -> None:
