@@ -116,9 +116,11 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     def left_out(chapter: str) -> set[str]:
         return {name.split(".")[1] for name in recipe.without if name.startswith(f"{chapter}.")}
 
-    parser = ArgumentParser(
-        description="Trains the method on a folder of images.", allow_abbrev=False, exit_on_error=False
+    about = (
+        f"Trains {known_as(recipe.method)} on a folder of images, without labels. Begin with --config, --data.folder, "
+        "--out and --backbone.init. With 'preview' in place of 'fit' the same options show what the run would do."
     )
+    parser = ArgumentParser(description=about, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options. Options after it win.")
     parser.add_class_arguments(recipe.method, "method", skip={"backbone", "width"} | left_out("method"))
     for name, text in WEIGHTS.items():
