@@ -31,11 +31,14 @@ def check_positive(value: float, name: str) -> None:
 
 
 def check_is_pair(item: Any, name: str) -> None:
-    """Raises ValueError unless an item of labelled images is a tuple or list of two: images alone, dicts, triples."""
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        got = type(item).__name__ if not isinstance(item, tuple | list) else f"{len(item)} thing{'s'[: len(item) != 1]}"
-        got = "a tensor alone" if isinstance(item, Tensor) else got
-        raise ValueError(f"{name}: expected a pair (image, labels), got {got}")
+    """Raises ValueError unless an item of labelled images is a tuple or a list of two things."""
+    if isinstance(item, tuple | list):
+        if len(item) == 2:
+            return
+        got = "1 thing" if len(item) == 1 else f"{len(item)} things"
+    else:
+        got = "a tensor alone" if isinstance(item, Tensor) else type(item).__name__
+    raise ValueError(f"{name}: expected a pair (image, labels), got {got}")
 
 
 def check_finite(values: Tensor, name: str) -> None:

@@ -49,7 +49,7 @@ FIGURES = {
         "Two views of one image. Lines join cells that show the same place; the training makes their features alike."
     ),
     "similarity-untrained": "How alike all cells are to the framed one before the training, with seed 0.",
-    "similarity": ("The same after the training. Bright cells should be the same object or the same kind of texture."),
+    "similarity": "The same after the training. Bright cells should be the same object or the same kind of texture.",
     "pca-untrained": "Equal colours mean alike features: before the training, with seed 0.",
     "pca": (
         "The same after the training; the colours of the two figures do not compare. The colours are the three main "
