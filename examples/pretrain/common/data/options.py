@@ -122,8 +122,8 @@ def photo_views(
         std: Standard deviation of each channel, above 0, by which the pixels are then divided. The default is that of
             ImageNet.
         redraws: Largest number of times that the two views of an image are drawn again because they have no cell in
-            common, at least 0. With 0, as in the published code, such views are kept. Take 5 for elongated images, whose
-            views often have no cell in common.
+            common, at least 0. With 0, as in the published code, such views are kept. Take 5 for elongated images,
+            whose views often have no cell in common.
         max_unreadable: Share of the files, in 0..1, that may be unreadable. Another image takes the place of each; the
             run stops if there are more.
         images: Number of images in all tar shards together, which tells how many steps an epoch has. Shards need it;
