@@ -2,7 +2,10 @@
 
 import copy
 import csv
+import io
+import itertools
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -315,6 +318,20 @@ def test_rates_and_time_left_are_without_the_probe(folder, tmp_path, monkeypatch
     assert sum(4 / speed for speed in speeds) <= training - 1.0 + 0.05
     assert report.begun <= slept[0] - 1.0  # the time of the run has all of the probe's in it
     assert "over the whole time, the probe's included" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("steps", [4, 5])  # the last reading is taken after the last step, or when the run has ended
+def test_the_bar_shows_the_newest_reading(steps, folder, tmp_path, monkeypatch):
+    counted = itertools.count()
+    monkeypatch.setattr(probe_module, "scores", lambda *_: {"pck": next(counted) / 100, "pck_colour": 0.5})
+    made = made_run(folder, tmp_path, "--probe.every_n_steps=2", "--probe.images=4", f"--trainer.max_steps={steps}",
+                    "--trainer.enable_progress_bar=true")  # fmt: skip
+    bar = next(c for c in made.trainer.callbacks if isinstance(c, RunBar))
+    bar.file, bar.seconds = io.StringIO(), 0
+    made.fit()
+    lines = bar.file.getvalue().splitlines()
+    shown = [re.search(r"pck ([\d.]+)", line)[1] for line in lines]
+    assert shown == ["0", "0.01", "0.01", "0.02", *(["0.02", "0.03"] if steps == 5 else ["0.02"])]
 
 
 @pytest.mark.parametrize("command", ["fit", "preview"])

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,11 +31,15 @@ class RunBar(ProgressBar):
     Args:
         file: Where to write; None: standard error.
         seconds: Least time between two lines where there is no terminal.
+        scores: Gives the newest scores by name. It is asked when the run ends, because scores that are read after the
+            last step cannot be logged any more.
     """
 
-    def __init__(self, file: TextIO | None = None, seconds: float = 60) -> None:
+    def __init__(
+        self, file: TextIO | None = None, seconds: float = 60, scores: Callable[[], dict[str, float]] = dict
+    ) -> None:
         super().__init__()
-        self.file, self.seconds = file or sys.stderr, seconds
+        self.file, self.seconds, self.scores = file or sys.stderr, seconds, scores
         self.values: dict[str, float] = {}
         self.began: float | None = None  # the first step
         self.bar: tqdm | None = None
@@ -79,6 +84,7 @@ class RunBar(ProgressBar):
 
     def _finish(self) -> None:
         if self.enabled and self.values is not None and hasattr(self, "total"):
+            self.values |= self.scores()
             self._show(every=0)
         if self.bar is not None:
             self.bar.close()

@@ -176,13 +176,16 @@ def make_run(recipe: Recipe, arguments: Sequence[str]) -> Run:
     run_folder.prepare(config.out)
     settings = parser.dump(settings_of(config, budget_of(identity)), skip_validation=True)
     config.ckpt_path = None if start is None else str(start)
+    probe, report = watching(config, data)
+    bar = RunBar(scores=lambda: probe.latest)
     callbacks = [
         *standard_callbacks(config.out, config.save_every_n_epochs, config.save_every_n_steps),
         Identity(identity, config.data.folder, found),
         run_folder.Settings(config.out, settings, known_as(recipe.method)),
         *([Extension(found["step"])] if found is not None and budget_of(found) != budget_of(identity) else []),
-        *([] if config.trainer.enable_progress_bar is False else [RunBar()]),
-        *watching(config, data),  # last, because the report tells of what the others have written
+        probe,
+        *([] if config.trainer.enable_progress_bar is False else [bar]),  # after the probe, whose scores it shows
+        report,  # last, because it tells of what the others have written
     ]
     loggers = [Table(config.out), TensorBoardLogger(config.out, name="", version="")]
     options = {**config.trainer, **{key.removeprefix("trainer."): n for key, n in budget_of(identity).items()}}

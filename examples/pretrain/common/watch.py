@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
-from pytorch_lightning.callbacks import Callback
 
 from examples.pretrain.common.data.datamodule import PhotoViews
 from examples.pretrain.common.data.finding import find_photos
-from examples.pretrain.common.probe import dense_probe
+from examples.pretrain.common.probe import DenseProbe, dense_probe
 from examples.pretrain.common.report.callback import RunReport
 from examples.pretrain.common.samples import labelled_pairs
 from examples.pretrain.common.scores import Form
@@ -39,12 +38,12 @@ def check_folders(config: Namespace, data: PhotoViews) -> None:
         labelled_pairs(labels, "probe.labels")
 
 
-def watching(config: Namespace, data: PhotoViews) -> list[Callback]:
-    """The callbacks that watch a run of these options.
+def watching(config: Namespace, data: PhotoViews) -> tuple[DenseProbe, RunReport]:
+    """The callbacks that watch a run of these options: the probe, and the report.
 
     Raises:
         ValueError: If an option of the probe does not fit.
     """
     form = form_of(config)
     probe = dense_probe(data, form, config.out, **config.probe)
-    return [probe, RunReport(config, data, form, probe)]
+    return probe, RunReport(config, data, form, probe)
