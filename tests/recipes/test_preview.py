@@ -166,6 +166,13 @@ def test_bad_input_is_one_line(args, message, folder, tmp_path):
         main(recipe(), ["preview", *options(folder), "--out", str(tmp_path), *args])
 
 
+def test_a_preview_whose_weights_cannot_be_had_leaves_no_folder(folder, tmp_path):
+    with pytest.raises(SystemExit, match="backbone"):
+        main(recipe(), ["preview", *options(folder), "--out", str(tmp_path / "run"), "--trainer.max_epochs=1",
+                        "--backbone.init=/no/such.pth"])  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_warnings_name_what_is_off_alone():
     from jsonargparse import Namespace
 

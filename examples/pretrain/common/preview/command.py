@@ -59,9 +59,9 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
     if out == "":
         raise ValueError("out: expected the name of a folder, got none")
     folder = Path(out or "runs", "preview")
-    run_folder.prepare(str(folder))
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
+        run_folder.prepare(str(folder))
         return write_preview(recipe, run, folder)
 
 
