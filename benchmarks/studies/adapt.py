@@ -31,7 +31,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from benchmarks.studies.arms import CONTRAST, HEADS
-from benchmarks.studies.rows import add_row, circumstances, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, has_row, keep_settings, read_rows
 from densessl import BatchAugment, FeatureMap, View
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from examples.pretrain.common.anchor import Anchored
@@ -47,6 +47,9 @@ from examples.quickstart.photos import read_camvid, read_photos
 MEAN, STD = 127 / 255, 128 / 255  # of the images that these weights were trained on
 SCORES = ("linear", "neighbors", "pck")
 COLUMNS = ["set", "arm", "seed", "split", "steps", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
+SCORED = ("classes", "enlarge", "every", "pck_every", "probe_steps")  # options of the scores
+# Options in which all rows of a set and split agree.
+SAME = (*SCORED, "photo_side", "size", "scale", "batch_size", "most_steps")
 
 
 class Recipe(NamedTuple):
@@ -268,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.csv"
     if not args.report:
+        keep_settings(path, args, SAME, f"{args.name}-{args.split}")
         photos, labelled = read_all(args)
         for seed in args.seeds:
             for name in args.only:

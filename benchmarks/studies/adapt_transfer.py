@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from benchmarks.studies.adapt import (
     RECIPES,
+    SCORED,
     SCORES,
     checked,
     encoder_file,
@@ -35,7 +36,7 @@ from benchmarks.studies.adapt import (
 )
 from benchmarks.studies.colours import recoloured
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, commit, has_row, read_rows
+from benchmarks.studies.rows import add_row, commit, has_row, keep_settings, read_rows
 from densessl import FeatureMap
 from densessl.evaluation import correspondence_accuracy
 
@@ -128,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="Rows to make (all).")
     args = checked(parser, argv)
     if not args.report:
+        same = (*SCORED, "tune_steps", "tune_lr")
+        keep_settings(args.out / "transfer.csv", args, same, f"{args.name}-{args.split}")
         _, labelled = read_all(args)
         for seed in args.seeds:
             for name in args.only:

@@ -34,7 +34,7 @@ from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, circumstances, encoder_of, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, encoder_of, has_row, keep_settings, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views, views_key
 from densessl import FeatureMap, MaskedView, View, hub
@@ -49,6 +49,8 @@ from examples.quickstart.scenes import draw_scene
 SIDE = 128  # of the photos that are held in memory
 TUNE_SEED = 100
 COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
+# Options in which all rows of a folder agree.
+SAME = ("steps", "batch_size", "size", "images", "probe_images", "probe_steps")
 Labelled = list[tuple[Tensor, Tensor]]
 
 
@@ -185,6 +187,7 @@ def final_lr(name: str, args: argparse.Namespace) -> float:
 def run(args: argparse.Namespace) -> None:
     """Makes the rows that are missing."""
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(args.out / "rows.csv", args, SAME)
     split = "val" if args.stage == "tune" else "test"
     photos, sets = read_images(args).to(args.device), read_labelled(args, split)
     path = args.out / "rows.csv"

@@ -21,7 +21,7 @@ from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare import encoder_file, final_lr, make_backbone, read_labelled
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, circumstances, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, has_row, keep_settings, read_rows
 from examples.quickstart.loop import normalized
 
 COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "device", "torch", "commit"]
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--tune-lr", type=float, default=1e-3, help="Peak learning rate of the backbone (%(default)s).")
     args = checked(parser, argv)
     if not args.report:
+        keep_settings(args.out / "transfer.csv", args, ("tune_steps", "tune_lr"))
         sets = read_labelled(args, "test")
         for seed in range(args.seeds):
             for name in args.only:

@@ -28,7 +28,7 @@ from benchmarks.studies.compare import drawing, read_images
 from benchmarks.studies.compare_options import check_counts, folders_of
 from benchmarks.studies.heads_detection import SETS, fine_tuned_ap
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, circumstances, has_row, read_rows
+from benchmarks.studies.rows import add_row, circumstances, has_row, keep_settings, read_rows
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.fcos_trunk import make_trunk
@@ -116,6 +116,7 @@ def fine_tune(name: str, seed: int, of_set: str, folder: str, args: argparse.Nam
 def run(args: argparse.Namespace) -> None:
     """Makes the rows that are missing."""
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(args.out / "pretraining.csv", args, ("lr", "batch_size", "size", "images"))
     photos = None
     for seed in args.seeds:
         for name in args.only:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import default_collate
 
 from benchmarks.studies.compare import make_backbone
-from benchmarks.studies.rows import add_row, commit, has_row
+from benchmarks.studies.rows import add_row, commit, has_row, keep_settings
 from densessl import MultiView, View, byol_views, coords_from_flow
 from densessl.evaluation import linear_segmentation
 from examples.pretrain.common.optimizers import SquareRootLARS
@@ -86,18 +86,22 @@ def run_arm(name: str, seed: int, scenes: list[Frames], args: argparse.Namespace
 def main(argv: list[str] | None = None) -> None:
     """Makes the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (%(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="of a run (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="pairs a step (%(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="side of the views in pixels (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=500, help="to train on (%(default)s)")
-    parser.add_argument("--lr", type=float, default=1.0, help="peak learning rate of LARS (%(default)s)")
-    parser.add_argument("--probe-images", type=int, default=100, help="scenes to fit, and to test, on (%(default)s)")
-    parser.add_argument("--probe-steps", type=int, default=300, help="of the probe (%(default)s)")
-    parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), help="arms to run (all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/moving"), help="folder of the rows (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="Runs of each arm (%(default)s).")
+    parser.add_argument("--steps", type=int, default=200, help="Steps of a run (%(default)s).")
+    parser.add_argument("--batch-size", type=int, default=32, help="Pairs of views in a step (%(default)s).")
+    parser.add_argument("--size", type=int, default=64, help="Side of the views in pixels (%(default)s).")
+    parser.add_argument("--scenes", type=int, default=500, help="Scenes to train on (%(default)s).")
+    parser.add_argument("--lr", type=float, default=1.0, help="Peak learning rate of LARS (%(default)s).")
+    parser.add_argument(
+        "--probe-images", type=int, default=100, help="Scenes to fit on, and as many to test on (%(default)s)."
+    )
+    parser.add_argument("--probe-steps", type=int, default=300, help="Steps of the linear probe (%(default)s).")
+    parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), help="Arms to run (all).")
+    parser.add_argument("--out", type=Path, default=Path("runs/moving"), help="Folder of the rows (%(default)s).")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
+    same = ("steps", "batch_size", "size", "scenes", "lr", "probe_images", "probe_steps")
+    keep_settings(args.out / "rows.csv", args, same)
     scenes = [draw_frames(0, index) for index in range(args.scenes)]
     for seed in range(args.seeds):
         for name in args.only:

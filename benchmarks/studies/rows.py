@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +35,39 @@ def add_row(path: Path, columns: list[str], row: dict[str, object]) -> None:
 def has_row(path: Path, **wanted: object) -> bool:
     """Whether a file has a row with these values."""
     return any(all(row[name] == str(value) for name, value in wanted.items()) for row in read_rows(path))
+
+
+def keep_settings(rows: Path, args: argparse.Namespace, names: Sequence[str], part: str = "") -> None:
+    """Keeps the options that a file of rows is made with in a JSON file beside it, and refuses others later.
+
+    A row is found again by a few of its columns. Without this, rows that were made with other options would count as
+    done, or stand in the same mean.
+
+    Args:
+        rows: The file of rows. While it is not there, other options replace those that were kept.
+        args: The command line.
+        names: Names of the options that must stay the same.
+        part: Name of a part of the rows that has options of its own.
+
+    Raises:
+        ValueError: If an option differs from the kept one.
+    """
+    path = rows.with_name("-".join(filter(None, (rows.stem, part))) + ".json")
+    given = json.loads(json.dumps({name: getattr(args, name) for name in names}))  # tuples become lists, as in the file
+    if rows.exists() and path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in given.items():
+            if name in kept and kept[name] != value:
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected {kept[name]}, with which the rows in {rows} were made "
+                    f"({path.name}), got {value}; name another folder with --out"
+                )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under a name of its own, because processes that share the work begin at the same time.
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(json.dumps(given, indent=1), encoding="utf-8")
+    new.replace(path)
 
 
 def commit() -> str:

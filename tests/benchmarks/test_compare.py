@@ -107,8 +107,14 @@ def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, mon
     for _ in range(2):  # once in each arm
         with pytest.raises(KeyboardInterrupt):
             compare.main([*command, "--out", str(tmp_path / "parts")])
+    longer = [*command, "--out", str(tmp_path / "parts"), "--steps=6", "--only=pixcontrast"]
+    with pytest.raises(ValueError, match=r"--steps: expected 5, with which the rows .*, got 6"):
+        compare.main(longer)
+    kept = tmp_path / "parts" / "rows.json"
+    kept.unlink()  # as the first versions left the folder
     with pytest.raises(ValueError, match=r"steps: expected 5, .*pixcontrast-lr1-seed0.pt, got 6; remove"):
-        compare.main([*command, "--out", str(tmp_path / "parts"), "--steps=6", "--only=pixcontrast"])
+        compare.main(longer)
+    kept.unlink()
     compare.main([*command, "--out", str(tmp_path / "parts")])
     of_both = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(tmp_path / out / "rows.csv")]
@@ -392,13 +398,18 @@ def test_encoders_of_the_final_runs_are_fine_tuned_once(folder, tmp_path, monkey
     with pytest.raises(ValueError, match=r"--out: expected rate-0-lr0-seed0-0.safetensors, which compare.py writes"):
         compare_transfer.main(command)
     compare.main(command)
-    text = compare_transfer.main([*command, "--tune-steps=2"])
+    command = [*command, "--tune-steps=2"]
+    text = compare_transfer.main(command)
     rows = read_rows(tmp_path / "transfer.csv")
     assert [(row["arm"], row["lr"], row["step"], row["share"]) for row in rows] == [
         ("rate-0", "0.0000", "0", "0.1000"), ("pixpro", "0.5000", "2", "0.1000")]  # fmt: skip
     assert f"| camvid | PixPro | 0.5 | 1 | 10% | {float(rows[1]['miou']):.3f} |" in text
     monkeypatch.setattr(compare_transfer, "fine_tuned_miou", lambda *args, **options: pytest.fail("made again"))
     assert compare_transfer.main(command) == text
+    with pytest.raises(ValueError, match=r"--tune-lr: expected 0.001, with which the rows .*, got 0.01"):
+        compare_transfer.main([*command, "--tune-lr=0.01"])
+    with pytest.raises(ValueError, match=r"--batch-size: expected 4, with which the rows in .* were made .*, got 8"):
+        compare.main([*command[:-1], "--batch-size=8"])
 
 
 def test_the_figure_has_a_panel_for_each_set_and_score(tmp_path):

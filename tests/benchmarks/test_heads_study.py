@@ -88,6 +88,8 @@ def test_each_arm_makes_its_rows_once_and_brings_its_weights(command, folder, tm
     monkeypatch.setattr(heads, "pretrain", lambda *args: pytest.fail("made an encoder that was there"))
     monkeypatch.setattr(heads, "fine_tune", lambda *args: pytest.fail("made a row that was there"))
     assert heads.main(command) == text
+    with pytest.raises(ValueError, match=r"--lr: expected 2.0, with which the rows in .* were made .*, got 0.25"):
+        heads.main([*command, "--lr=0.25"])
 
 
 @pytest.mark.filterwarnings("ignore")
