@@ -141,11 +141,15 @@ def measure(name: str, images: int, asked: int, side: int, channels: int) -> tup
 def main() -> None:
     """Measures every probe and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=1000, help="images to learn from, to cluster or to remember")
-    parser.add_argument("--asked", type=int, default=16, help="images that are scored")
-    parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
-    parser.add_argument("--channels", type=int, default=384, help="of the maps")
-    parser.add_argument("--only", choices=PROBES, help="one probe, in this process")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="Images to learn from, to cluster or to remember (%(default)s)."
+    )
+    parser.add_argument("--asked", type=int, default=16, help="Images to score (%(default)s).")
+    parser.add_argument("--side", type=int, default=512, help="Side of the images in pixels (%(default)s).")
+    parser.add_argument("--channels", type=int, default=384, help="Channels of the feature maps (%(default)s).")
+    parser.add_argument(
+        "--only", choices=PROBES, help="Measure this probe alone, in this process (all, each in its own)."
+    )
     chosen = parser.parse_args()
     sizes = (chosen.images, chosen.asked, chosen.side, chosen.channels)
     if chosen.only is not None:

@@ -159,9 +159,11 @@ def compare_large(paths: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data")
-    parser.add_argument("--large", action="store_true", help="compare ways to decode large photos, nothing else")
-    parser.add_argument("--batch-size", type=int, default=128, help="of the device half")
+    parser.add_argument("--data", help="Folder of photos, of which 100 are read (drawn photos).")
+    parser.add_argument("--large", action="store_true", help="Compare only ways to decode large photos.")
+    parser.add_argument(
+        "--batch-size", type=int, default=128, help="Images of a batch of the work on the device (%(default)s)."
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -63,9 +63,9 @@ def make(root: Path, files: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=1_300_000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--objects", action="store_true")
+    parser.add_argument("--files", type=int, default=1_300_000, help="Number of empty files to make (%(default)s).")
+    parser.add_argument("--workers", type=int, default=2, help="Processes of the loader (%(default)s).")
+    parser.add_argument("--objects", action="store_true", help="Keep the list as Python objects, a path each.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["XDG_CACHE_HOME"] = str(Path(scratch, "cache"))

@@ -40,9 +40,13 @@ def processor_seconds(do: Callable[[], object], times: int = 1) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--size", type=int, default=128, help="side of the views and of the photos (%(default)s)")
-    parser.add_argument("--images", type=int, default=4, help="in a step that is timed (%(default)s)")
+    parser.add_argument(
+        "--backbone", default="resnet50", help="Name of the backbone in torchvision or timm (%(default)s)."
+    )
+    parser.add_argument(
+        "--size", type=int, default=128, help="Side of the views and of the photos in pixels (%(default)s)."
+    )
+    parser.add_argument("--images", type=int, default=4, help="Images of a timed step (%(default)s).")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:

@@ -27,10 +27,12 @@ def points_of(disparity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.
 def main() -> None:
     """Prints the share of points that are found within 16 and 32 pixels, and that of points taken to have stayed."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--backbone", required=True, help="as of python -m densessl.evaluation")
-    parser.add_argument("--weights", default="default", help="as of python -m densessl.evaluation")
-    parser.add_argument("--layer", help="as of python -m densessl.evaluation")
-    parser.add_argument("--points", type=int, default=2000, help="how many points of the left image are looked for")
+    parser.add_argument("--backbone", required=True, help="The backbone, named as in python -m densessl.evaluation.")
+    parser.add_argument("--weights", default="default", help="Its weights, named likewise (%(default)s).")
+    parser.add_argument("--layer", help="The layer whose output is read, named likewise (the last one).")
+    parser.add_argument(
+        "--points", type=int, default=2000, help="Number of points of the left image to look for (%(default)s)."
+    )
     chosen = parser.parse_args()
     torch.manual_seed(0)
     features = features_of(make_backbone(chosen.backbone, chosen.weights, chosen.layer), torch.device("cpu"))

@@ -233,15 +233,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 2 after an error of the user's, which is told in one line.
     """
-    parser = argparse.ArgumentParser(prog="python -m densessl.export", description="Weights for other frameworks.")
-    parser.add_argument("checkpoint", help="of this library, torchvision, timm or a published method")
-    parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument(
-        "--out", required=True, help="file to write, whose suffix chooses safetensors or pickle; a folder"
+    parser = argparse.ArgumentParser(
+        prog="python -m densessl.export",
+        description="Writes a backbone's weights in the form that another framework reads.",
     )
-    parser.add_argument("--root", help="what stands before the backbone's names, where the file holds several")
-    parser.add_argument("--model", help="name of the timm model that the weights are of, for timm and huggingface")
-    parser.add_argument("--list", action="store_true", help="name every entry that was left out")
+    parser.add_argument(
+        "checkpoint", help="File of the weights, written by this library, torchvision, timm or a published method."
+    )
+    parser.add_argument("--to", required=True, choices=FORMATS, help="The framework to write for.")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="File to write: *.safetensors, *.pth or *.pt for torchvision and timm, *.pkl for detectron2, *.pth for "
+        "mmdetection and mmsegmentation. For huggingface, a folder.",
+    )
+    parser.add_argument(
+        "--root", help="Text before the names of the backbone's entries, if the file holds several networks."
+    )
+    parser.add_argument("--model", help="Name of the weights' timm model. Needed for timm and huggingface.")
+    parser.add_argument("--list", action="store_true", help="Name every entry that was left out.")
     chosen = parser.parse_args(arguments)
     try:
         done = export(chosen.checkpoint, chosen.to, chosen.out, chosen.root, chosen.model)

@@ -161,11 +161,14 @@ def circumstances(device: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (%(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="least of so many (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "assets" / "performance.json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Where to run (%(default)s).")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of the CPU (%(default)s).")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="Number of timed runs, the fastest of which counts (%(default)s)."
+    )
+    parser.add_argument("--quick", action="store_true", help="Use tiny sizes, to see that the program runs.")
+    out = ROOT / "docs" / "assets" / "performance.json"
+    parser.add_argument("--out", type=Path, default=out, help="JSON file for the figures (%(default)s).")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     result = circumstances(args.device)

@@ -103,10 +103,15 @@ def propagation(quick: bool, runs: int) -> dict:
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (%(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="least of so many, in turns (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures; none is written by default")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of the CPU (%(default)s).")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=3,
+        help="Number of timed runs, taken in turns, the fastest of which counts (%(default)s).",
+    )
+    parser.add_argument("--quick", action="store_true", help="Use tiny sizes, to see that the program runs.")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures (none is written).")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     rows = [retrieval(args.quick, args.runs), propagation(args.quick, args.runs)]

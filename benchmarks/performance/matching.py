@@ -29,9 +29,13 @@ def limited(few_pairs: int, block: int, *given) -> torch.Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="28,56,112", help="sides of the maps in cells (%(default)s)")
-    parser.add_argument("--images", type=int, default=16, help="images at once (%(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="least of so many (%(default)s)")
+    parser.add_argument(
+        "--sizes", default="28,56,112", help="Sides of the maps in cells, with commas between (%(default)s)."
+    )
+    parser.add_argument("--images", type=int, default=16, help="Images of a batch (%(default)s).")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="Number of timed runs, the fastest of which counts (%(default)s)."
+    )
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

@@ -125,9 +125,9 @@ def table(images: int, processes: int, models: Iterable[str] = MODELS) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=MODELS, help="timm's ViTs (%(default)s)")
-    parser.add_argument("--images", type=int, default=1024, help="of a step over all processes (%(default)s)")
-    parser.add_argument("--processes", type=int, default=32, help="that share them (%(default)s)")
+    parser.add_argument("--model", nargs="+", default=MODELS, help="Names of timm's ViTs (%(default)s).")
+    parser.add_argument("--images", type=int, default=1024, help="Images of a step, over all processes (%(default)s).")
+    parser.add_argument("--processes", type=int, default=32, help="Processes that share the images (%(default)s).")
     args = parser.parse_args(arguments)
     if args.processes < 1 or args.images < 1 or args.images % args.processes:
         parser.error(f"--images: expected a multiple of the {args.processes} processes, got {args.images}")

@@ -128,10 +128,14 @@ def filled(page: str, result: dict[str, Any], prefix: str = "") -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DOCS / "assets" / "performance.json")
-    parser.add_argument("--gpu", type=Path, default=DOCS / "assets" / "performance-gpu.json", help="of a GPU")
-    parser.add_argument("--page", type=Path, default=DOCS / "performance.md", help="changed in place")
-    parser.add_argument("--plot", type=Path, default=DOCS / "assets" / "performance.png")
+    data, gpu = DOCS / "assets" / "performance.json", DOCS / "assets" / "performance-gpu.json"
+    parser.add_argument("--data", type=Path, default=data, help="JSON file that bench.py wrote on a CPU (%(default)s).")
+    parser.add_argument("--gpu", type=Path, default=gpu, help="JSON file that bench.py wrote on a GPU (%(default)s).")
+    parser.add_argument(
+        "--page", type=Path, default=DOCS / "performance.md", help="Page to change in place (%(default)s)."
+    )
+    plotted = DOCS / "assets" / "performance.png"
+    parser.add_argument("--plot", type=Path, default=plotted, help="File of the figure (%(default)s).")
     args = parser.parse_args(arguments)
     result, of_gpu = (json.loads(path.read_text(encoding="utf-8")) for path in (args.data, args.gpu))
     page = filled(filled(args.page.read_text(encoding="utf-8"), result), of_gpu, "gpu ")

@@ -95,10 +95,12 @@ def matching_row(runs: int, quick: bool) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measures, prints, and writes a file where one is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (%(default)s)")
-    parser.add_argument("--runs", type=int, default=10, help="least of so many (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of the CPU (%(default)s).")
+    parser.add_argument(
+        "--runs", type=int, default=10, help="Number of timed runs, the fastest of which counts (%(default)s)."
+    )
+    parser.add_argument("--quick", action="store_true", help="Use tiny sizes, to see that the program runs.")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures (none is written).")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     result = circumstances("cpu")

@@ -99,11 +99,11 @@ def plain(args: argparse.Namespace) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=256 if on_gpu else 8)
-    parser.add_argument("--steps", type=int, default=20 if on_gpu else 4)
-    parser.add_argument("--warmup", type=int, default=5 if on_gpu else 1)
+    parser.add_argument("--backbone", default="resnet50", help="Name of the backbone in torchvision (%(default)s).")
+    parser.add_argument("--size", type=int, default=224, help="Side of the views in pixels (%(default)s).")
+    parser.add_argument("--batch-size", type=int, default=256 if on_gpu else 8, help="Images of a step (%(default)s).")
+    parser.add_argument("--steps", type=int, default=20 if on_gpu else 4, help="Timed steps (%(default)s).")
+    parser.add_argument("--warmup", type=int, default=5 if on_gpu else 1, help="Steps before those (%(default)s).")
     args = parser.parse_args(argv)
     args.device, args.bf16 = ("cuda", True) if on_gpu else ("cpu", False)
     hardware = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"

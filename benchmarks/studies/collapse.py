@@ -92,12 +92,14 @@ def plot(histories: dict[str, Curves]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="per run (%(default)s)")
-    parser.add_argument("--images", type=int, default=500, help="scenes to train on (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="(%(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="side of the views (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="Steps of a run (%(default)s).")
+    parser.add_argument("--images", type=int, default=500, help="Scenes to train on (%(default)s).")
+    parser.add_argument("--batch-size", type=int, default=32, help="Images of a step (%(default)s).")
+    parser.add_argument("--size", type=int, default=64, help="Side of the views in pixels (%(default)s).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of networks, scenes and views (%(default)s).")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/collapse"), help="Folder of the plot and its values (%(default)s)."
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 

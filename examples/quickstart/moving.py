@@ -149,10 +149,10 @@ def write_frames(folder: Path, pairs: int, seed: int = 0, size: int = 96) -> Non
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the folders that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder to write to")
-    parser.add_argument("--pairs", type=int, default=200, help="pairs of frames (%(default)s)")
-    parser.add_argument("--size", type=int, default=96, help="side of the frames in pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (%(default)s)")
+    parser.add_argument("folder", type=Path, help="Folder to write to.")
+    parser.add_argument("--pairs", type=int, default=200, help="Number of pairs of frames (%(default)s).")
+    parser.add_argument("--size", type=int, default=96, help="Side of the frames in pixels (%(default)s).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the scenes (%(default)s).")
     args = parser.parse_args(argv)
     if args.pairs < 1 or args.size < 1:
         parser.error(f"--pairs, --size: expected at least 1, got {args.pairs} and {args.size}")
