@@ -88,7 +88,8 @@ class Jobs:
         """A progress bar of the first process, which counts the images of that process."""
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=words, unit=" images", disable=place()[0] != 0)
+        # Some containers say that their terminal has no rows. tqdm would show nothing there.
+        return tqdm(total=total, desc=words, unit=" images", disable=place()[0] != 0, nrows=20)
 
     def _opened(self, split: str) -> Any:
         if split not in self.opened:

@@ -48,7 +48,7 @@ def read_photos(folder: str | Path, limit: int, side: int, seed: int = 0, name: 
     random.Random(seed).shuffle(paths)
     photos: list[Tensor] = []
     unreadable = 0
-    with tqdm(total=min(limit, len(paths)), desc="reading photos", unit="photo") as bar:
+    with tqdm(total=min(limit, len(paths)), desc="reading photos", unit="photo", nrows=20) as bar:
         for path in paths:
             if len(photos) == limit:
                 break

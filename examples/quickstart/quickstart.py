@@ -75,7 +75,8 @@ def pretrain(backbone: FeatureMap, images: Sequence[Tensor], name: str, args: ar
     scheduled = SquareRootLARS(args.lr)(method, 1024, args.steps)  # 1,024: --lr is the rate as it is
     losses, deviations, ranks = [], [], []
     start = time.perf_counter()
-    bar = tqdm(total=args.steps, desc=f"{name}, seed {seed}", unit="step")
+    # Some containers say that their terminal has no rows. tqdm would show nothing there.
+    bar = tqdm(total=args.steps, desc=f"{name}, seed {seed}", unit="step", nrows=20)
 
     def after(step: int, result: Step) -> None:
         metrics = result.metrics()
@@ -138,7 +139,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def training_images(args: argparse.Namespace) -> list[Tensor]:
     """Photos or scenes, in memory, uint8."""
     if args.data is None:
-        return [draw_scene(0, index)[0] for index in tqdm(range(args.images), desc="drawing scenes")]
+        return [draw_scene(0, index)[0] for index in tqdm(range(args.images), desc="drawing scenes", nrows=20)]
     photos = read_photos(args.data, args.images, side=2 * args.size, name="--data")
     if "instance" in args.method and len(photos) < args.batch_size:
         # One photo twice in a batch would be its own negative.

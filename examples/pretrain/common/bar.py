@@ -18,6 +18,7 @@ from tqdm import tqdm
 from examples.pretrain.common.training import steps_of
 
 LEAST_BAR, LONGEST_BAR = 6, 40  # columns; with less room than the first the bar itself is left out
+ROWS = 20  # of the terminal. A bar is not shown where tqdm is told of none, as some containers do.
 FIRST = 5  # values that go before the bar itself: loss, images/s, std, the first of the probe, rate
 SHOWN_ELSEWHERE = ("loss", "speed/images_per_s")
 
@@ -61,7 +62,9 @@ class RunBar(ProgressBar):
         self.total = steps_of(trainer)
         self.images = trainer.datamodule.batch_size * trainer.accumulate_grad_batches
         if self.enabled and self.file.isatty():
-            self.bar = tqdm(total=self.total, initial=self.begun_at, file=self.file, bar_format="{desc}", leave=True)
+            self.bar = tqdm(
+                total=self.total, initial=self.begun_at, file=self.file, bar_format="{desc}", leave=True, nrows=ROWS
+            )
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if self.began is None:  # not before: the probe's first reading is no part of a step
