@@ -31,7 +31,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from benchmarks.studies.arms import CONTRAST, HEADS
-from benchmarks.studies.rows import add_row, circumstances, has_row, keep_settings, read_rows
+from benchmarks.studies.rows import add_row, check_options, circumstances, has_row, options_of, read_rows
 from densessl import BatchAugment, FeatureMap, View
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from examples.pretrain.common.anchor import Anchored
@@ -46,7 +46,21 @@ from examples.quickstart.photos import read_camvid, read_photos
 
 MEAN, STD = 127 / 255, 128 / 255  # of the images that these weights were trained on
 SCORES = ("linear", "neighbors", "pck")
-COLUMNS = ["set", "arm", "seed", "split", "steps", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
+COLUMNS = [
+    "set",
+    "arm",
+    "seed",
+    "split",
+    "steps",
+    *SCORES,
+    "loss",
+    "std",
+    "seconds",
+    "options",
+    "device",
+    "torch",
+    "commit",
+]
 SCORED = ("classes", "enlarge", "every", "pck_every", "probe_steps")  # options of the scores
 # Options in which all rows of a set and split agree.
 SAME = (*SCORED, "photo_side", "size", "scale", "batch_size", "most_steps")
@@ -202,7 +216,7 @@ def run_one(name: str, seed: int, photos: Sequence[Tensor], labelled: dict, args
     save_file(weights, encoder_file(args, name, seed))
     values = scores(backbone, labelled, args)
     loss, std = (statistics.mean(column) for column in zip(*seen, strict=True)) if seen else ("", "")
-    facts = circumstances("cpu")
+    facts = {"options": options_of(args, *SAME)} | circumstances("cpu")
     row = {"set": args.name, "arm": name, "seed": seed, "split": args.split, "steps": steps, "loss": loss, "std": std}
     add_row(args.out / "rows.csv", COLUMNS, row | values | {"seconds": round(time.perf_counter() - start)} | facts)
 
@@ -246,7 +260,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32, help="Images of a step (%(default)s).")
     parser.add_argument("--seeds", default="0,1,2", help="Seeds with commas between (%(default)s).")
     parser.add_argument("--only", default=",".join(RECIPES), help="Recipes with commas between (all).")
-    parser.add_argument("--most-steps", type=int, default=10_000, help="Cuts every recipe to so many steps.")
+    parser.add_argument("--most-steps", type=int, default=10_000, help="Most steps of a recipe (%(default)s).")
     parser.add_argument("--probe-steps", type=int, default=1000, help="Steps of the linear probe (%(default)s).")
     parser.add_argument("--out", type=Path, default=Path("runs/adapt"), help="Folder of the rows (%(default)s).")
     parser.add_argument("--report", action="store_true", help="Print the table of the rows that are there.")
@@ -271,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.csv"
     if not args.report:
-        keep_settings(path, args, SAME, f"{args.name}-{args.split}")
+        check_options(path, options_of(args, *SAME), set=args.name, split=args.split)
         photos, labelled = read_all(args)
         for seed in args.seeds:
             for name in args.only:

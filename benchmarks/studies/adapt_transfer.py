@@ -36,14 +36,15 @@ from benchmarks.studies.adapt import (
 )
 from benchmarks.studies.colours import recoloured
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, commit, has_row, keep_settings, read_rows
+from benchmarks.studies.rows import add_row, check_options, commit, has_row, options_of, read_rows
 from densessl import FeatureMap
 from densessl.evaluation import correspondence_accuracy
 
 SHARES = {"fcn 10%": 0.1, "fcn 100%": 1.0}
 FINER = "blocks.2"
 WHAT = ("fcn", "finer", "colour")
-COLUMNS = ["set", "arm", "seed", "split", "score", "value", "seconds", "torch", "commit"]
+COLUMNS = ["set", "arm", "seed", "split", "score", "value", "seconds", "options", "torch", "commit"]
+TUNED = ("classes", "enlarge", "every", "tune_steps", "tune_lr")  # options of the fine-tuned scores
 
 
 def backbone_of(name: str, seed: int, args: argparse.Namespace) -> FeatureMap:
@@ -75,6 +76,11 @@ def colour_pck(backbone: FeatureMap, labelled: dict, args: argparse.Namespace) -
     return correspondence_accuracy(extract, photos, distances=(1.0,), photometric=recoloured)[1.0]
 
 
+def made_with(score: str, args: argparse.Namespace) -> str:
+    """The options that a score depends on, as text."""
+    return options_of(args, *(TUNED if score in SHARES else SCORED))
+
+
 def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> None:
     """Makes the rows of one backbone that are missing."""
     backbone, path = backbone_of(name, seed, args), args.out / "transfer.csv"
@@ -93,7 +99,8 @@ def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> N
             continue
         begin = time.perf_counter()
         values = job()
-        extra = {"seconds": round(time.perf_counter() - begin), "torch": torch.__version__, "commit": commit()}
+        extra = {"seconds": round(time.perf_counter() - begin), "options": made_with(names[0], args)}
+        extra |= {"torch": torch.__version__, "commit": commit()}
         for score, value in zip(names, values, strict=True):
             if not has_row(path, **facts, score=score):  # a job that was killed may have left some of its rows
                 add_row(path, COLUMNS, facts | {"score": score, "value": value} | extra)
@@ -129,8 +136,10 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="Rows to make (all).")
     args = checked(parser, argv)
     if not args.report:
-        same = (*SCORED, "tune_steps", "tune_lr")
-        keep_settings(args.out / "transfer.csv", args, same, f"{args.name}-{args.split}")
+        for score in (*SHARES, *(f"finer {score}" for score in SCORES), "colour pck"):
+            if score.split()[0] in args.what:
+                where = {"set": args.name, "split": args.split, "score": score}
+                check_options(args.out / "transfer.csv", made_with(score, args), **where)
         _, labelled = read_all(args)
         for seed in args.seeds:
             for name in args.only:

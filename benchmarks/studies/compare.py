@@ -34,7 +34,7 @@ from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, circumstances, encoder_of, has_row, keep_settings, read_rows
+from benchmarks.studies.rows import add_row, check_options, circumstances, encoder_of, has_row, options_of, read_rows
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views, views_key
 from densessl import FeatureMap, MaskedView, View, hub
@@ -48,9 +48,24 @@ from examples.quickstart.scenes import draw_scene
 
 SIDE = 128  # of the photos that are held in memory
 TUNE_SEED = 100
-COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", "device", "torch", "commit"]
+COLUMNS = [
+    "arm",
+    "lr",
+    "seed",
+    "step",
+    "split",
+    "set",
+    *SCORES,
+    "loss",
+    "std",
+    "seconds",
+    "options",
+    "device",
+    "torch",
+    "commit",
+]
 # Options in which all rows of a folder agree.
-SAME = ("steps", "batch_size", "size", "images", "probe_images", "probe_steps")
+SAME = ("steps", "batch_size", "size", "images", "probe_images", "probe_steps", "bfloat16")
 Labelled = list[tuple[Tensor, Tensor]]
 
 
@@ -145,7 +160,8 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     draw = drawing(photos, args, seed, args.views if arm.make else None)
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
-    facts = circumstances(photos.device, args.bfloat16)
+    options = options_of(args, *SAME)
+    facts = {"options": options} | circumstances(photos.device, args.bfloat16)
 
     def snapshot(step: int, reading: dict) -> None:
         modes = [(m, m.training) for m in backbone.modules()]
@@ -172,7 +188,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     drawn = partial(draw, masked=name == "detcon")
     train_resumable(
         method, scheduled, drawn, args.steps, path, args.bfloat16, arm.momentum, args.snapshots, snapshot,
-        time.perf_counter,
+        time.perf_counter, options,
     )  # fmt: skip
     path.unlink(missing_ok=True)
 
@@ -187,7 +203,7 @@ def final_lr(name: str, args: argparse.Namespace) -> float:
 def run(args: argparse.Namespace) -> None:
     """Makes the rows that are missing."""
     args.out.mkdir(parents=True, exist_ok=True)
-    keep_settings(args.out / "rows.csv", args, SAME)
+    check_options(args.out / "rows.csv", options_of(args, *SAME))
     split = "val" if args.stage == "tune" else "test"
     photos, sets = read_images(args).to(args.device), read_labelled(args, split)
     path = args.out / "rows.csv"

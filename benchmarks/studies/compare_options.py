@@ -17,9 +17,13 @@ CLASS_COUNTS = {"camvid": 11, "nuclei": 2, "scenes": len(CLASSES)}
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """The options that compare.py and compare_transfer.py share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", default="", help="Folders of photos with commas between (drawn scenes).")
-    parser.add_argument("--labelled", default="", help="NAME=FOLDER with commas between (drawn scenes).")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="Folder of rows and encoders.")
+    parser.add_argument(
+        "--photos", default="", help="Folders of photos with commas between. By default scenes are drawn."
+    )
+    parser.add_argument("--labelled", default="", help="NAME=FOLDER with commas between. By default scenes are drawn.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="Folder of rows and encoders (%(default)s)."
+    )
     parser.add_argument("--stage", choices=("tune", "final"), default="final", help="What to run (%(default)s).")
     parser.add_argument("--only", default="", help="Arms with commas between (all for which there is a rate).")
     parser.add_argument(
@@ -40,7 +44,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
         "--bfloat16",
         action="store_const",
         const=True,
-        help="Train in bfloat16 by autocast on a CPU as well (only on a GPU); worth it on CPUs with AMX.",
+        help="Train in bfloat16 on a CPU too, which is faster on CPUs with AMX. On a GPU this is always done.",
     )
     parser.add_argument(
         "--views",

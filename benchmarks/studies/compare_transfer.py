@@ -21,10 +21,11 @@ from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare import encoder_file, final_lr, make_backbone, read_labelled
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, circumstances, has_row, keep_settings, read_rows
+from benchmarks.studies.rows import add_row, check_options, circumstances, has_row, options_of, read_rows
 from examples.quickstart.loop import normalized
 
-COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "device", "torch", "commit"]
+COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "options", "device", "torch", "commit"]
+TUNED = ("tune_steps", "tune_lr")  # options in which all rows of a folder agree
 
 
 def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
@@ -50,8 +51,8 @@ def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
             backbone, fit, test, CLASS_COUNTS[of_set], normalized,
             share=args.share, steps=args.tune_steps, lr=args.tune_lr, seed=seed,
         )  # fmt: skip
-        extra = {"seconds": round(time.perf_counter() - begin)} | circumstances(args.device)
-        add_row(path, COLUMNS, facts | {"miou": miou} | extra)
+        extra = {"seconds": round(time.perf_counter() - begin), "options": options_of(args, *TUNED)}
+        add_row(path, COLUMNS, facts | {"miou": miou} | extra | circumstances(args.device))
 
 
 def report(rows: Sequence[dict[str, str]]) -> str:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--tune-lr", type=float, default=1e-3, help="Peak learning rate of the backbone (%(default)s).")
     args = checked(parser, argv)
     if not args.report:
-        keep_settings(args.out / "transfer.csv", args, ("tune_steps", "tune_lr"))
+        check_options(args.out / "transfer.csv", options_of(args, *TUNED))
         sets = read_labelled(args, "test")
         for seed in range(args.seeds):
             for name in args.only:

@@ -28,7 +28,7 @@ from benchmarks.studies.compare import drawing, read_images
 from benchmarks.studies.compare_options import check_counts, folders_of
 from benchmarks.studies.heads_detection import SETS, fine_tuned_ap
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, circumstances, has_row, keep_settings, read_rows
+from benchmarks.studies.rows import add_row, check_options, circumstances, has_row, options_of, read_rows
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.fcos_trunk import make_trunk
@@ -38,9 +38,12 @@ from examples.pretrain.pixpro_fpn import PixProFPN
 from examples.quickstart.loop import fill_statistics
 
 NETWORK = "resnet18"
-FACTS = ["device", "torch", "commit"]
+FACTS = ["options", "device", "torch", "commit"]
 PRETRAINED = ["arm", "seed", "steps", "loss", "std", "seconds", *FACTS]
 COLUMNS = ["set", "arm", "seed", "steps", "tuned", "ap", "ap50", "ap75", "pretraining_seconds", "seconds", *FACTS]
+# Options in which the rows of a folder agree.
+PRETRAINED_WITH = ("lr", "batch_size", "size", "images", "bfloat16")
+TUNED_WITH = (*PRETRAINED_WITH, "tune_steps")
 
 
 class Arm(NamedTuple):
@@ -89,13 +92,22 @@ def pretrain(name: str, seed: int, photos: Tensor, args: argparse.Namespace) -> 
     else:
         method = arm.method(network, width).to(args.device)
         scheduled = SquareRootLARS(args.lr)(method, 1024, args.steps)  # 1,024 images: the rate is --lr as it is
-        found = train_resumable(method, scheduled, draw, args.steps, path.with_suffix(".pt"), args.bfloat16)
+        found = train_resumable(
+            method,
+            scheduled,
+            draw,
+            args.steps,
+            path.with_suffix(".pt"),
+            args.bfloat16,
+            options=options_of(args, *PRETRAINED_WITH),
+        )
         network = backbone_of(method)
     weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
     with written_beside(path) as part:
         part.write_bytes(save(weights))
     row = {"arm": name, "seed": seed, "steps": steps} | found | {"seconds": round(found["seconds"])}
-    add_row(args.out / "pretraining.csv", PRETRAINED, row | circumstances(args.device, args.bfloat16))
+    facts = {"options": options_of(args, *PRETRAINED_WITH)} | circumstances(args.device, args.bfloat16)
+    add_row(args.out / "pretraining.csv", PRETRAINED, row | facts)
     path.with_suffix(".pt").unlink(missing_ok=True)
 
 
@@ -107,7 +119,8 @@ def fine_tune(name: str, seed: int, of_set: str, folder: str, args: argparse.Nam
     begin, rows = time.process_time(), args.out / "rows.csv"
     curve = fine_tuned_ap(of_set, folder, str(encoder_file(name, seed, args)), seed, args.tune_steps, args.every)
     seconds = round(time.process_time() - begin)
-    extra = {"pretraining_seconds": spent, "seconds": seconds} | circumstances(args.device, args.bfloat16)
+    extra = {"pretraining_seconds": spent, "seconds": seconds, "options": options_of(args, *TUNED_WITH)}
+    extra |= circumstances(args.device, args.bfloat16)
     for tuned, figures in curve.items():
         if not has_row(rows, set=of_set, tuned=tuned, **facts):  # a process that was killed may have left some
             add_row(rows, COLUMNS, {"set": of_set, "tuned": tuned} | facts | figures | extra)
@@ -116,7 +129,8 @@ def fine_tune(name: str, seed: int, of_set: str, folder: str, args: argparse.Nam
 def run(args: argparse.Namespace) -> None:
     """Makes the rows that are missing."""
     args.out.mkdir(parents=True, exist_ok=True)
-    keep_settings(args.out / "pretraining.csv", args, ("lr", "batch_size", "size", "images"))
+    check_options(args.out / "pretraining.csv", options_of(args, *PRETRAINED_WITH))
+    check_options(args.out / "rows.csv", options_of(args, *TUNED_WITH))
     photos = None
     for seed in args.seeds:
         for name in args.only:
@@ -166,9 +180,13 @@ def spread(values: Sequence[float], sign: str) -> str:
 def parser_of() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", default="", help="Folders of photos with commas between (drawn scenes).")
+    parser.add_argument(
+        "--photos", default="", help="Folders of photos with commas between. By default scenes are drawn."
+    )
     parser.add_argument("--sets", default="", help="NAME=FOLDER with commas between, NAME cards or nuclei.")
-    parser.add_argument("--out", type=Path, default=Path("runs/heads"), help="Folder of rows and encoders.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/heads"), help="Folder of rows and encoders (%(default)s)."
+    )
     parser.add_argument("--only", default=",".join(ARMS), help="Arms with commas between (%(default)s).")
     parser.add_argument("--seeds", default="0,1", help="Seeds with commas between (%(default)s).")
     parser.add_argument("--steps", type=int, default=300, help="Steps of the pretraining (%(default)s).")
@@ -182,7 +200,7 @@ def parser_of() -> argparse.ArgumentParser:
         "--bfloat16",
         action="store_const",
         const=True,
-        help="Pretrain in bfloat16 by autocast on a CPU as well (only on a GPU); worth it on CPUs with AMX.",
+        help="Pretrain in bfloat16 on a CPU too, which is faster on CPUs with AMX. On a GPU this is always done.",
     )
     parser.add_argument("--views", type=Path, help="Folder in which views are kept for the next arm (drawn each time).")
     parser.add_argument("--report", action="store_true", help="Print the tables of the rows that are there.")

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import default_collate
 
 from benchmarks.studies.compare import make_backbone
-from benchmarks.studies.rows import add_row, commit, has_row, keep_settings
+from benchmarks.studies.rows import add_row, check_options, commit, has_row, options_of
 from densessl import MultiView, View, byol_views, coords_from_flow
 from densessl.evaluation import linear_segmentation
 from examples.pretrain.common.optimizers import SquareRootLARS
@@ -35,7 +35,21 @@ ARMS = {
     "pixpro": partial(PixPro, pixel_distances=True, **HEADS),
     "pixpro_video": partial(PixProVideo, **HEADS),
 }
-COLUMNS = ["arm", "seed", "steps", "miou", "first_loss", "last_loss", "least_std", "last_std", "seconds", "commit"]
+COLUMNS = [
+    "arm",
+    "seed",
+    "steps",
+    "miou",
+    "first_loss",
+    "last_loss",
+    "least_std",
+    "last_std",
+    "seconds",
+    "options",
+    "commit",
+]
+# Options in which all rows of a folder agree.
+SAME = ("steps", "batch_size", "size", "scenes", "lr", "probe_images", "probe_steps")
 
 
 def drawing(scenes: list[Frames], args: argparse.Namespace, seed: int, paired: bool):
@@ -79,7 +93,11 @@ def run_arm(name: str, seed: int, scenes: list[Frames], args: argparse.Namespace
         last = [statistics.mean(column[-3:]) for column in zip(*seen, strict=True)]
         row |= {"first_loss": seen[0][0], "least_std": min(std for _, std in seen), "last_std": last[1]}
         row["last_loss"] = last[0]
-    add_row(args.out / "rows.csv", COLUMNS, row | {"seconds": round(time.perf_counter() - start)})
+    add_row(
+        args.out / "rows.csv",
+        COLUMNS,
+        row | {"seconds": round(time.perf_counter() - start), "options": options_of(args, *SAME)},
+    )
     print(row, flush=True)
 
 
@@ -100,8 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/moving"), help="Folder of the rows (%(default)s).")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    same = ("steps", "batch_size", "size", "scenes", "lr", "probe_images", "probe_steps")
-    keep_settings(args.out / "rows.csv", args, same)
+    check_options(args.out / "rows.csv", options_of(args, *SAME))
     scenes = [draw_frames(0, index) for index in range(args.scenes)]
     for seed in range(args.seeds):
         for name in args.only:

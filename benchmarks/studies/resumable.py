@@ -31,6 +31,7 @@ def train_resumable(
     snapshots: Collection[int] = (),
     at_snapshot: Callable[[int, Reading], None] = lambda step, reading: None,
     clock: Callable[[], float] = time.process_time,
+    options: str = "",
 ) -> Reading:
     """Trains a method in place, from the state in a file if there is one, and keeps the state there as it goes.
 
@@ -47,13 +48,14 @@ def train_resumable(
         snapshots: Numbers of steps after which ``at_snapshot`` is called.
         at_snapshot: Called with the number of steps so far and what this function would return now.
         clock: Gives the seconds so far; by default those that this process has spent on its CPU cores.
+        options: What the run was asked for, as text; a state of a run that was asked for something else is refused.
 
     Returns:
         Means over the last steps that were logged (every tenth, at most 50) of ``loss`` and ``std``, and ``seconds``,
         the time by the clock over all steps, those before a stop included.
 
     Raises:
-        ValueError: If the state in the file is of a run of another length, whose schedule differs.
+        ValueError: If the state in the file is of a run of another length, whose schedule differs, or of other options.
     """
     begin, seen, start = 0, [], clock()
     states = {"method": method, "optimizer": scheduled.optimizer, "schedule": scheduled.schedule}
@@ -63,6 +65,11 @@ def train_resumable(
             raise ValueError(
                 f"steps: expected {planned}, the length of the run whose state is {path}, got {steps}; "
                 "remove the file to begin anew"
+            )
+        if (asked := saved.get("options") or options) != options:
+            raise ValueError(
+                f"options: expected {asked}, those of the run whose state is {path}, got {options}; remove the file to "
+                "begin anew"
             )
         begin, seen, start = saved["step"], saved["seen"], start - saved["seconds"]
         for key, part in states.items():
@@ -84,7 +91,11 @@ def train_resumable(
         if (step + 1) % SAVE_EVERY == 0:
             state = {key: part.state_dict() for key, part in states.items()}
             with written_beside(path) as new:  # whole, or not at all
-                torch.save(state | {"step": step + 1, "steps": steps, "seen": seen, "seconds": clock() - start}, new)
+                torch.save(
+                    state
+                    | {"step": step + 1, "steps": steps, "seen": seen, "seconds": clock() - start, "options": options},
+                    new,
+                )
 
     train(method, scheduled, draw, steps, after, momentum, begin, bfloat16)
     bar.close()

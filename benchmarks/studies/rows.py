@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,10 +21,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def add_row(path: Path, columns: list[str], row: dict[str, object]) -> None:
-    """Appends a row, after a header if it is the first."""
+    """Appends a row, after a header if it is the first. A file that has other columns keeps those."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file))
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         if not file.tell():
             writer.writeheader()
         writer.writerow({name: f"{x:.4f}" if isinstance(x, float) else x for name, x in row.items()})
@@ -37,37 +38,41 @@ def has_row(path: Path, **wanted: object) -> bool:
     return any(all(row[name] == str(value) for name, value in wanted.items()) for row in read_rows(path))
 
 
-def keep_settings(rows: Path, args: argparse.Namespace, names: Sequence[str], part: str = "") -> None:
-    """Keeps the options that a file of rows is made with in a JSON file beside it, and refuses others later.
+def options_of(args: argparse.Namespace, *names: str) -> str:
+    """What the column ``options`` of a row says: the options that it was made with, as ``batch-size=64;size=64``."""
+    return ";".join(f"{name.replace('_', '-')}={_plain(getattr(args, name))}" for name in names)
 
-    A row is found again by a few of its columns. Without this, rows that were made with other options would count as
-    done, or stand in the same mean.
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "no" if value is None else str(value)
+
+
+def check_options(path: Path, options: str, **where: object) -> None:
+    """Refuses options that differ from those of the rows that are there.
+
+    A row is found again by a few of its columns. Without this check, rows that were made with other options would
+    count as done, or stand in the same mean.
 
     Args:
-        rows: The file of rows. While it is not there, other options replace those that were kept.
-        args: The command line.
-        names: Names of the options that must stay the same.
-        part: Name of a part of the rows that has options of its own.
+        path: The file of rows. Rows that do not tell their options pass.
+        options: What the column ``options`` of new rows will say.
+        where: Values of columns, to look only at the rows that have them.
 
     Raises:
-        ValueError: If an option differs from the kept one.
+        ValueError: If an option differs.
     """
-    path = rows.with_name("-".join(filter(None, (rows.stem, part))) + ".json")
-    given = json.loads(json.dumps({name: getattr(args, name) for name in names}))  # tuples become lists, as in the file
-    if rows.exists() and path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in given.items():
-            if name in kept and kept[name] != value:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: expected {kept[name]}, with which the rows in {rows} were made "
-                    f"({path.name}), got {value}; name another folder with --out"
-                )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own, because processes that share the work begin at the same time.
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(given, indent=1), encoding="utf-8")
-    new.replace(path)
+    given = dict(pair.split("=", 1) for pair in options.split(";"))
+    for row in read_rows(path):
+        if all(row[name] == str(value) for name, value in where.items()):
+            kept = dict(pair.split("=", 1) for pair in (row.get("options") or "").split(";") if pair)
+            for name, value in given.items():
+                if kept.get(name, value) != value:
+                    raise ValueError(
+                        f"--{name}: expected {kept[name]}, with which rows in {path} were made, got {value}; name "
+                        "another folder with --out, or move that file away"
+                    )
 
 
 def commit() -> str:

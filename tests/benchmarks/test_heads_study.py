@@ -88,8 +88,10 @@ def test_each_arm_makes_its_rows_once_and_brings_its_weights(command, folder, tm
     monkeypatch.setattr(heads, "pretrain", lambda *args: pytest.fail("made an encoder that was there"))
     monkeypatch.setattr(heads, "fine_tune", lambda *args: pytest.fail("made a row that was there"))
     assert heads.main(command) == text
-    with pytest.raises(ValueError, match=r"--lr: expected 2.0, with which the rows in .* were made .*, got 0.25"):
+    with pytest.raises(ValueError, match=r"--lr: expected 2.0, with which rows in .* were made, got 0.25"):
         heads.main([*command, "--lr=0.25"])
+    with pytest.raises(ValueError, match=r"--tune-steps: expected 2, with which rows in .* were made, got 1"):
+        heads.main([*command, "--tune-steps=1"])  # the rate falls in other steps
 
 
 @pytest.mark.filterwarnings("ignore")
