@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from densessl import __version__
+
 USAGE = """usage: densessl COMMAND ...
 
   densessl evaluate ...        scores a frozen backbone by published protocols; as python -m densessl.evaluation
@@ -14,7 +16,7 @@ USAGE = """usage: densessl COMMAND ...
   densessl preview METHOD ...  shows what a recipe would see and cost, from a clone; as
                                python examples/pretrain/METHOD.py preview
 
-Each command has its own --help."""
+Each command has its own --help; densessl --version tells the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,14 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(USAGE)
         return 0
+    if command == "--version":
+        print(f"densessl {__version__}")
+        return 0
     if command == "evaluate":
         from densessl.evaluation._command import main as evaluate
 
-        return evaluate(rest)
+        return evaluate(rest, "densessl evaluate")
     if command == "export":
         from densessl.export import main as export
 
-        return export(rest)
+        return export(rest, "densessl export")
     if command == "preview":
         return _preview(rest)
     print(f"densessl: expected evaluate, export or preview, got {command}\n\n{USAGE}", file=sys.stderr)

@@ -200,12 +200,25 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
         problem = misfit(weights, expected)
         if problem is None:
             return name
+        if _is_cut(weights, expected):
+            raise ValueError(
+                f"weights: expected a whole ResNet, got a {name} that was cut before its end. Name it, model='{name}' "
+                "(--model), for timm and huggingface; torchvision's own model takes the file as it is by "
+                "load_state_dict(..., strict=False)"
+            )
         problems.append((len(weights.keys() ^ expected.keys()), f"closest is {name}, but {problem}"))
     closest = min(problems, key=lambda entry: entry[0])[1]
     raise ValueError(
         f"weights: expected those of a ResNet of torchvision's; {closest}. Other backbones keep the names of their "
         "own library: load_backbone puts them into such a model"
     )
+
+
+def _is_cut(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Whether weights are a network up to one of its stages."""
+    tops = {name.partition(".")[0] for name in weights}
+    before = {name: value for name, value in expected.items() if name.partition(".")[0] in tops}
+    return "conv1" in tops and len(before) < len(expected) and misfit(weights, before) is None
 
 
 def _expected(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -224,17 +237,18 @@ def _entries(name: str) -> Mapping[str, Tensor]:
     return {key: value for key, value in model.state_dict().items() if not CLASSIFIER.match(key)}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m densessl.export") -> int:
     """The command line; see ``python -m densessl.export --help``.
 
     Args:
         arguments: Arguments of the command line; None means those of the process.
+        program: The command, as the help names it.
 
     Returns:
         The exit code: 2 after an error of the user's, which is told in one line.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m densessl.export",
+        prog=program,
         description="Writes a backbone's weights in the form that another framework reads.",
     )
     parser.add_argument(
@@ -250,7 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--root", help="Text before the names of the backbone's entries, if the file holds several networks."
     )
-    parser.add_argument("--model", help="Name of the weights' timm model. Needed for timm and huggingface.")
+    parser.add_argument(
+        "--model",
+        help="Name of the timm model that the weights are of, for timm and huggingface. Whole ResNets of torchvision's "
+        "need none.",
+    )
     parser.add_argument("--list", action="store_true", help="Name every entry that was left out.")
     chosen = parser.parse_args(arguments)
     try:

@@ -26,9 +26,9 @@ from densessl.evaluation._sources import SOURCES, parse_source
 from densessl.evaluation._statistics import fill_statistics, has_batch_norm
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m densessl.evaluation",
+        prog=program,
         description="Scores a frozen backbone on dense tasks, prints a table and writes a file of results. Begin with "
         "--protocols linear-fast,neighbors on labelled images, or --protocols correspondence on photos without labels. "
         "'torchrun --nproc_per_node N -m densessl.evaluation' shares the work over N processes; the scores are those "
@@ -83,16 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m densessl.evaluation") -> int:
     """The command line; see ``python -m densessl.evaluation --help``.
 
     Args:
-        arguments: None: the process's.
+        arguments: Arguments of the command line; None means those of the process.
+        program: The command, as the help names it.
 
     Returns:
         The exit code: 2 after an error of the user's, told in one line; 130 after a run that was stopped.
     """
-    chosen = _parser().parse_args(arguments)
+    chosen = _parser(program).parse_args(arguments)
     # Says every try to download; the error in the end is ours. The level of the logger above is set at its import.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     # A queue's signal ends the run as Ctrl-C does, so that its features are removed.

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import densessl
 from densessl.__main__ import main
 
 
@@ -20,6 +21,18 @@ def test_a_command_has_its_own_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_help_of_export_names_the_command_as_it_was_given(capsys):
+    for command, name in ((["export", "--help"], "densessl export"), (["evaluate", "--help"], "densessl evaluate")):
+        with pytest.raises(SystemExit, match="0"):
+            main(command)
+        assert capsys.readouterr().out.startswith(f"usage: {name} ")
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"densessl {densessl.__version__}\n"
 
 
 def test_what_does_not_exist_is_named(capsys, tmp_path, monkeypatch):

@@ -430,3 +430,22 @@ def test_command_line_ends_with_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(densessl.export.__file__, run_name="__main__")  # as python -m does, without a new process
     assert capsys.readouterr() == ("", "error: path: there is no file gone.pth\n")
+
+
+def test_a_resnet_that_was_cut_is_told_by_its_name(tmp_path):
+    """As own_images.md has it without a GPU: a ResNet-18 up to layer3."""
+    whole = resnet18()
+    cut = FeatureMap(whole, "layer3")
+    save_file(cut.state_dict(), tmp_path / "cut.safetensors")
+    for to in ("timm", "torchvision"):
+        with pytest.raises(ValueError, match=r"a resnet18 that was cut before its end. Name it, model='resnet18'"):
+            export(tmp_path / "cut.safetensors", to, tmp_path / "out.safetensors")
+    export(tmp_path / "cut.safetensors", "timm", tmp_path / "out.safetensors", model="resnet18")
+    missing, unexpected = timm.create_model("resnet18").load_state_dict(
+        load_file(tmp_path / "out.safetensors"), strict=False
+    )
+    assert not unexpected
+    assert {name.partition(".")[0] for name in missing} == {"layer4", "fc"}
+    del whole.layer2[1]  # no network of torchvision's
+    with pytest.raises(ValueError, match="closest is"):
+        architecture({name: value for name, value in whole.state_dict().items() if name[:2] != "fc"})

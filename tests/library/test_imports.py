@@ -168,7 +168,7 @@ ALLOWED = {
         "evaluation._statistics",
     },
     "evaluation._statistics": {"evaluation._backbones"},
-    "__main__": {"evaluation._command", "export"},
+    "__main__": {"", "evaluation._command", "export"},
     "evaluation.__main__": {"evaluation._command"},
     "evaluation.data._files": set(),
     "evaluation.data.labelled": {"evaluation.data._files"},
