@@ -166,7 +166,7 @@ def column(out: Path, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("method", [PixPro, PixContrast])
-def test_frozen_statistics_and_an_anchor_train_from_the_command_line(method, folder, tmp_path):
+def test_frozen_statistics_and_an_anchor_train_from_the_command_line(method, folder, tmp_path, caplog):
     with pytest.raises(ValueError, match=r"backbone.freeze_statistics: expected weights in backbone.init, got random"):
         fit(method, folder, tmp_path, "--backbone.freeze_statistics=true")
     weights = tmp_path.parent / f"{method.__name__}.safetensors"
@@ -174,6 +174,7 @@ def test_frozen_statistics_and_an_anchor_train_from_the_command_line(method, fol
     made, before = fit(method, folder, tmp_path, "--method.anchor=20", "--method.koleo=0.1",
                        f"--backbone.init={weights}", "--backbone.layer=layer2",
                        "--backbone.freeze_statistics=true", "--save_every_n_steps=8")  # fmt: skip
+    assert f"the batch norms of {weights} have seen no image" in caplog.text
     after = made.method.state_dict()
     for name, value in before.items():
         inside = name.startswith(("method.encoder.0.", "method.target.module.0.", "start."))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from examples.pretrain import densecl, pixpro, pixpro_instance, slotcon, vicregl
-from examples.pretrain.common.cli import main
+from examples.pretrain import adapt, densecl, pixpro, pixpro_instance, slotcon, vicregl
+from examples.pretrain.common.cli import fit_parser, main
 from examples.pretrain.common.data.shard_lists import is_shards
+from examples.pretrain.common.parsing import TRAINER
 
 TINY = ["--backbone.name=resnet18", "--backbone.layer=layer2", "--data.size=32", "--data.batch_size=2",
         "--data.workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]  # fmt: skip
@@ -192,3 +193,12 @@ def test_a_run_folder_that_vanishes_ends_the_run_with_one_line(place, tmp_path, 
 )
 def test_shards_are_told_by_the_end_of_the_name(folder, shards):
     assert is_shards(folder) == shards
+
+
+def test_the_help_tells_the_defaults_of_the_recipe_alone():
+    parser = fit_parser(adapt.recipe())
+    texts = {action.dest: action.help or "" for action in parser._actions if action.dest.startswith("trainer.")}
+    assert "trainer.precision" in texts
+    assert not [name for name, text in texts.items() if "Default:" in text]
+    assert set(TRAINER) <= set(texts)
+    assert parser.prog.endswith(" fit")

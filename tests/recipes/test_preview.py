@@ -166,10 +166,10 @@ def test_bad_input_is_one_line(args, message, folder, tmp_path):
         main(recipe(), ["preview", *options(folder), "--out", str(tmp_path), *args])
 
 
-def test_a_preview_whose_weights_cannot_be_had_leaves_no_folder(folder, tmp_path):
-    with pytest.raises(SystemExit, match="backbone"):
-        main(recipe(), ["preview", *options(folder), "--out", str(tmp_path / "run"), "--trainer.max_epochs=1",
-                        "--backbone.init=/no/such.pth"])  # fmt: skip
+@pytest.mark.parametrize("option", ["--backbone.init=/no/such.pth", "--data.batch_size=99"])
+def test_a_preview_that_cannot_begin_leaves_no_folder(option, folder, tmp_path):
+    with pytest.raises(SystemExit, match=option.partition("=")[0].strip("-")):
+        main(recipe(), ["preview", *options(folder), "--out", str(tmp_path / "run"), "--trainer.max_epochs=1", option])
     assert not (tmp_path / "run").exists()
 
 

@@ -248,6 +248,8 @@ def test_frozen_gives_everything_back(folder, labelled):
     assert settled(copied, photos, FORM) is copied
     backbone[1].running_mean.fill_(0.1)  # read from a file that does not say how many batches were seen
     assert settled(backbone, photos, FORM) is backbone
+    kept, _ = backbones.make_backbone("resnet18", "layer2", "random", 32, freeze_statistics=True)
+    assert settled(kept, photos, FORM) is kept  # the training keeps its statistics too
 
 
 def test_colours_change_alike_at_every_reading():

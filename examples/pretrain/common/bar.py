@@ -123,7 +123,7 @@ class RunBar(ProgressBar):
         text = f"{self.step / self.total:4.0%}  {self.step}/{self.total}  {clock(left)} left"
         parts = [f"{name} {value:.3g}" for name, value in self.values.items()]
         if self.per_step:
-            parts.insert(1, f"{self.images / self.per_step:.3g} img/s")
+            parts.insert(1 if "loss" in self.values else 0, f"{self.images / self.per_step:.3g} img/s")
         for number, part in enumerate(parts):
             kept = LEAST_BAR + 2 if self.bar is not None and number >= FIRST else 0
             if len(text) + 2 + len(part) <= columns - kept:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -31,8 +32,9 @@ from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
 from examples.pretrain.common.known_as import known_as
-from examples.pretrain.common.optimizers import LinearLARS, SquareRootLARS
-from examples.pretrain.common.parsing import add_run_options, parse, settings_of, without_small
+from examples.pretrain.common.optimizers import SquareRootLARS
+from examples.pretrain.common.parsing import add_run_options, correct_trainer_texts, parse, settings_of, without_small
+from examples.pretrain.common.start import check_start
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
 from examples.pretrain.common.watch import add_probe_options, check_folders, watching
@@ -47,7 +49,6 @@ NOT_OF_A_RECIPE = {
     *("overfit_batches", "fast_dev_run", "barebones", "plugins", "model_registry", "max_time", "min_epochs"),
     *("min_steps", "profiler", "inputs_transform"),
 }
-LARS_RATES = (SquareRootLARS, LinearLARS)
 # Options of masks, for methods that hand no validity on: cells without data would count.
 WITHOUT_MASKS = ("data.nodata", "data.segments", "data.grid", "data.segment_scale")
 
@@ -117,10 +118,12 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
         return {name.split(".")[1] for name in recipe.without if name.startswith(f"{chapter}.")}
 
     about = (
-        f"Trains {known_as(recipe.method)} on a folder of images, without labels. Begin with --config, --data.folder, "
-        "--out and --backbone.init. With 'preview' in place of 'fit' the same options show what the run would do."
+        f"Pretrains a backbone by {known_as(recipe.method)}, on a folder of images without labels. Begin with "
+        "--config, --data.folder, --out and --backbone.init. With 'preview' in place of 'fit' the same options show "
+        "what the run would do."
     )
-    parser = ArgumentParser(description=about, allow_abbrev=False, exit_on_error=False)
+    program = f"{Path(sys.argv[0]).name} fit"
+    parser = ArgumentParser(prog=program, description=about, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options. Options after it win.")
     parser.add_class_arguments(recipe.method, "method", skip={"backbone", "width"} | left_out("method"))
     for name, text in WEIGHTS.items():
@@ -147,6 +150,7 @@ def fit_parser(recipe: Recipe) -> ArgumentParser:
     )
     add_run_options(parser)
     parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OF_A_RECIPE, instantiate=False)
+    correct_trainer_texts(parser)
     parser.set_defaults({"trainer.log_every_n_steps": 10, "trainer.enable_model_summary": False, **recipe.defaults})
     return parser
 
@@ -219,18 +223,8 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     if any(weights.values()):
         method = Anchored(method, **weights)
     optimizer = recipe.optimizer(**config.optimizer)
-    from_random = config.backbone.get("init", "random") == "random"
-    if begins and from_random and config.backbone.get("freeze_statistics"):
-        raise ValueError(
-            "backbone.freeze_statistics: expected weights in backbone.init, got random, whose batch norm has seen no "
-            "image; from random weights take pixpro.py with own_images_random.yaml, or add "
-            "--backbone.freeze_statistics false"
-        )
-    if begins and not from_random and isinstance(optimizer, LARS_RATES):
-        log.warning(
-            "optimizer: LARS at rates for random weights made pretrained ones worse wherever that was measured "
-            "(docs/adapt.md); adapt.py goes on from pretrained CNNs, vit_posttrain.py from ViTs"
-        )
+    if begins:
+        check_start(config.backbone, backbone, optimizer)
     momentum = config.momentum if recipe.momentum is not None else (0.0, 0.0)
     return Pretraining(method, optimizer, tuple(momentum), config.compile), data
 

@@ -58,6 +58,27 @@ def add_run_options(parser: ArgumentParser) -> None:
     )
 
 
+LIMIT = "--trainer.max_epochs or --trainer.max_steps is needed; with both, the run ends at what it reaches first."
+TRAINER = {
+    "trainer.limit_train_batches": "Share of an epoch's batches to train on, if it is a number with a point, or else "
+    "their number. By default all.",
+    "trainer.log_every_n_steps": "Number of steps between two rows of the log.",
+    "trainer.enable_progress_bar": "Whether the progress bar is shown. By default it is.",
+    "trainer.enable_model_summary": "Whether a table of the model's parts is printed at the start.",
+    "trainer.accumulate_grad_batches": "Number of batches whose gradients make one step.",
+    "trainer.max_epochs": f"Number of passes over the images after which the run ends. {LIMIT}",
+    "trainer.max_steps": f"Number of steps after which the run ends; -1 sets no limit. {LIMIT}",
+}
+
+
+def correct_trainer_texts(parser: ArgumentParser) -> None:
+    """Takes Lightning's defaults out of the texts of ``--trainer.*``, because a recipe has others; rewrites some."""
+    for action in parser._actions:
+        if action.dest.startswith("trainer.") and action.help:
+            text = re.sub(r"\s*Default: (``.*?``|\d+)\.", "", action.help)
+            action.help = TRAINER.get(action.dest, text)
+
+
 def settings_of(config: Namespace, budget: dict[str, Any]) -> Namespace:
     """The options as a file that begins such a run again, or continues it with ``--ckpt_path last``."""
     settings = config.clone()

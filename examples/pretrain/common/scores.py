@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from densessl.evaluation import alone, correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
+from examples.pretrain.common.backbones import FrozenStatistics
 from examples.pretrain.common.samples import Labels
 
 Features = Callable[[Tensor], Tensor]
@@ -78,25 +79,26 @@ def frozen(backbone: nn.Module, form: Form) -> Iterator[Features]:
             module.training = training
 
 
+def has_seen_nothing(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with the mean 0 and the variance 1 that it is born with."""
+    # Not num_batches_tracked: some of torchvision's weights have statistics and a count of 0.
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+        return False
+    return bool((module.running_mean == 0).all() and (module.running_var == 1).all())
+
+
 def settled(backbone: nn.Module, photos: Sequence[Tensor], form: Form) -> nn.Module:
     """The backbone itself, or a copy with batch norm's statistics filled where it has seen nothing yet.
 
     With the mean 0 and the variance 1 that batch norm is born with, a network at random is not the one that its first
-    step trains, and cannot be compared with what comes of it.
+    step trains, and cannot be compared with what comes of it. Where a training keeps the statistics, so does this.
     """
-
-    def fresh(module: nn.Module) -> bool:
-        # Not num_batches_tracked: some of torchvision's weights have statistics and a count of 0.
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
-            return False
-        return bool((module.running_mean == 0).all() and (module.running_var == 1).all())
-
-    if not photos or not any(fresh(module) for module in backbone.modules()):
+    if not photos or isinstance(backbone, FrozenStatistics) or not any(map(has_seen_nothing, backbone.modules())):
         return backbone
     copied = copy.deepcopy(backbone)
     with frozen(copied, form) as features:
         for module in copied.modules():
-            if fresh(module):
+            if has_seen_nothing(module):
                 module.momentum = None  # the mean over all batches
                 module.train()
         for start in range(0, len(photos), BATCH):

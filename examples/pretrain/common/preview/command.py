@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,17 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
     if out == "":
         raise ValueError("out: expected the name of a folder, got none")
     folder = Path(out or "runs", "preview")
+    new = [path for path in (folder, folder.parent) if not path.exists()]
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
         run_folder.prepare(str(folder))
-        return write_preview(recipe, run, folder)
+        try:
+            return write_preview(recipe, run, folder)
+        except BaseException:
+            for path in new:
+                with suppress(OSError):  # it is not empty
+                    path.rmdir()
+            raise
 
 
 def write_preview(recipe: Recipe, run: Run, folder: Path) -> Path:
