@@ -33,6 +33,8 @@ def place(tmp_path_factory) -> Path:
     (root / "list.csv").write_text("photos/0.png\n")
     (root / "bytes.txt").write_bytes(bytes(range(128, 256)))
     (root / "bad.yaml").write_text("data: [1, {")
+    (root / "group.yaml").write_text("optimizer:\n  lrr: 3\n")
+    (root / "top.yaml").write_text("save_every_n_epoch: 3\n")
     (root / "unknown.yaml").write_text("data:\n  foldr: x\n")
     return root
 
@@ -95,7 +97,9 @@ WRONG = {
     "--config=PLACE/none.yaml": "config: .*none.yaml",
     "--config=PLACE/bad.yaml": "parsing config",
     "--config=PLACE/unknown.yaml": "data.foldr: this recipe has no such option; did you mean data.folder",
-    "--config=examples/pretrain/configs/own_images.yaml": "method.temperature: .* no such option; a file of .* another",
+    "--config=examples/pretrain/configs/own_images.yaml": "method.temperature: .* no such option; --help",
+    "--config=PLACE/group.yaml": "optimizer.lrr: this recipe has no such option; --help",
+    "--config=PLACE/top.yaml": "save_every_n_epoch: this recipe has no such option; did you mean save_every_n_epochs",
     "--trainer.max_steps=0": "trainer: expected a budget",
     "--trainer.max_epochs=0": "trainer: expected a budget",
     "--trainer.devices=0": "trainer: .*devices",

@@ -32,6 +32,7 @@ from examples.pretrain.common.data.sources import FolderSource
 from examples.pretrain.common.extension import Extension
 from examples.pretrain.common.identity import Identity, budget_of, check_same, identity_of, read_identity
 from examples.pretrain.common.known_as import known_as
+from examples.pretrain.common.method_parts import check_method
 from examples.pretrain.common.optimizers import SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, correct_trainer_texts, parse, settings_of, without_small
 from examples.pretrain.common.start import check_start
@@ -220,6 +221,7 @@ def parts_of(recipe: Recipe, config: Namespace, begins: bool) -> tuple[Pretraini
     weights = {name: options.pop(name) for name in ("anchor", "koleo") if name in options}
     with named("method", config.method):
         method = recipe.method(backbone, width, **options)
+    check_method(method, backbone)
     if any(weights.values()):
         method = Anchored(method, **weights)
     optimizer = recipe.optimizer(**config.optimizer)

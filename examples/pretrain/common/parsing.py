@@ -114,12 +114,14 @@ def _in_words(parser: ArgumentParser, message: str) -> str:
             return f"{of_key[1]}: expected {described(actions[of_key[1]]._typehint)}, got {got[1]}"
     if of_key:
         return f"{of_key[1]}: {of_key[2]}"
-    foreign = re.match(r"Group '(\w+)' does not accept option '([\w.]+)'", message)
+    foreign = re.match(r"(?:Group '(\w+)' does not accept option|Option) '([\w.]+)'", message)
     if foreign:
-        name = f"{foreign[1]}.{foreign[2]}"
-        close = " or ".join(difflib.get_close_matches(name, actions, n=2, cutoff=0.75))
-        hint = f"did you mean {close}" if close else "a file of --config that has it is for another recipe"
-        return f"{name}: this recipe has no such option; {hint}"
+        prefix = f"{foreign[1]}." if foreign[1] else ""
+        own = [action.removeprefix(prefix) for action in actions if action.startswith(prefix)]
+        close = [prefix + other for other in difflib.get_close_matches(foreign[2], own, n=2, cutoff=0.75)]
+        otherwise = "--help lists those that it has; a file in configs/ names its recipe"
+        hint = f"did you mean {' or '.join(close)}" if close else otherwise
+        return f"{prefix}{foreign[2]}: this recipe has no such option; {hint}"
     flag = re.match(r"argument (--\w+): ignored explicit argument (.*)", message)
     if flag:
         return f"{flag[1][2:]}: expected no value, {flag[1]} alone, got {flag[2]}"

@@ -15,6 +15,7 @@ from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.optimizers import Scheduled
 from examples.pretrain.common.sharding import shard_method
+from examples.pretrain.common.step import Step
 
 
 class Pretraining(pl.LightningModule):
@@ -56,6 +57,9 @@ class Pretraining(pl.LightningModule):
         # What a method draws is a function of the seed and of the batch's number, the same in every process.
         torch.manual_seed(seed_of(self.trainer.datamodule.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx))
         step = self.method(*batch.views)
+        if not isinstance(step, Step) or step.loss.ndim:
+            got = f"a Step whose loss is {tuple(step.loss.shape)}" if isinstance(step, Step) else type(step).__name__
+            raise ValueError(f"method: expected forward to return a Step with a scalar loss, got {got}")
         self.log("loss", step.loss, prog_bar=True)
         self.log_dict({f"loss/{name}": value.detach() for name, value in step.terms.items()})
         if is_logged(self.trainer):

@@ -60,7 +60,7 @@ def preview(recipe: Recipe, arguments: Sequence[str]) -> Path:
     if out == "":
         raise ValueError("out: expected the name of a folder, got none")
     folder = Path(out or "runs", "preview")
-    new = [path for path in (folder, folder.parent) if not path.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with tempfile.TemporaryDirectory() as elsewhere:  # a preview leaves the run's own files alone
         run = make_run(recipe, [*arguments, "--out", elsewhere])
         run_folder.prepare(str(folder))

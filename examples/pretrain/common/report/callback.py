@@ -27,6 +27,7 @@ from examples.pretrain.common.report.content import (
     duration,
     last_of,
     next_commands,
+    nothing_learnt,
     of_a_cut,
     read_curves,
     settings,
@@ -59,6 +60,7 @@ class RunReport(Callback):
     def __init__(self, config: Namespace, data: PhotoViews, form: Form, probe: DenseProbe) -> None:
         self.config, self.data, self.form, self.probe = config, data, form, probe
         self.photos: list[Tensor] = []
+        self.start: list[Tensor] = []  # sums over the backbone's weights, which tell whether any has changed
         self.before: Tensor | None = None  # maps of the photos
         self.begun, self.earlier, self.trained_on, self.written = 0.0, 0.0, False, False
 
@@ -74,6 +76,7 @@ class RunReport(Callback):
         self.begun = time.perf_counter() - (0.0 if self.earlier else self.probe.seconds)
         if not trainer.is_global_zero or is_sharded(module):
             return  # a sharded backbone cannot be run by this process alone: the report then has no pictures
+        self.start = _sums(backbone_of(module.method))
         self.photos = self.probe.sample[:SHOWN]
         if not self.photos and isinstance(self.data.source, FolderSource):
             paths = self.data.source.paths()
@@ -142,7 +145,7 @@ class RunReport(Callback):
         note += "These photos were trained on." if self.trained_on else "None of these photos was trained on."
         return Story(
             f"{known_as(recipe)}: {end.split(' by ')[0]}",
-            (f"The run {end}. " if " by " in end else "") + better_or_worse(probe.readings, probe.score, probe.noise),
+            (f"The run {end}. " if " by " in end else "") + self._verdict(curves, backbone_of(module.method)),
             self._warnings(curves),
             values,
             self._read(trainer),
@@ -156,6 +159,12 @@ class RunReport(Callback):
             of_a_cut(self.config),
             settings(self.config),
         )
+
+    def _verdict(self, curves: dict, backbone: torch.nn.Module) -> str:
+        sums = zip(self.start, _sums(backbone), strict=False)
+        moved = not self.start or any(not torch.equal(before, after) for before, after in sums)
+        probe = self.probe
+        return nothing_learnt(curves, moved) or better_or_worse(probe.readings, probe.score, probe.noise)
 
     def _about_scores(self) -> str:
         probe = self.probe
@@ -203,3 +212,9 @@ class RunReport(Callback):
             "smaller than the views": f"{data.enlarged:,} of those read",
             "left out of each pass": f"{count % data.batch_size} that fill no batch; others each time",
         }
+
+
+@torch.no_grad()
+def _sums(module: torch.nn.Module) -> list[Tensor]:
+    """The sum and the sum of squares of each parameter."""
+    return [torch.stack([p.float().sum(), p.float().square().sum()]) for p in module.parameters()]

@@ -19,6 +19,7 @@ from examples.pretrain.common.run_folder import SETTINGS, last_checkpoint
 from examples.pretrain.common.samples import optional_class_names
 from examples.pretrain.common.scores import IMAGES, NOISE, SCORES, changes, told
 
+UNMATCHED = "health/images_without_match"
 Curves = dict[str, list[tuple[float, float]]]
 
 RESNETS = ("resnet", "resnext", "wide_resnet")  # of torchvision, which the transfer recipes take
@@ -115,6 +116,26 @@ def continuing(config: Namespace, recipe: type) -> dict[str, str]:
     program = os.path.relpath(program_of(recipe))
     settings = shlex.quote(str(Path(config.out, SETTINGS)))
     return {"continue": f"python {shlex.quote(program)} fit --config {settings} --ckpt_path last"}
+
+
+def nothing_learnt(curves: Curves, moved: bool) -> str:
+    """Why a run cannot have learnt anything, in words; empty where it can.
+
+    Batch norm's statistics move in such a run too, and the scores with them.
+
+    Args:
+        curves: As from ``read_curves``.
+        moved: Whether a weight of the backbone has changed.
+    """
+    unmatched = [value for _, value in curves.get(UNMATCHED, ())]
+    if unmatched and min(unmatched) == 1:
+        return (
+            "No image had a pair of matching cells in any logged step, so there was nothing to learn from: look at the "
+            "matcher and at the views."
+        )
+    if not moved:
+        return "No weight of the backbone has changed: what moved in the scores are batch norm's statistics alone."
+    return ""
 
 
 def better_or_worse(readings: Sequence[Mapping[str, float]], score: str, noise: Mapping[str, float]) -> str:
