@@ -7,19 +7,18 @@ import pickle
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from densessl._huggingface import RESNETS, create_timm, write_resnet, write_timm
 from densessl._mismatch import misfit
 from densessl._naming import to_detectron2, to_huggingface
 from densessl._reading import safetensors
+from densessl._resnets import NAMES, cut_from, expected_of
 from densessl._whole import is_whole
-from densessl.checkpoints import CLASSIFIER, Weights, load_backbone, match_backbone, read_backbone
+from densessl.checkpoints import Weights, load_backbone, match_backbone, read_backbone
 
 __all__ = ["FORMATS", "Weights", "architecture", "convert", "export", "load_backbone", "read_backbone"]
 
@@ -34,18 +33,6 @@ FORMATS = {
 """The names that weights can be written in, each with the suffixes that its readers take; none: a folder."""
 
 _TOPS = re.compile(r"(conv1|bn1|layer[1-4])\.")
-_RESNETS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
 
 
 def convert(read: Weights, to: str) -> Weights:
@@ -77,7 +64,7 @@ def convert(read: Weights, to: str) -> Weights:
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
     core = {name: value for name, value in read.weights.items() if _TOPS.match(name)}
-    resnet = any(misfit(core, _expected(core, name)) is None for name in _RESNETS)
+    resnet = any(misfit(core, expected_of(core, name)) is None for name in NAMES)
     weights = core if resnet else dict(read.weights)
     if to != "timm" or not (resnet or is_whole(weights)):
         name = architecture(weights)
@@ -138,7 +125,9 @@ def export(
     try:
         done = convert(read, to)
     except ValueError as error:
-        raise ValueError(f"checkpoint: {checkpoint} does not fit: {error}") from error
+        names, _ = cut_from(read.weights)
+        advice = f"; name it, for instance --model {names[0]}" if names and to in ("timm", "huggingface") else ""
+        raise ValueError(f"checkpoint: {checkpoint} does not fit: {error}{advice}") from error
     if to == "huggingface":
         write_resnet({name: value for name, value in read.weights.items() if _TOPS.match(name)}, out)
     else:
@@ -195,46 +184,20 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
         'resnet18'
     """
     problems = []
-    for name in _RESNETS:
-        expected = _expected(weights, name)
+    for name in NAMES:
+        expected = expected_of(weights, name)
         problem = misfit(weights, expected)
         if problem is None:
             return name
-        if _is_cut(weights, expected):
-            raise ValueError(
-                f"weights: expected a whole ResNet, got a {name} that was cut before its end. Name it, model='{name}' "
-                "(--model), for timm and huggingface; torchvision's own model takes the file as it is by "
-                "load_state_dict(..., strict=False)"
-            )
         problems.append((len(weights.keys() ^ expected.keys()), f"closest is {name}, but {problem}"))
+    names, last = cut_from(weights)
+    if names:
+        raise ValueError(f"weights: expected a whole ResNet of torchvision's, got a {' or '.join(names)} up to {last}")
     closest = min(problems, key=lambda entry: entry[0])[1]
     raise ValueError(
         f"weights: expected those of a ResNet of torchvision's; {closest}. Other backbones keep the names of their "
         "own library: load_backbone puts them into such a model"
     )
-
-
-def _is_cut(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    """Whether weights are a network up to one of its stages."""
-    tops = {name.partition(".")[0] for name in weights}
-    before = {name: value for name, value in expected.items() if name.partition(".")[0] in tops}
-    return "conv1" in tops and len(before) < len(expected) and misfit(weights, before) is None
-
-
-def _expected(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The entries of a torchvision ResNet for as many input channels as the weights take."""
-    expected = dict(_entries(name))
-    if "conv1.weight" in weights and weights["conv1.weight"].ndim == 4:
-        shape = expected["conv1.weight"].shape
-        expected["conv1.weight"] = torch.empty((shape[0], weights["conv1.weight"].shape[1], *shape[2:]), device="meta")
-    return expected
-
-
-@lru_cache
-def _entries(name: str) -> Mapping[str, Tensor]:
-    with torch.device("meta"):  # shapes, no values
-        model = torchvision.models.get_model(name, weights=None)
-    return {key: value for key, value in model.state_dict().items() if not CLASSIFIER.match(key)}
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m densessl.export") -> int:

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from densessl._resnets import cut_from
 from densessl.backbone import FeatureMap
 from densessl.backbone._layout import patch_size
 from densessl.checkpoints import Weights, load_backbone, read_backbone
@@ -169,6 +170,12 @@ def _from_file(path: str) -> nn.Module:
     try:
         name = architecture(read.weights)
     except ValueError as error:
+        names, last = cut_from(read.weights)
+        if names:
+            raise ValueError(
+                f"--backbone: expected a whole ResNet, got {path}, a {' or '.join(names)} up to {last}: name it, as in "
+                f"--backbone torchvision/{names[0]} --layer {last} --weights {path}"
+            ) from error
         raise ValueError(
             f"--backbone: {path} alone does not tell what it is of ({error}): name the model and pass the file as "
             f"--weights, as in --backbone timm/NAME --weights {path}"

@@ -16,6 +16,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, fcos_resnet
 
 import densessl.export
 from densessl import EMA, ConvMLP, FeatureMap
+from densessl.evaluation._backbones import make_backbone
 from densessl.export import Weights, architecture, convert, export, load_backbone, main, read_backbone
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -434,18 +435,34 @@ def test_command_line_ends_with_one_line(monkeypatch, capsys):
 
 def test_a_resnet_that_was_cut_is_told_by_its_name(tmp_path):
     """As own_images.md has it without a GPU: a ResNet-18 up to layer3."""
-    whole = resnet18()
-    cut = FeatureMap(whole, "layer3")
-    save_file(cut.state_dict(), tmp_path / "cut.safetensors")
-    for to in ("timm", "torchvision"):
-        with pytest.raises(ValueError, match=r"a resnet18 that was cut before its end. Name it, model='resnet18'"):
-            export(tmp_path / "cut.safetensors", to, tmp_path / "out.safetensors")
-    export(tmp_path / "cut.safetensors", "timm", tmp_path / "out.safetensors", model="resnet18")
-    missing, unexpected = timm.create_model("resnet18").load_state_dict(
-        load_file(tmp_path / "out.safetensors"), strict=False
-    )
+    file, out = tmp_path / "cut.safetensors", tmp_path / "out.safetensors"
+    save_file(FeatureMap(resnet18(), "layer3").state_dict(), file)
+    with pytest.raises(ValueError, match=r"got a resnet18 up to layer3; name it, for instance --model resnet18$"):
+        export(file, "timm", out)
+    with pytest.raises(ValueError, match=r"got a resnet18 up to layer3$"):
+        export(file, "torchvision", out)
+    export(file, "timm", out, model="resnet18")
+    missing, unexpected = timm.create_model("resnet18").load_state_dict(load_file(out), strict=False)
     assert not unexpected
     assert {name.partition(".")[0] for name in missing} == {"layer4", "fc"}
-    del whole.layer2[1]  # no network of torchvision's
-    with pytest.raises(ValueError, match="closest is"):
-        architecture({name: value for name, value in whole.state_dict().items() if name[:2] != "fc"})
+    with pytest.raises(ValueError, match=r"as in --backbone torchvision/resnet18 --layer layer3 --weights .*cut"):
+        make_backbone(str(file), "default", None)
+    make_backbone("torchvision/resnet18", str(file), "layer3")
+
+
+def test_resnets_that_begin_alike_are_all_named():
+    def begins(model, *parts):
+        return {name: value for name, value in model.state_dict().items() if name.partition(".")[0] in parts}
+
+    first = ("conv1", "bn1", "layer1", "layer2")
+    with pytest.raises(ValueError, match=r"got a resnet50 or resnet101 up to layer2$"):
+        architecture(begins(resnet50(), *first))
+    with pytest.raises(ValueError, match=r"got a resnet18 up to layer2$"):
+        architecture(begins(resnet18(), *first))
+    for parts in (("conv1", "bn1", "layer2"), ("conv1", "layer1", "layer2"), (*first, "layer4")):
+        with pytest.raises(ValueError, match=r"closest is resnet18, but entry .* is missing"):
+            architecture(begins(resnet18(), *parts))
+    shallow = resnet18()
+    del shallow.layer2[1]  # no network of torchvision's
+    with pytest.raises(ValueError, match="closest is resnet18"):
+        architecture(begins(shallow, *first))
