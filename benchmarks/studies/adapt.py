@@ -61,9 +61,9 @@ COLUMNS = [
     "torch",
     "commit",
 ]
-SCORED = ("classes", "enlarge", "every", "pck_every", "probe_steps")  # options of the scores
-# Options in which all rows of a set and split agree.
-SAME = (*SCORED, "photo_side", "size", "scale", "batch_size", "most_steps")
+# Options in which all rows of a set agree, and all rows of a set and a split.
+TRAINED = ("photo_side", "size", "scale", "batch_size", "most_steps")
+SCORED = ("classes", "enlarge", "every", "pck_every", "probe_steps")
 
 
 class Recipe(NamedTuple):
@@ -203,7 +203,7 @@ def run_one(name: str, seed: int, photos: Sequence[Tensor], labelled: dict, args
         method = recipe.make(backbone, width)
         if recipe.anchor:
             method = Anchored(method, recipe.anchor)
-        bar = tqdm(total=steps, desc=f"{args.name}, {name}, seed {seed}", mininterval=10)
+        bar = tqdm(total=steps, desc=f"{args.name}, {name}, seed {seed}", mininterval=10, nrows=20)
 
         def after(step: int, result) -> None:
             bar.update()
@@ -216,7 +216,7 @@ def run_one(name: str, seed: int, photos: Sequence[Tensor], labelled: dict, args
     save_file(weights, encoder_file(args, name, seed))
     values = scores(backbone, labelled, args)
     loss, std = (statistics.mean(column) for column in zip(*seen, strict=True)) if seen else ("", "")
-    facts = {"options": options_of(args, *SAME)} | circumstances("cpu")
+    facts = {"options": options_of(args, *TRAINED, *SCORED)} | circumstances("cpu")
     row = {"set": args.name, "arm": name, "seed": seed, "split": args.split, "steps": steps, "loss": loss, "std": std}
     add_row(args.out / "rows.csv", COLUMNS, row | values | {"seconds": round(time.perf_counter() - start)} | facts)
 
@@ -285,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> str:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.csv"
     if not args.report:
-        check_options(path, options_of(args, *SAME), set=args.name, split=args.split)
+        check_options(path, options_of(args, *TRAINED), set=args.name)
+        check_options(path, options_of(args, *SCORED), set=args.name, split=args.split)
         photos, labelled = read_all(args)
         for seed in args.seeds:
             for name in args.only:

@@ -25,6 +25,7 @@ from benchmarks.studies.adapt import (
     RECIPES,
     SCORED,
     SCORES,
+    TRAINED,
     checked,
     encoder_file,
     features,
@@ -78,7 +79,7 @@ def colour_pck(backbone: FeatureMap, labelled: dict, args: argparse.Namespace) -
 
 def made_with(score: str, args: argparse.Namespace) -> str:
     """The options that a score depends on, as text."""
-    return options_of(args, *(TUNED if score in SHARES else SCORED))
+    return options_of(args, *TRAINED, *(TUNED if score in SHARES else SCORED))
 
 
 def run_one(name: str, seed: int, labelled: dict, args: argparse.Namespace) -> None:

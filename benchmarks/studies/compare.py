@@ -64,8 +64,9 @@ COLUMNS = [
     "torch",
     "commit",
 ]
-# Options in which all rows of a folder agree.
-SAME = ("steps", "batch_size", "size", "images", "probe_images", "probe_steps", "bfloat16")
+# Options in which all rows of a folder agree: those of the training, and all.
+TRAINED = ("steps", "batch_size", "size", "images", "bfloat16")
+SAME = (*TRAINED, "probe_images", "probe_steps")
 Labelled = list[tuple[Tensor, Tensor]]
 
 
@@ -77,7 +78,9 @@ def make_backbone() -> FeatureMap:
 def read_images(args: argparse.Namespace) -> Tensor:
     """Square photos, or drawn scenes, uint8 ``(N, 3, SIDE, SIDE)``."""
     if not args.photos:
-        return torch.stack([resize(draw_scene(0, i)[0], [SIDE, SIDE]) for i in tqdm(range(args.images), desc="scenes")])
+        return torch.stack(
+            [resize(draw_scene(0, i)[0], [SIDE, SIDE]) for i in tqdm(range(args.images), desc="scenes", nrows=20)]
+        )
     found = [photo for folder in args.photos.split(",") for photo in read_photos(folder, args.images, side=SIDE)]
     return torch.stack([center_crop(photo, [SIDE, SIDE]) for photo in found])
 
@@ -160,8 +163,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     draw = drawing(photos, args, seed, args.views if arm.make else None)
     backbone = (arm.backbone or make_backbone)().to(photos.device)
     path, rows = args.out / f"{name}-lr{lr:g}-seed{seed}.pt", args.out / "rows.csv"
-    options = options_of(args, *SAME)
-    facts = {"options": options} | circumstances(photos.device, args.bfloat16)
+    facts = {"options": options_of(args, *SAME)} | circumstances(photos.device, args.bfloat16)
 
     def snapshot(step: int, reading: dict) -> None:
         modes = [(m, m.training) for m in backbone.modules()]
@@ -188,7 +190,7 @@ def run_arm(name: str, lr: float, seed: int, photos: Tensor, sets: dict, split: 
     drawn = partial(draw, masked=name == "detcon")
     train_resumable(
         method, scheduled, drawn, args.steps, path, args.bfloat16, arm.momentum, args.snapshots, snapshot,
-        time.perf_counter, options,
+        time.perf_counter, options_of(args, *TRAINED),
     )  # fmt: skip
     path.unlink(missing_ok=True)
 

@@ -86,4 +86,5 @@ def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argp
                 parser.error(f"{name}: expected rates above 0 with at most 4 decimals, got {lr:g}")
     args.snapshots = {*(int(step) for step in args.snapshots.split(",") if step), args.steps}
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.bfloat16 = bool(args.bfloat16) or args.device == "cuda"
     return args

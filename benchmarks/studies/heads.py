@@ -224,6 +224,7 @@ def checked(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--seeds: expected whole numbers with commas between, got {args.seeds}")
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.bfloat16 = bool(args.bfloat16) or args.device == "cuda"
     return args
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.studies.rows import other_option
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.collapsed import RANK, STD
 from examples.pretrain.common.optimizers import Scheduled
@@ -48,7 +49,7 @@ def train_resumable(
         snapshots: Numbers of steps after which ``at_snapshot`` is called.
         at_snapshot: Called with the number of steps so far and what this function would return now.
         clock: Gives the seconds so far; by default those that this process has spent on its CPU cores.
-        options: What the run was asked for, as text; a state of a run that was asked for something else is refused.
+        options: What the run was asked for, as text from ``options_of``. A state of other options is refused.
 
     Returns:
         Means over the last steps that were logged (every tenth, at most 50) of ``loss`` and ``std``, and ``seconds``,
@@ -66,15 +67,16 @@ def train_resumable(
                 f"steps: expected {planned}, the length of the run whose state is {path}, got {steps}; "
                 "remove the file to begin anew"
             )
-        if (asked := saved.get("options") or options) != options:
+        other = other_option(saved.get("options", ""), options)
+        if other is not None:
             raise ValueError(
-                f"options: expected {asked}, those of the run whose state is {path}, got {options}; remove the file to "
-                "begin anew"
+                f"--{other[0]}: expected {other[1]}, as in the run whose state is {path}, got {other[2]}; remove the "
+                "file to begin anew"
             )
         begin, seen, start = saved["step"], saved["seen"], start - saved["seconds"]
         for key, part in states.items():
             part.load_state_dict(saved[key])
-    bar = tqdm(total=steps, initial=begin, desc=path.stem, mininterval=10)
+    bar = tqdm(total=steps, initial=begin, desc=path.stem, mininterval=10, nrows=20)
 
     def reading() -> Reading:
         loss, std = (statistics.mean(column) for column in zip(*seen[-50:], strict=True))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from examples.pretrain.common.checkpoint_files import written_beside
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file with a header; none if it is not there."""
@@ -21,16 +23,27 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def add_row(path: Path, columns: list[str], row: dict[str, object]) -> None:
-    """Appends a row, after a header if it is the first. A file that has other columns keeps those."""
+    """Appends a row, after a header if it is the first. A file of an earlier version gets the columns that it lacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size:
-        with path.open(newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file))
+    held = _columns(path)
+    if held and not set(columns) <= set(held):
+        rows, held = read_rows(path), [*columns, *(name for name in held if name not in columns)]
+        with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, held)
+            writer.writeheader()
+            writer.writerows(rows)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer = csv.DictWriter(file, held or columns)
         if not file.tell():
             writer.writeheader()
         writer.writerow({name: f"{x:.4f}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def _columns(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
 
 
 def has_row(path: Path, **wanted: object) -> bool:
@@ -49,6 +62,16 @@ def _plain(value: object) -> str:
     return "no" if value is None else str(value)
 
 
+def other_option(before: str, now: str) -> tuple[str, str, str] | None:
+    """Name, earlier and present value of the first option that differs, in two texts as from ``options_of``.
+
+    Options that only one of them names do not count.
+    """
+    kept, given = (dict(pair.split("=", 1) for pair in text.split(";") if pair) for text in (before, now))
+    differing = ((name, kept[name], value) for name, value in given.items() if kept.get(name, value) != value)
+    return next(differing, None)
+
+
 def check_options(path: Path, options: str, **where: object) -> None:
     """Refuses options that differ from those of the rows that are there.
 
@@ -57,22 +80,20 @@ def check_options(path: Path, options: str, **where: object) -> None:
 
     Args:
         path: The file of rows. Rows that do not tell their options pass.
-        options: What the column ``options`` of new rows will say.
+        options: The options, as from ``options_of``.
         where: Values of columns, to look only at the rows that have them.
 
     Raises:
         ValueError: If an option differs.
     """
-    given = dict(pair.split("=", 1) for pair in options.split(";"))
     for row in read_rows(path):
-        if all(row[name] == str(value) for name, value in where.items()):
-            kept = dict(pair.split("=", 1) for pair in (row.get("options") or "").split(";") if pair)
-            for name, value in given.items():
-                if kept.get(name, value) != value:
-                    raise ValueError(
-                        f"--{name}: expected {kept[name]}, with which rows in {path} were made, got {value}; name "
-                        "another folder with --out, or move that file away"
-                    )
+        if all(row.get(name) == str(value) for name, value in where.items()):
+            other = other_option(row.get("options") or "", options)
+            if other is not None:
+                raise ValueError(
+                    f"--{other[0]}: expected {other[1]}, with which rows in {path} were made, got {other[2]}; name "
+                    "another folder with --out"
+                )
 
 
 def commit() -> str:

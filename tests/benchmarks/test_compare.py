@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_encoder_and_rows(folder, tmp_path, mon
     rows.rename(tmp_path / "rows.csv")  # as a run leaves the folder that is killed before its first row
     with pytest.raises(ValueError, match=r"steps: expected 5, .*pixcontrast-lr1-seed0.pt, got 6; remove"):
         compare.main(longer)
-    with pytest.raises(ValueError, match=r"options: expected .*batch-size=4.*, got .*batch-size=2.*; remove"):
+    with pytest.raises(ValueError, match=r"--batch-size: expected 4, as in the run whose state is .*, got 2; remove"):
         compare.main([*command, "--out", str(tmp_path / "parts"), "--batch-size=2", "--only=pixcontrast"])
     (tmp_path / "rows.csv").rename(rows)
     compare.main([*command, "--out", str(tmp_path / "parts")])

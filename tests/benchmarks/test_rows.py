@@ -27,9 +27,16 @@ def test_rows_of_other_options_are_refused(tmp_path):
         check_options(path, other, set="camvid")
 
 
-def test_a_file_of_an_earlier_version_keeps_its_columns(tmp_path):
+def test_a_file_of_an_earlier_version_gets_the_columns_that_it_lacks(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("score,set\n0.1,camvid\n")
-    check_options(path, "size=64")
+    path.write_text("score,set,note\n0.1,camvid,x\n")
+    check_options(path, "size=64")  # those rows do not tell
     add_row(path, COLUMNS, {"set": "nuclei", "score": 0.5, "options": "size=64"})
-    assert read_rows(path) == [{"score": "0.1", "set": "camvid"}, {"score": "0.5000", "set": "nuclei"}]
+    assert read_rows(path) == [
+        {"set": "camvid", "score": "0.1", "options": "", "note": "x"},
+        {"set": "nuclei", "score": "0.5000", "options": "size=64", "note": ""},
+    ]
+    with pytest.raises(ValueError, match="--size: expected 64"):
+        check_options(path, "size=32")
+    with pytest.raises(ValueError, match="scores"):  # a column that no header has
+        add_row(path, COLUMNS, {"set": "nuclei", "scores": 0.5})
