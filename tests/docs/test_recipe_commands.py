@@ -1,4 +1,4 @@
-"""Commands of recipes that the pages show have options that the recipe has."""
+"""Commands of recipes that the pages show have options that the recipe has; files of the reader's are left out."""
 
 import importlib
 import re
@@ -19,7 +19,7 @@ def commands() -> list[tuple[str, str, str]]:
     found = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
-        for recipe, options in re.findall(r"python examples/pretrain/([a-z]\w*)\.py (?:fit|preview)\b([^\n`]*)", text):
+        for recipe, options in re.findall(r"examples/pretrain/([a-z]\w*)\.py (?:fit|preview)\b([^\n`]*)", text):
             found.append((page.name, recipe, options.partition("  #")[0].strip()))
     return found
 

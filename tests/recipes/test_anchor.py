@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from making import TINY, cli, without_images
 from reference import cosine, tokens
 from safetensors.torch import save_file
@@ -19,6 +20,7 @@ from examples.pretrain.common.anchor import Anchored
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.cli import make_run
 from examples.pretrain.common.optimizers import backbone_of
+from examples.pretrain.common.start import check_start
 from examples.pretrain.common.step import Step
 from examples.pretrain.densecl import DenseCL
 from examples.pretrain.pixcontrast import PixContrast
@@ -174,7 +176,7 @@ def test_frozen_statistics_and_an_anchor_train_from_the_command_line(method, fol
     made, before = fit(method, folder, tmp_path, "--method.anchor=20", "--method.koleo=0.1",
                        f"--backbone.init={weights}", "--backbone.layer=layer2",
                        "--backbone.freeze_statistics=true", "--save_every_n_steps=8")  # fmt: skip
-    assert f"the batch norms of {weights} have seen no image" in caplog.text
+    assert f"batch norms of {weights} have seen no image" in caplog.text
     after = made.method.state_dict()
     for name, value in before.items():
         inside = name.startswith(("method.encoder.0.", "method.target.module.0.", "start."))
@@ -290,3 +292,17 @@ def test_the_configuration_of_adapt_fits_its_recipe(tmp_path, monkeypatch):
     made = make_run(adapt.recipe(), [*options, "--trainer.accelerator=cpu", "--trainer.precision=32"])
     assert made.method.anchor == 20
     assert made.module.optimizer.lr_backbone == 2e-4
+
+
+def test_good_statistics_are_kept_without_a_word(caplog):
+    backbone, _ = make_backbone("resnet18", "layer2", "random", 32, freeze_statistics=True)
+    options = Namespace(init="weights.pth", freeze_statistics=True)
+    check_start(options, backbone, None)
+    assert "have seen no image" in caplog.text
+    caplog.clear()
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(0.1)
+    check_start(options, backbone, None)
+    assert not caplog.text
+    check_start(Namespace(init="random", freeze_statistics=True), nn.Conv2d(3, 8, 3), None)  # none to keep

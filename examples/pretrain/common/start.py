@@ -28,18 +28,18 @@ def check_start(options: Namespace, backbone: nn.Module, optimizer: object) -> N
         ValueError: If batch norm's statistics are to be kept, and the weights are random.
     """
     from_random = options.get("init", "random") == "random"
-    keeps = options.get("freeze_statistics")
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    keeps = options.get("freeze_statistics") and norms
     if keeps and from_random:
         raise ValueError(
             "backbone.freeze_statistics: expected weights in backbone.init, got random, whose batch norm has seen no "
             "image; from random weights take pixpro.py with own_images_random.yaml, or add "
             "--backbone.freeze_statistics false"
         )
-    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
-    if keeps and norms and all(map(has_seen_nothing, norms)):
+    if keeps and any(map(has_seen_nothing, norms)):
         log.warning(
-            "backbone.freeze_statistics: the batch norms of %s have seen no image (mean 0 and variance 1 everywhere) "
-            "and keep these values; take other weights, or add --backbone.freeze_statistics false",
+            "backbone.freeze_statistics: batch norms of %s have seen no image (mean 0 and variance 1) and keep these "
+            "values; take other weights, or add --backbone.freeze_statistics false",
             options.init,
         )
     if not from_random and isinstance(optimizer, LARS_RATES):
