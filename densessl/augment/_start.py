@@ -41,11 +41,14 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
     start = coords.as_subclass(Tensor).reshape(1, *shape)
     if start.device.type != "cpu":
         return start
-    places = start.flatten(2) if start.ndim == 4 else cell_centers(start, (8, 8)).mT
-    places = places[places.isfinite()]
-    beyond = (places < -1) | (places > 2)
+    places = start.flatten(2) if start.ndim == 4 else cell_centers(start, (8, 8)).mT  # (1, 2, N)
+    known = places.isfinite().all(1)
+    if start.ndim == 3 and not known.any():
+        raise ValueError(f"coords: expected a homography, got a matrix that maps no point: {start[0].tolist()}")
+    beyond = ((places < -1) | (places > 2)).any(1)[known]
     # Part of a homography may reach far outside; in dense coords, whatever is not in the other image is NaN.
-    if len(places) and (beyond.any() if start.ndim == 4 else beyond.all()):
+    if len(beyond) and (beyond.any() if start.ndim == 4 else beyond.all()):
+        places = places[places.isfinite()]
         raise ValueError(
             "coords: expected positions in the other image's unit square, 0..1, NaN where there is none, got values "
             f"from {float(places.min()):.4g} to {float(places.max()):.4g}; of pixels or a flow, coords_from_flow "

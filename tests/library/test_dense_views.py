@@ -163,6 +163,9 @@ def test_matches_and_figure_of_crops_of_two_frames():
         (dense_of(torch.eye(3)[None], SIZE) * 60, "coords: expected positions in the other image's unit square"),
         (10 * torch.ones(2, *SIZE), "coords: expected positions .* got values from 10 to 10; .*coords_from_flow"),
         (torch.tensor([[1.0, 0, 30], [0, 1, 20], [0, 0, 1]]), "coords: expected positions"),
+        (torch.tensor([[1.0, 0, 12], [0, 1, 0], [0, 0, 1]]), "coords: expected positions"),  # along one axis alone
+        (torch.zeros(3, 3), "coords: expected a homography, got a matrix that maps no point"),
+        (torch.full((3, 3), torch.nan), "coords: expected a homography, got a matrix that maps no point"),
         (torch.zeros(2, 5, 6), r"coords: expected floating point \(3, 3\), or dense"),
         (torch.zeros(2, *SIZE, dtype=torch.int64), "coords: expected floating point"),
         (torch.zeros(4, 2, *SIZE), "coords: expected floating point"),
