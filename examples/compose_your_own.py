@@ -30,15 +30,15 @@ def main(steps: int = 5) -> list[float]:
     images = [draw_scene(seed=0, index=i)[0] for i in range(16)]
     views = byol_views(size=64)  # any torchvision v2 pipelines do: MultiView(first, second)
 
-    student = nn.Sequential(FeatureMap(resnet18(), "layer2"), ConvMLP(128, 256, 64))
-    teacher = EMA(student, momentum=0.99)
+    encoder = nn.Sequential(FeatureMap(resnet18(), "layer2"), ConvMLP(128, 256, 64))
+    target = EMA(encoder, momentum=0.99)
     near, nearest = DistanceMatcher(threshold=2.0), NearestMatcher(mutual=True)
-    optimizer = LARS(param_groups(student, weight_decay=1e-5), lr=1.0)
+    optimizer = LARS(param_groups(encoder, weight_decay=1e-5), lr=1.0)
 
     losses = []
     for _ in range(steps):
         a, b = default_collate([views(image) for image in images])  # as a DataLoader collates them
-        query, key = student(a.image), teacher(b.image)
+        query, key = encoder(a.image), target(b.image)
         allowed = near(a.coords, b.coords, (8, 8))
         mask = pairs_to_mask(nearest(feature_distance(query, key), valid=allowed), (64, 64))
         # Every other cell is a negative here, also one that lies near but was not chosen.
@@ -46,7 +46,7 @@ def main(steps: int = 5) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        teacher.update(student)
+        target.update(encoder)
         losses.append(loss.item())
         print(f"loss {losses[-1]:.3f}, {mask.sum()} pairs of cells")
     return losses

@@ -57,7 +57,8 @@ class PPM(nn.Module):
             H100, where it took 0.92 of the time of ``"blockwise"``.
 
     Raises:
-        ValueError: If the transform is no module, gamma is not positive, or the algorithm is unknown.
+        ValueError: If the transform is no module or an ``nn.Linear``, gamma is not positive, or the algorithm is
+            unknown.
 
     Examples:
         >>> ppm = PPM(nn.Conv2d(32, 32, 1))
@@ -77,6 +78,11 @@ class PPM(nn.Module):
         if transform is not None and not isinstance(transform, nn.Module):
             what = "a class" if isinstance(transform, type) else repr(transform)
             raise ValueError(f"transform: expected a module, such as nn.Conv2d(256, 256, 1), or None, got {what}")
+        if isinstance(transform, nn.Linear):
+            raise ValueError(
+                "transform: expected a module from map to map, such as nn.Conv2d(256, 256, 1), got an nn.Linear, which "
+                "would act along the map's width"
+            )
         check_number(gamma, "gamma", "a positive exponent", lambda value: value > 0)
         if algorithm not in (None, "dense", "blockwise", "triton"):
             raise ValueError(f'algorithm: expected "dense", "blockwise", "triton" or None, got {algorithm!r}')
@@ -102,7 +108,8 @@ class PPM(nn.Module):
             here: the losses do that (the published code does so at its end).
 
         Raises:
-            ValueError: If a shape or dtype is not as described; if ``transform`` changes the number of cells; with
+            ValueError: If a shape or dtype is not as described; if ``transform`` changes the number of cells, or, on
+                tokens, has convolutions of more than one cell; with
                 ``algorithm="dense"``, if the weights cannot fit into memory; with ``algorithm="triton"``, if Triton or
                 a CUDA device is missing, or the dtype is float64.
         """
@@ -113,6 +120,10 @@ class PPM(nn.Module):
             read = keep | tokens.isfinite().all(2)
             x = x.masked_fill(~(read[..., None] if x.ndim == 3 else read.view(-1, 1, *x.shape[2:])), 0)
             tokens = as_tokens(x, "x")
+        if x.ndim == 3 and any(isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) for m in self.transform.modules()):
+            raise ValueError(
+                "transform: expected convolutions of 1 x 1 for tokens, whose neighbours are not known; pass x as a map"
+            )
         # g is made of 1x1 convolutions and works on maps: tokens pass as a map of one column.
         values = self.transform(x if x.ndim == 4 else tokens_to_map(tokens, (tokens.shape[1], 1)))
         check_tensor(values, "transform", "that it gives a map")

@@ -1,4 +1,4 @@
-"""A method of one's own, as a recipe: contrast by position, without the pairs that the teacher doubts.
+"""A method of one's own, as a recipe: contrast by position, without the pairs that the target encoder doubts.
 
     python examples/pretrain/own_method.py fit --data.folder FOLDER \\
         --config examples/pretrain/configs/own_method_r18.yaml
@@ -16,7 +16,7 @@ from examples.pretrain.common.step import Step, pair_metrics
 
 
 def sure_pairs(mask: Tensor, key1: Tensor, key2: Tensor) -> Tensor:
-    """The pairs by position whose two cells the teacher finds at least as alike as the image's pairs on average."""
+    """The pairs whose two cells the target encoder finds at least as alike as the image's pairs on average."""
     distance = feature_distance(key1, key2)
     average = (distance * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
     return mask & (distance <= average[:, None, None])
@@ -38,7 +38,7 @@ def contrast(query: Tensor, key: Tensor, positive: Tensor, silent: Tensor, tempe
 # --8<-- [end:loss]
 # --8<-- [start:recipe]
 class OwnMethod(nn.Module):
-    """PixContrast on the pairs by position of which the teacher is sure.
+    """PixContrast on the pairs by position of which the target encoder is sure.
 
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.

@@ -220,3 +220,13 @@ def test_tokens_are_row_major():
     torch.testing.assert_close(tokens, reference.tokens(x))
     assert torch.equal(tokens[:, 7], x[:, :, 1, 2])
     assert torch.equal(tokens_to_map(tokens, (4, 5)), x)
+
+
+def test_transforms_that_would_mix_other_cells_are_refused():
+    """On tokens a 3x3 convolution would join cells that are no neighbours; a linear layer acts along a map's width."""
+    tokens = torch.rand(2, 15, 4)
+    with pytest.raises(ValueError, match=r"transform: expected convolutions of 1 x 1 for tokens"):
+        PPM(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)))(tokens)
+    assert PPM(nn.Conv2d(4, 4, 3, padding=1))(torch.rand(2, 4, 3, 5)).shape == (2, 4, 3, 5)
+    with pytest.raises(ValueError, match=r"transform: expected a module from map to map, .* got an nn.Linear"):
+        PPM(nn.Linear(4, 4))
