@@ -90,6 +90,10 @@ class BatchAugment(nn.Module):
         """
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64):
             raise ValueError(f"seed: expected an int of at least 0, below 2**64, got {seed!r}")
+        if not isinstance(view, View | MaskedView):
+            raise ValueError(
+                f"view: expected a View or a MaskedView, as MultiView gives them, got {type(view).__name__}"
+            )
         image = view.image
         check_tensor(image, "view.image", "uint8 or floating point (B, C, H, W)")
         if image.ndim != 4 or not (image.dtype == torch.uint8 or image.is_floating_point()):
@@ -124,7 +128,8 @@ class BatchAugment(nn.Module):
         matrix = cast("Tensor | None", getattr(self.augmentation, "transform_matrix", None))
         if matrix is None:
             raise ValueError(f"augmentation: expected one that reports a transform_matrix, got {self.augmentation!r}")
-        return _moved(view, coords_from_kornia(matrix.to(image.device).float(), old_size, image.shape[-2:]))
+        moved = coords_from_kornia(matrix.to(image.device).float(), old_size, image.shape[-2:])
+        return _moved(view, moved.to(view.coords.dtype))  # float32, or float64 where a view of one's own has that
 
 
 def _check_batch(view: AnyView) -> None:

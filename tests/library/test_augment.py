@@ -419,6 +419,17 @@ def test_batch_augment_is_float32_under_autocast():
     assert torch.equal(view.coords, exact.coords)
 
 
+def test_views_of_ones_own_keep_the_precision_of_their_coords():
+    batch, _ = tracer_batch(ViewCoords)
+    exact = batch._replace(coords=batch.coords.double())
+    view = BatchAugment(K.RandomAffine(30.0, p=1.0))(exact, seed=0)
+    assert view.coords.dtype == torch.float64
+    torch.testing.assert_close(view.coords.float(), BatchAugment(K.RandomAffine(30.0, p=1.0))(batch, seed=0).coords)
+    for other in (batch.image, tuple(batch)):
+        with pytest.raises(ValueError, match=f"view: expected a View or a MaskedView, .* got {type(other).__name__}"):
+            BatchAugment(K.RandomAffine(30.0, p=1.0))(other)
+
+
 def test_palette_images_become_colours():
     palette = F.to_pil_image(photo()).convert("P")
     assert MultiView(v2.Identity())(palette)[0].image.shape[0] == 3
