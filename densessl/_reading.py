@@ -96,7 +96,7 @@ def _holds_tensors(content: Mapping[Any, Any]) -> bool:
     if not all(isinstance(key, str) for key in content):
         return False
     return any(
-        isinstance(value, Tensor | np.ndarray) or (isinstance(value, Mapping) and _holds_tensors(value))
+        isinstance(value, (Tensor, np.ndarray)) or (isinstance(value, Mapping) and _holds_tensors(value))
         for value in content.values()
     )
 

@@ -36,7 +36,7 @@ class BlockMask(nn.Module):
 
     def __init__(self, cells: tuple[float, float] = (0.1, 0.5), images: float = 0.5, least: int = 4) -> None:
         super().__init__()
-        pair = isinstance(cells, tuple | list) and len(cells) == 2 and all(isinstance(share, Real) for share in cells)
+        pair = isinstance(cells, (tuple, list)) and len(cells) == 2 and all(isinstance(share, Real) for share in cells)
         if not pair or not 0 <= cells[0] <= cells[1] <= 1:
             raise ValueError(f"cells: expected two shares in 0..1, the lower first, got {cells}")
         check_number(images, "images", "a share in 0..1", lambda value: 0 <= value <= 1)
@@ -61,7 +61,7 @@ class BlockMask(nn.Module):
             ImportError: If the installed lightly is too old to have the sampler.
         """
         check_number(batch, "batch", "a whole number of at least 1", lambda value: value >= 1, whole=True)
-        pair = isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, Integral) for side in size)
+        pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, Integral) for side in size)
         if not pair or min(size) < 2:
             raise ValueError(f"size: expected (height, width), both at least 2, got {size}")
         chosen = max(1, round(self.images * batch)) if self.images > 0 else 0

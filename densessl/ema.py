@@ -172,7 +172,7 @@ def _check_module(online: nn.Module) -> None:
 
 
 def _check_momentum(momentum: float) -> float:
-    if not isinstance(momentum, Real | Tensor) or not 0.0 <= momentum <= 1.0:
+    if not isinstance(momentum, (Real, Tensor)) or not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum: expected a number in 0..1, got {momentum!r}")
     return momentum
 

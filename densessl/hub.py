@@ -73,7 +73,7 @@ def load(name: str | Path) -> FeatureMap:
 
 
 def _file(name: str | Path) -> Path:
-    if isinstance(name, str | Path) and Path(name).suffix == _SUFFIX:
+    if isinstance(name, (str, Path)) and Path(name).suffix == _SUFFIX:
         return Path(name)
     names = list_models()
     if name in names:

@@ -81,13 +81,13 @@ def cell_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         >>> cell_labels(labels, (1, 2))
         tensor([[[3, 5]]])
     """
-    h, w = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
+    h, w = size if isinstance(size, (tuple, list)) and len(size) == 2 else (0, 0)
     check_tensor(labels, "labels", "integer (B, H, W) or (B, 1, H, W)")
     if labels.ndim == 4 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
     _check_labels(labels)
     batch, height, width = labels.shape
-    whole = not any(isinstance(side, float | str | bool | None) for side in (h, w))
+    whole = not any(isinstance(side, (float, str, bool, type(None))) for side in (h, w))
     if not whole or not (1 <= h <= height and 1 <= w <= width):
         raise ValueError(f"size: expected (h, w) of 1 to {height} and 1 to {width}, the labels' size, got {size}")
     flat = labels.flatten(1).long()

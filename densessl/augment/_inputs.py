@@ -31,7 +31,7 @@ def as_image(image: Any) -> Any:
             return image.convert("L")
         return image.convert("RGB") if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV") else image
     if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape or image.layout != torch.strided:
-        got: Any = tuple(image.shape) if isinstance(image, Tensor | np.ndarray) else type(image).__name__
+        got: Any = tuple(image.shape) if isinstance(image, (Tensor, np.ndarray)) else type(image).__name__
         got = image.layout if isinstance(image, Tensor) and image.layout != torch.strided else got
         raise ValueError(f"image: expected a PIL image or a tensor (C, H, W), got {got}")
     if image.shape[2] <= 4 < min(image.shape[:2]):
@@ -115,7 +115,7 @@ def checked_seeds(seeds: Sequence[int | Sequence[int]] | None, views: int) -> li
     """
     if seeds is None:
         return [None] * views
-    if isinstance(seeds, Tensor | np.ndarray):
+    if isinstance(seeds, (Tensor, np.ndarray)):
         seeds = seeds.tolist()
     if isinstance(seeds, str) or not isinstance(seeds, Sequence) or len(seeds) != views:
         got = f"{len(seeds)} of them" if isinstance(seeds, Sequence) else repr(seeds)
@@ -125,7 +125,7 @@ def checked_seeds(seeds: Sequence[int | Sequence[int]] | None, views: int) -> li
 
 def _number(seed: int | Sequence[int]) -> int:
     numbers = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
-    if not numbers or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0 for n in numbers):
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0 for n in numbers):
         raise ValueError(f"seeds: expected ints of at least 0, or sequences of such, got {seed!r}")
     if not isinstance(seed, Sequence):
         if numbers[0] >= 2**64:

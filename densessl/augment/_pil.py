@@ -61,7 +61,7 @@ class OnPIL(v2.Transform):
         self.transforms = nn.ModuleList(transforms)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, tv_tensors.Image | Image.Image):
+        if not isinstance(inpt, (tv_tensors.Image, Image.Image)):
             return inpt
         image = inpt
         if is_pil(image) and image.mode not in ("L", "RGB"):

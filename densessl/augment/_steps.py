@@ -60,7 +60,7 @@ def children(transform: Any) -> tuple[Any, ...]:
     if isinstance(transform, nn.Sequential):
         return tuple(transform)
     inner = getattr(transform, "transforms", None)
-    return tuple(inner) if isinstance(inner, list | tuple | nn.ModuleList) else ()
+    return tuple(inner) if isinstance(inner, (list, tuple, nn.ModuleList)) else ()
 
 
 def nested(transform: Any) -> Iterator[Any]:
@@ -100,9 +100,9 @@ def _held(transform: Any) -> Iterator[Any]:
         value = values.pop(0)
         if isinstance(value, Mapping):
             values += value.values()
-        elif isinstance(value, list | tuple | set):
+        elif isinstance(value, (list, tuple, set)):
             values += value
-        elif callable(value) and not isinstance(value, type | Tensor):
+        elif callable(value) and not isinstance(value, (type, Tensor)):
             yield value
 
 
@@ -220,11 +220,11 @@ def tracked_step(step: Callable[..., Any], parts: Sequence[Any]) -> list[Any]:
             or a mask is not the coords' ``canvas_size``.
     """
     out = step(*parts)
-    if not isinstance(out, tuple | list) or len(out) != len(parts):
-        got = type(out).__name__ if not isinstance(out, tuple | list) else f"{len(out)} values"
+    if not isinstance(out, (tuple, list)) or len(out) != len(parts):
+        got = type(out).__name__ if not isinstance(out, (tuple, list)) else f"{len(out)} values"
         raise ValueError(f"{step!r}: expected {len(parts)} values back, image and coords among them, got {got}")
     image, coords = out[0], out[1]
-    if not isinstance(coords, ViewCoords | DenseCoords):
+    if not isinstance(coords, (ViewCoords, DenseCoords)):
         raise ValueError(f"{step!r} returned coords as {type(coords).__name__}: it cannot be tracked")
     if not hasattr(coords, "canvas_size"):
         raise ValueError(

@@ -90,7 +90,7 @@ class BatchAugment(nn.Module):
         """
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64):
             raise ValueError(f"seed: expected an int of at least 0, below 2**64, got {seed!r}")
-        if not isinstance(view, View | MaskedView):
+        if not isinstance(view, (View, MaskedView)):
             raise ValueError(
                 f"view: expected a View or a MaskedView, as MultiView gives them, got {type(view).__name__}"
             )

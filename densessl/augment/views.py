@@ -110,7 +110,7 @@ class MultiView(nn.Module):
         for transform in transforms:
             if not callable(transform):
                 name = type(transform).__name__
-                hint = f"; write MultiView(*{name})" if isinstance(transform, list | tuple) else ""
+                hint = f"; write MultiView(*{name})" if isinstance(transform, (list, tuple)) else ""
                 raise ValueError(f"transforms: expected callables, one per view, got {name}{hint}")
             refuse_untrackable(transform, dense)
             refuse_images_alone(transform)

@@ -101,7 +101,7 @@ def _affine(
     center: Sequence[float] | None = None,
     **_: Any,
 ) -> Move:
-    sides = [shear, 0.0] if isinstance(shear, int | float) else list(shear)
+    sides = [shear, 0.0] if isinstance(shear, (int, float)) else list(shear)
     shear_x, shear_y = (math.radians(s) for s in (sides * 2 if len(sides) == 1 else sides))
     turn = math.radians(angle)
     cx, cy = (canvas[1] / 2, canvas[0] / 2) if center is None else center

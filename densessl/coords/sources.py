@@ -229,7 +229,7 @@ def _one_channel(values: Tensor, name: str) -> Tensor:
 
 
 def _check_sides(size: Any, name: str, kind: type) -> None:
-    pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2 and all(isinstance(side, kind) for side in size)
+    pair = isinstance(size, (Sequence, np.ndarray)) and len(size) == 2 and all(isinstance(side, kind) for side in size)
     if not pair or not all(1 <= side < float("inf") for side in size):
         raise ValueError(f"{name}: expected (height, width), both at least 1, got {size}")
 

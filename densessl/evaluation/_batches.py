@@ -86,7 +86,7 @@ def iter_of(items: Iterable[Any]) -> Iterator[Any]:
 
 def check_readable(labelled: Any, name: str) -> None:
     """Raises ValueError if nothing can be read out of what should be labelled images, or a store."""
-    if not isinstance(labelled, StoredFeatures | Iterable) and not hasattr(labelled, "__getitem__"):
+    if not isinstance(labelled, (StoredFeatures, Iterable)) and not hasattr(labelled, "__getitem__"):
         raise ValueError(f"{name}: expected (image, labels) pairs, got {type(labelled).__name__}")
 
 

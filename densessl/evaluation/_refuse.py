@@ -32,7 +32,7 @@ def check_positive(value: float, name: str) -> None:
 
 def check_is_pair(item: Any, name: str) -> None:
     """Raises ValueError unless an item of labelled images is a tuple or a list of two things."""
-    if isinstance(item, tuple | list):
+    if isinstance(item, (tuple, list)):
         if len(item) == 2:
             return
         got = "1 thing" if len(item) == 1 else f"{len(item)} things"

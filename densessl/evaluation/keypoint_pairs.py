@@ -81,7 +81,7 @@ def keypoint_correspondence(
     counts = []
     for index, pair in enumerate(iter_of(dealt(pairs))):
         name = f"pairs[{index}]"
-        if not isinstance(pair, tuple | list) or len(pair) != len(KeypointPair._fields):
+        if not isinstance(pair, (tuple, list)) or len(pair) != len(KeypointPair._fields):
             raise ValueError(f"{name}: expected a KeypointPair, got {type(pair).__name__}")
         counts.append(_counts(features, KeypointPair(*pair), protocol, name))
     found = joined(counts)

@@ -78,7 +78,7 @@ def keypoint_accuracy(
         if bool(outside.any()):
             raise ValueError(f"{name}: expected points in the unit square 0..1, got {float(value[outside][0])}")
     check_positive(alpha, "alpha")
-    if not isinstance(extent, Tensor | Real):
+    if not isinstance(extent, (Tensor, Real)):
         raise ValueError(f"extent: expected numbers greater than 0, one, (B,) or (B, 2), got {type(extent).__name__}")
     scale = torch.as_tensor(extent, dtype=torch.float64, device=target_map.device)
     if tuple(scale.shape) not in ((), (batch,), (batch, 2)) or not bool((scale > 0).all()):

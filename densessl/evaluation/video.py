@@ -118,7 +118,7 @@ def video_segmentation(
 
 
 def _checked(video: Video, name: str) -> Video:
-    if not isinstance(video, tuple | list) or len(video) != 2:
+    if not isinstance(video, (tuple, list)) or len(video) != 2:
         raise ValueError(f"{name}: expected (frames, masks), got {type(video).__name__}")
     frames, masks = video
     check_tensor(frames, name, "frames uint8 (T, 3, H, W)")

@@ -51,9 +51,9 @@ def check_precision(coords: Tensor, name: str) -> None:
 
 def checked_size(size: Size, name: str) -> tuple[int, int]:
     """Height and width; ValueError, with the argument's name, on others."""
-    if not isinstance(size, tuple | list) or len(size) != 2:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"{name}: expected (height, width), both at least 1, got {size}")
-    if any(isinstance(side, float | str | bool | None) or side < 1 for side in size):
+    if any(isinstance(side, (float, str, bool, type(None))) or side < 1 for side in size):
         raise ValueError(f"{name}: expected (height, width), both at least 1, got {tuple(size)}")
     return size[0], size[1]
 

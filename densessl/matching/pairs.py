@@ -86,10 +86,10 @@ def pairs_to_mask(pairs: Pairs, shape: tuple[int, int]) -> Tensor:
         tensor([[[False,  True],
                  [False, False]]])
     """
-    if not isinstance(pairs, tuple | list) or len(pairs) != 3:
+    if not isinstance(pairs, (tuple, list)) or len(pairs) != 3:
         raise ValueError(f"pairs: expected Pairs(query, key, valid), got {type(pairs).__name__}")
-    sizes = shape if isinstance(shape, tuple | list) else ()
-    if len(sizes) != 2 or not all(isinstance(size, Integral | torch.SymInt) and size > 0 for size in sizes):
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    if len(sizes) != 2 or not all(isinstance(size, (Integral, torch.SymInt)) and size > 0 for size in sizes):
         raise ValueError(f"shape: expected two positive numbers of cells (Nq, Nk), such as (h * w, h * w), got {shape}")
     query, key, valid = pairs
     for part, name in ((query, "query"), (key, "key"), (valid, "valid")):

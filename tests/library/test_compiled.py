@@ -1,9 +1,13 @@
 """Sparse masks in a compiled step. torch.compile refuses sparse tensors: what holds one runs as it is, in one piece."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import densessl
 from densessl import PPM, DistanceMatcher, PixContrastLoss, PixProLoss, coords_from_boxes
 from densessl.losses import pixcontrast
 
@@ -80,3 +84,11 @@ def test_strided_masks_leave_one_graph(loss):
     compiled = torch.compile(step, backend=graphs, fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), step(*arguments))
     assert graphs.count == 1
+
+
+def test_types_are_asked_for_as_tuples():
+    """The compiler of torch 2.6, the lowest version, does not take isinstance(x, A | B)."""
+    for path in sorted(Path(densessl.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "isinstance":
+                assert not isinstance(call.args[1], ast.BinOp), f"{path}:{call.lineno}"

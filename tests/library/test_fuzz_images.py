@@ -59,6 +59,10 @@ FORMS = {
     **{f"pil {mode}": (lambda x, mode=mode: (image := as_pil(x, mode), shown(image)))
        for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "HSV")},
 }  # fmt: skip
+try:
+    torch.zeros(1, 1, dtype=torch.uint16).flip(0)
+except RuntimeError:  # torch 2.6 cannot mirror such images
+    del FORMS["16 bits"]
 NOT_TAKEN = {
     "channels last": lambda x: x.permute(1, 2, 0),
     "grey with channels last": lambda x: x[:1].permute(1, 2, 0),
