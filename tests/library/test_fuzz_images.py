@@ -60,7 +60,7 @@ FORMS = {
        for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "HSV")},
 }  # fmt: skip
 try:
-    torch.zeros(1, 1, dtype=torch.uint16).flip(0)
+    torch.rot90(torch.zeros(2, 2, dtype=torch.uint16))
 except RuntimeError:  # torch 2.6 cannot mirror such images
     del FORMS["16 bits"]
 NOT_TAKEN = {
