@@ -125,7 +125,7 @@ def test_presets_make_the_same_of_one_photo_in_all_its_forms():
         "an image of torchvision's",
         "channels last in memory",
         "pil RGB",
-        "16 bits",
+        *(["16 bits"] if "16 bits" in FORMS else []),
     ]
     for case in range(CASES // 3):
         x, preset, name = pixels_of(draw), draw.choice(PRESETS), draw.choice(taken)
