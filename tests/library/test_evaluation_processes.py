@@ -180,6 +180,7 @@ def work(rank: int, folder: str, port: int, command: tuple[Path, Path]) -> None:
         with alone():
             made["alone"] = scores(slice(None))
     Path(folder, str(rank)).write_bytes(pickle.dumps(made))
+    dist.barrier()  # neither ends while the other still asks the store
     dist.destroy_process_group()
 
 

@@ -65,6 +65,7 @@ dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_
 torch.manual_seed(0)
 queue, batch = KeyQueue(10, 3), torch.eye(3).repeat(2, 1) + torch.arange(6)[:, None]
 queue.push(batch[3 * rank : 3 * rank + 3])
+dist.barrier()  # neither ends while the other still asks the store
 dist.destroy_process_group()
 torch.manual_seed(0)
 alone = KeyQueue(10, 3)

@@ -107,6 +107,7 @@ def work(rank: int, file: str) -> None:
     with pytest.raises(ValueError, match=r"params: expected gradients .* call fully_shard before the optimiser"):
         late.step()
     early.step()
+    dist.barrier()  # neither ends while the other still asks the store
     dist.destroy_process_group()
 
 
