@@ -92,7 +92,7 @@ def check_options(path: Path, options: str, **where: object) -> None:
             if other is not None:
                 raise ValueError(
                     f"--{other[0]}: expected {other[1]}, with which rows in {path} were made, got {other[2]}; name "
-                    "another folder with --out"
+                    "another folder with --out, or move that file away"
                 )
 
 

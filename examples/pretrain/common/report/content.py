@@ -134,7 +134,7 @@ def nothing_learnt(curves: Curves, moved: bool) -> str:
             "matcher and at the views."
         )
     if not moved:
-        return "No weight of the backbone has changed: what moved in the scores are batch norm's statistics alone."
+        return "No weight of the backbone has changed; changes of the scores come from batch norm's statistics alone."
     return ""
 
 
