@@ -31,7 +31,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from benchmarks.studies.arms import CONTRAST, HEADS
-from benchmarks.studies.rows import add_row, check_options, circumstances, has_row, options_of, read_rows
+from benchmarks.studies.rows import FACTS, add_row, check_options, circumstances, has_row, options_of, read_rows
 from densessl import BatchAugment, FeatureMap, View
 from densessl.evaluation import correspondence_accuracy, linear_segmentation, nearest_neighbor_segmentation
 from examples.pretrain.common.anchor import Anchored
@@ -46,21 +46,7 @@ from examples.quickstart.photos import read_camvid, read_photos
 
 MEAN, STD = 127 / 255, 128 / 255  # of the images that these weights were trained on
 SCORES = ("linear", "neighbors", "pck")
-COLUMNS = [
-    "set",
-    "arm",
-    "seed",
-    "split",
-    "steps",
-    *SCORES,
-    "loss",
-    "std",
-    "seconds",
-    "options",
-    "device",
-    "torch",
-    "commit",
-]
+COLUMNS = ["set", "arm", "seed", "split", "steps", *SCORES, "loss", "std", "seconds", *FACTS]
 # Options in which all rows of a set agree, and all rows of a set and a split.
 TRAINED = ("photo_side", "size", "scale", "batch_size", "most_steps")
 SCORED = ("classes", "enlarge", "every", "pck_every", "probe_steps")

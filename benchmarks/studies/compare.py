@@ -34,7 +34,16 @@ from benchmarks.studies.colours import recoloured
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.compare_report import SCORES, endpoints, report
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, check_options, circumstances, encoder_of, has_row, options_of, read_rows
+from benchmarks.studies.rows import (
+    FACTS,
+    add_row,
+    check_options,
+    circumstances,
+    encoder_of,
+    has_row,
+    options_of,
+    read_rows,
+)
 from benchmarks.studies.tuning import chosen_lr, next_lr, val_scores
 from benchmarks.studies.views import kept_views, views_key
 from densessl import FeatureMap, MaskedView, View, hub
@@ -48,22 +57,7 @@ from examples.quickstart.scenes import draw_scene
 
 SIDE = 128  # of the photos that are held in memory
 TUNE_SEED = 100
-COLUMNS = [
-    "arm",
-    "lr",
-    "seed",
-    "step",
-    "split",
-    "set",
-    *SCORES,
-    "loss",
-    "std",
-    "seconds",
-    "options",
-    "device",
-    "torch",
-    "commit",
-]
+COLUMNS = ["arm", "lr", "seed", "step", "split", "set", *SCORES, "loss", "std", "seconds", *FACTS]
 # Options in which all rows of a folder agree: those of the training, and all.
 TRAINED = ("steps", "batch_size", "size", "images", "bfloat16")
 SAME = (*TRAINED, "probe_images", "probe_steps")

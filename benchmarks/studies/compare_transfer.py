@@ -21,10 +21,10 @@ from benchmarks.studies.arms import ARMS
 from benchmarks.studies.compare import TRAINED, encoder_file, final_lr, make_backbone, read_labelled
 from benchmarks.studies.compare_options import CLASS_COUNTS, checked, parser_of
 from benchmarks.studies.finetune import fine_tuned_miou
-from benchmarks.studies.rows import add_row, check_options, circumstances, has_row, options_of, read_rows
+from benchmarks.studies.rows import FACTS, add_row, check_options, circumstances, has_row, options_of, read_rows
 from examples.quickstart.loop import normalized
 
-COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", "options", "device", "torch", "commit"]
+COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", *FACTS]
 TUNED = (*TRAINED, "tune_steps", "tune_lr")  # options in which all rows of a folder agree
 
 

@@ -28,7 +28,7 @@ from benchmarks.studies.compare import drawing, read_images
 from benchmarks.studies.compare_options import check_counts, folders_of
 from benchmarks.studies.heads_detection import SETS, fine_tuned_ap
 from benchmarks.studies.resumable import train_resumable
-from benchmarks.studies.rows import add_row, check_options, circumstances, has_row, options_of, read_rows
+from benchmarks.studies.rows import FACTS, add_row, check_options, circumstances, has_row, options_of, read_rows
 from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.checkpoint_files import written_beside
 from examples.pretrain.common.fcos_trunk import make_trunk
@@ -38,7 +38,6 @@ from examples.pretrain.pixpro_fpn import PixProFPN
 from examples.quickstart.loop import fill_statistics
 
 NETWORK = "resnet18"
-FACTS = ["options", "device", "torch", "commit"]
 PRETRAINED = ["arm", "seed", "steps", "loss", "std", "seconds", *FACTS]
 COLUMNS = ["set", "arm", "seed", "steps", "tuned", "ap", "ap50", "ap75", "pretraining_seconds", "seconds", *FACTS]
 # Options in which the rows of a folder agree.

@@ -13,6 +13,9 @@ import torch
 
 from examples.pretrain.common.checkpoint_files import written_beside
 
+# Columns that say how a row was made: see options_of and circumstances.
+FACTS = ["options", "device", "torch", "commit"]
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file with a header; none if it is not there."""

@@ -119,7 +119,7 @@ def continuing(config: Namespace, recipe: type) -> dict[str, str]:
 
 
 def nothing_learnt(curves: Curves, moved: bool) -> str:
-    """Why a run cannot have learnt anything, in words; empty where it can.
+    """Why a run cannot have learnt anything from pairs, in words; empty where it can.
 
     Batch norm's statistics move in such a run too, and the scores with them.
 
@@ -130,8 +130,8 @@ def nothing_learnt(curves: Curves, moved: bool) -> str:
     unmatched = [value for _, value in curves.get(UNMATCHED, ())]
     if unmatched and min(unmatched) == 1:
         return (
-            "No image had a pair of matching cells in any logged step, so there was nothing to learn from: look at the "
-            "matcher and at the views."
+            "No image had a pair of matching cells in any logged step, so a loss on pairs had nothing to learn from: "
+            "look at the matcher and at the views."
         )
     if not moved:
         return "No weight of the backbone has changed; changes of the scores come from batch norm's statistics alone."
