@@ -119,7 +119,7 @@ def continuing(config: Namespace, recipe: type) -> dict[str, str]:
 
 
 def nothing_learnt(curves: Curves, moved: bool) -> str:
-    """Why a run cannot have learnt anything from pairs, in words; empty where it can.
+    """Why the scores of a run say nothing about what it has learnt, in words; empty where they do.
 
     Batch norm's statistics move in such a run too, and the scores with them.
 
