@@ -36,6 +36,7 @@ from examples.pretrain.common.backbones import make_backbone
 from examples.pretrain.common.checkpoint_files import WholeFiles
 from examples.pretrain.common.data.options import photo_views
 from examples.pretrain.common.last_checkpoint import LastCheckpoint
+from examples.pretrain.common.processes import ending_together
 from examples.pretrain.common.sharding import whole
 from examples.pretrain.common.training import Pretraining
 
@@ -88,11 +89,12 @@ class Losses(Callback):
 
 def main(methods, folder, out, *rest) -> None:
     several = "," in methods
-    for word in methods.split(","):
-        method, _, own_folder = word.partition("=")
-        place = Path(out, method) if several else Path(out)
-        place.mkdir(exist_ok=True)
-        train(method, own_folder or folder, place, *rest)
+    with ending_together():
+        for word in methods.split(","):
+            method, _, own_folder = word.partition("=")
+            place = Path(out, method) if several else Path(out)
+            place.mkdir(exist_ok=True)
+            train(method, own_folder or folder, place, *rest)
 
 
 def train(method, folder, out, workers, epochs, stop_at, number, *resume) -> None:

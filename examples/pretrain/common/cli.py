@@ -35,6 +35,7 @@ from examples.pretrain.common.known_as import known_as
 from examples.pretrain.common.method_parts import check_method
 from examples.pretrain.common.optimizers import SquareRootLARS
 from examples.pretrain.common.parsing import add_run_options, correct_trainer_texts, parse, settings_of, without_small
+from examples.pretrain.common.processes import ending_together
 from examples.pretrain.common.start import check_start
 from examples.pretrain.common.table import Table
 from examples.pretrain.common.training import Pretraining
@@ -80,7 +81,8 @@ class Run(NamedTuple):
         if masks is not None and self.trainer.is_global_zero:
             log.warning("%s", masks)
         out, start = self.config.out, self.config.ckpt_path
-        with named("method", self.config.method), run_folder.watched(out), run_folder.freed(out, start, self.trainer):
+        freed = run_folder.freed(out, start, self.trainer)
+        with named("method", self.config.method), run_folder.watched(out), freed, ending_together():
             self.trainer.fit(self.module, self.data, ckpt_path=start)
 
 

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from examples.pretrain.common.bar import speak_plainly
 from examples.pretrain.common.checkpoint_files import WholeFiles
+from examples.pretrain.common.processes import ending_together
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +117,14 @@ def run(recipe: type[pl.LightningModule], data: type[pl.LightningDataModule]) ->
     """Runs a recipe from the command line; errors of the user's end it with one line."""
     speak_plainly()
     try:
-        made = TransferCLI(
-            recipe,
-            data,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"allow_abbrev": False},
-        )
+        with ending_together():
+            made = TransferCLI(
+                recipe,
+                data,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                parser_kwargs={"allow_abbrev": False},
+            )
+            log.info("scores: %s", Path(made.trainer.log_dir, "metrics.csv"))  # which the processes tell each other
     except (ValueError, RuntimeError, OSError, MisconfigurationException) as error:
         raise SystemExit(f"error: {error}") from error
-    log.info("scores: %s", Path(made.trainer.log_dir, "metrics.csv"))
