@@ -1,16 +1,14 @@
 """The end of a run of several processes: see processes.py for the abort that it prevents."""
 
 import signal
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
-from making import TINY, cli
 from torch import distributed
-from torchvision.io import write_png
 
 from examples.pretrain.common.processes import ending_together
-from examples.pretrain.pixcontrast import PixContrast
+from examples.pretrain.pixcontrast import recipe
+from examples.transfer.common import command
 
 
 @pytest.fixture
@@ -47,17 +45,39 @@ def test_without_processes_nothing_happens():
         assert not distributed.is_initialized()
 
 
-def test_a_recipe_closes_its_group(tmp_path):
-    folder = Path(tmp_path, "photos")
-    folder.mkdir()
-    for index in range(4):
-        pixels = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
-        write_png(pixels, str(folder / f"{index}.png"))
-    run = cli(PixContrast, *TINY, f"--data.folder={folder}", f"--out={tmp_path / 'run'}", "--data.size=32",
-              "--data.batch_size=4", "--data.workers=0", "--trainer.accelerator=cpu", "--trainer.strategy=ddp",
-              "--trainer.devices=1", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false")  # fmt: skip
-    began = []
-    run.trainer.callbacks[0].on_train_start = lambda *args: began.append(distributed.get_backend())
-    run.fit()
-    assert began == ["gloo"]
+def test_a_process_whose_peer_has_failed_says_so_and_ends(group, monkeypatch, caplog):
+    def broken() -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:37611")
+
+    monkeypatch.setattr(distributed, "barrier", broken)
+    with ending_together():
+        pass
+    with pytest.raises(SystemExit) as stop, ending_together():
+        raise SystemExit(128 + signal.SIGTERM)
+    assert stop.value.code == 143
+    assert caplog.messages == 2 * [
+        "another process of the run has ended before this one, probably by an error of its own"
+    ]
+
+
+def test_a_recipe_closes_the_group_of_its_program(group, monkeypatch):
+    seen = []
+    monkeypatch.setattr("examples.pretrain.common.cli.speak_plainly", lambda: None)
+    monkeypatch.setattr("examples.pretrain.common.cli.main", lambda *args: seen.append(distributed.is_initialized()))
+    recipe().run()
+    assert seen == [True]
+    assert not distributed.is_initialized()
+
+
+def test_a_transfer_recipe_closes_the_group_of_its_program(group, monkeypatch):
+    seen = []
+
+    def made(*args, **options):
+        seen.append(distributed.is_initialized())
+        return SimpleNamespace(trainer=SimpleNamespace(log_dir=""))
+
+    monkeypatch.setattr(command, "speak_plainly", lambda: None)
+    monkeypatch.setattr(command, "TransferCLI", made)
+    command.run(None, None)
+    assert seen == [True]
     assert not distributed.is_initialized()

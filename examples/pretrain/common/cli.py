@@ -81,8 +81,7 @@ class Run(NamedTuple):
         if masks is not None and self.trainer.is_global_zero:
             log.warning("%s", masks)
         out, start = self.config.out, self.config.ckpt_path
-        freed = run_folder.freed(out, start, self.trainer)
-        with named("method", self.config.method), run_folder.watched(out), freed, ending_together():
+        with named("method", self.config.method), run_folder.watched(out), run_folder.freed(out, start, self.trainer):
             self.trainer.fit(self.module, self.data, ckpt_path=start)
 
 
@@ -111,7 +110,8 @@ class Recipe(NamedTuple):
     def run(self) -> None:
         """Runs the command line of this process; errors of the user's end it with one line."""
         speak_plainly()
-        main(self, sys.argv[1:])
+        with ending_together():
+            main(self, sys.argv[1:])
 
 
 def fit_parser(recipe: Recipe) -> ArgumentParser:

@@ -1,7 +1,8 @@
-"""The end of a run of several processes."""
+"""The end of a program that runs as several processes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,15 +10,19 @@ from torch import distributed
 
 from examples.pretrain.common.stop_signals import stopped_by
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Lets the processes of a run on CPUs wait for each other at its end, and closes their group.
+    """Lets the processes of a program on CPUs wait for each other at its end, and closes their group.
 
     The threads of gloo free the tensors of an exchange some time after it. A thread that does so while Python is
     shutting down aborts its process, and torchrun then reports a run as failed that has done all its work. While the
     processes wait here, the threads have the time. With NCCL, Lightning closes the group itself. After an error no
     process waits, because the others may never come.
+
+    This is for the end of a whole program: the processes cannot form another group after it.
     """
     try:
         yield
@@ -29,6 +34,11 @@ def ending_together() -> Iterator[None]:
 
 
 def _end() -> None:
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_backend() != "gloo":
+        return
+    try:
         distributed.barrier()
-        distributed.destroy_process_group()
+    except RuntimeError:
+        log.warning("another process of the run has ended before this one, probably by an error of its own")
+        return
+    distributed.destroy_process_group()
