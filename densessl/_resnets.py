@@ -1,4 +1,4 @@
-"""Which of torchvision's ResNets weights are of."""
+"""Finds the torchvision ResNet that weights belong to."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def expected_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def cut_from(weights: Mapping[str, Tensor]) -> tuple[list[str], str]:
-    """The ResNets of which weights are the first part, and the stage where that ends; none where they are whole.
+    """The ResNets whose first stages these weights are, by name, and the last stage that they hold.
 
-    ResNets of several depths begin alike.
+    ResNets of several depths begin alike, so there may be more than one name. Whole ResNets and other networks give no
+    name and an empty stage.
     """
     tops = {name.partition(".")[0] for name in weights}
     last = PARTS[len(tops) - 1] if 3 <= len(tops) < len(PARTS) else ""

@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="Rows to make (all).")
     args = checked(parser, argv)
     if not args.report:
+        check_options(args.out / "rows.csv", options_of(args, *TRAINED), set=args.name)
         for score in (*SHARES, *(f"finer {score}" for score in SCORES), "colour pck"):
             if score.split()[0] in args.what:
                 where = {"set": args.name, "split": args.split, "score": score}

@@ -25,7 +25,9 @@ from benchmarks.studies.rows import FACTS, add_row, check_options, circumstances
 from examples.quickstart.loop import normalized
 
 COLUMNS = ["arm", "lr", "seed", "step", "set", "share", "miou", "seconds", *FACTS]
-TUNED = (*TRAINED, "tune_steps", "tune_lr")  # options in which all rows of a folder agree
+# Options in which all rows of a folder agree. The tuning is in 32 bits, whatever the encoder was trained in.
+ENCODER = tuple(name for name in TRAINED if name != "bfloat16")
+TUNED = (*ENCODER, "tune_steps", "tune_lr")
 
 
 def run_one(name: str, seed: int, sets: dict, args: argparse.Namespace) -> None:
@@ -78,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--tune-lr", type=float, default=1e-3, help="Peak learning rate of the backbone (%(default)s).")
     args = checked(parser, argv)
     if not args.report:
+        check_options(args.out / "rows.csv", options_of(args, *ENCODER))
         check_options(args.out / "transfer.csv", options_of(args, *TUNED))
         sets = read_labelled(args, "test")
         for seed in range(args.seeds):

@@ -41,20 +41,26 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
     start = coords.as_subclass(Tensor).reshape(1, *shape)
     if start.device.type != "cpu":
         return start
-    places = start.flatten(2) if start.ndim == 4 else cell_centers(start, (8, 8)).mT  # (1, 2, N)
-    known = places.isfinite().all(1)
-    if start.ndim == 3 and not known.any():
+    line = torch.linspace(0, 1, 9, dtype=start.dtype)
+    places = start[0].flatten(1) if start.ndim == 4 else _projected(start[0], torch.cartesian_prod(line, line)).T
+    places = places[:, places.isfinite().all(0)]
+    if start.ndim == 3 and not places.numel():
         raise ValueError(f"coords: expected a homography, got a matrix that maps no point: {start[0].tolist()}")
-    beyond = ((places < -1) | (places > 2)).any(1)[known]
-    # Part of a homography may reach far outside; in dense coords, whatever is not in the other image is NaN.
-    if len(beyond) and (beyond.any() if start.ndim == 4 else beyond.all()):
-        places = places[places.isfinite()]
+    # A homography may reach far outside, as that of an image of which the other one is a small part; but along either
+    # axis it must meet the other image. In dense coords, whatever is not in the other image is NaN.
+    far = bool(((places < -1) | (places > 2)).any()) if start.ndim == 4 else _apart(places)
+    if far:
         raise ValueError(
             "coords: expected positions in the other image's unit square, 0..1, NaN where there is none, got values "
             f"from {float(places.min()):.4g} to {float(places.max()):.4g}; of pixels or a flow, coords_from_flow "
             "makes coords"
         )
     return start
+
+
+def _apart(places: Tensor) -> bool:
+    """Whether all of the places (2, N) lie far to the same side of the unit square."""
+    return bool(((places.amin(1) > 2) | (places.amax(1) < -1)).any())
 
 
 def checked_source_size(source_size: Tensor | Sequence[int]) -> Tensor:

@@ -57,8 +57,8 @@ class PPM(nn.Module):
             H100, where it took 0.92 of the time of ``"blockwise"``.
 
     Raises:
-        ValueError: If the transform is no module or an ``nn.Linear``, gamma is not positive, or the algorithm is
-            unknown.
+        ValueError: If the transform is not a module, or is an ``nn.Linear``; if gamma is not positive; or if the
+            algorithm is unknown.
 
     Examples:
         >>> ppm = PPM(nn.Conv2d(32, 32, 1))

@@ -78,6 +78,8 @@ def test_an_adapted_backbone_is_fine_tuned_and_read_at_a_finer_stride(command, t
     assert adapt_transfer.main([*options, "--only=start,pixcontrast"]) == text
     with pytest.raises(ValueError, match=r"--tune-steps: expected 2, with which rows in .* were made, got 3"):
         adapt_transfer.main([*options, "--only=start,pixcontrast", "--tune-steps=3"])
+    with pytest.raises(ValueError, match=r"--batch-size: expected \d+, with which rows in .*rows.csv were made, got 7"):
+        adapt_transfer.main([*options, "--only=start,pixcontrast", "--batch-size=7"])
     adapt_transfer.main([*options, "--only=start", "--seeds=2", "--what", "finer", "colour"])
     assert {row["score"] for row in read_rows(tmp_path / "out" / "transfer.csv") if row["seed"] == "2"} == set(frozen)
     monkeypatch.setattr(adapt_transfer, "recoloured", torch.clone)  # the same colours: plain correspondence

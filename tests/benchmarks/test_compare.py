@@ -410,6 +410,8 @@ def test_encoders_of_the_final_runs_are_fine_tuned_once(folder, tmp_path, monkey
     assert compare_transfer.main(command) == text
     with pytest.raises(ValueError, match=r"--tune-lr: expected 0.001, with which rows .*, got 0.01"):
         compare_transfer.main([*command, "--tune-lr=0.01"])
+    with pytest.raises(ValueError, match=r"--batch-size: expected 4, with which rows in .*rows.csv were made, got 8"):
+        compare_transfer.main([*command, "--batch-size=8"])  # the encoders were not trained with these options
     with pytest.raises(ValueError, match=r"--batch-size: expected 4, with which rows .*, got 8"):
         compare.main([*command[:-1], "--batch-size=8"])
 

@@ -176,6 +176,17 @@ def test_what_is_no_start_is_refused_by_name(start, message):
         MultiView(INSIDE)(torch.rand(3, *SIZE), coords=start)
 
 
+@pytest.mark.parametrize("zoom", [1, 20, 64, 500])
+def test_another_image_may_be_a_small_part(zoom):
+    """A slide and one of its patches, wherever that lies."""
+    generator = torch.Generator().manual_seed(zoom)
+    for _ in range(20):
+        x, y = (torch.rand(2, generator=generator) * (1 - zoom)).tolist()
+        start = torch.tensor([[zoom, 0, x], [0, zoom, y], [0, 0, 1.0]])
+        view = MultiView(v2.Identity())(torch.rand(3, *SIZE), coords=start)[0]
+        torch.testing.assert_close(view.coords.as_subclass(Tensor), start)
+
+
 def test_source_size_is_checked():
     with pytest.raises(ValueError, match="source_size: expected height and width of the other image"):
         MultiView(INSIDE)(torch.rand(3, *SIZE), coords=START, source_size=(1, 2, 3))

@@ -35,6 +35,8 @@ def place(tmp_path_factory) -> Path:
     (root / "bad.yaml").write_text("data: [1, {")
     (root / "group.yaml").write_text("optimizer:\n  lrr: 3\n")
     (root / "top.yaml").write_text("save_every_n_epoch: 3\n")
+    (root / "hyphen.yaml").write_text("data:\n  batch-size: 3\n")
+    (root / "hyphens.yaml").write_text("save-every-n-epochs: 3\n")
     (root / "unknown.yaml").write_text("data:\n  foldr: x\n")
     return root
 
@@ -69,6 +71,7 @@ WRONG = {
     "--data.images=0": "data.images: expected at least 1, got 0",
     "--data.fold=x": "--data.fold: there is no such option; did you mean --data.folder",
     "--method.thresh=0.5": "--method.thresh: there is no such option; did you mean --method.threshold",
+    "--data.batch-size=3": "--data.batch-size: there is no such option; did you mean --data.batch_size",
     "--foo=1": "--foo: there is no such option",
     "--data.preset=foo": "data.preset: expected byol, mocov2, simclr, multichannel, multicrop, got foo",
     "--data.folder=PLACE/photos.tar.d/train": "data.folder: expected a folder, got .*tar.d/train, which is missing",
@@ -100,6 +103,8 @@ WRONG = {
     "--config=examples/pretrain/configs/own_images.yaml": "method.temperature: .* no such option; --help",
     "--config=PLACE/group.yaml": "optimizer.lrr: this recipe has no such option; --help",
     "--config=PLACE/top.yaml": "save_every_n_epoch: this recipe has no such option; did you mean save_every_n_epochs",
+    "--config=PLACE/hyphen.yaml": "data.batch-size: this recipe has no such option; did you mean data.batch_size",
+    "--config=PLACE/hyphens.yaml": "save-every-n-epochs: .* no such option; did you mean save_every_n_epochs",
     "--trainer.max_steps=0": "trainer: expected a budget",
     "--trainer.max_epochs=0": "trainer: expected a budget",
     "--trainer.devices=0": "trainer: .*devices",

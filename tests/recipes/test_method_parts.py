@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from making import TINY
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torchvision.io import write_png
 
@@ -54,6 +55,23 @@ class LossOfEach(OwnMethod):
         return step._replace(loss=step.loss.expand(4))
 
 
+class LossAsNumber(OwnMethod):
+    def forward(self, view1, view2):
+        return super().forward(view1, view2)._replace(loss=1.0)
+
+
+class WithoutTarget(OwnMethod):
+    def __init__(self, backbone, width, hidden_dim=8, dim=8):
+        super().__init__(backbone, width, hidden_dim, dim)
+        self.target = None
+
+    def forward(self, view1, view2):
+        self.target = self.encoder
+        step = super().forward(view1, view2)
+        self.target = None
+        return step
+
+
 class NoPairs(DistanceMatcher):
     def forward(self, *args, **options):
         return super().forward(*args, **options) & False
@@ -79,12 +97,12 @@ def photos(tmp_path_factory):
     return root
 
 
-def made(method, photos, out):
+def made(method, photos, out, *others):
     return make_run(
         recipe()._replace(method=method),
         [*TINY, "--data.folder", str(photos), "--data.size=32", "--data.batch_size=4", "--data.workers=0", "--out",
          str(out), "--trainer.accelerator=cpu", "--trainer.max_steps=4", "--trainer.enable_progress_bar=false",
-         "--probe.images=4"],
+         "--probe.images=4", *others],
     )  # fmt: skip
 
 
@@ -103,10 +121,24 @@ def test_a_method_without_its_parts_is_refused(method, message, photos, tmp_path
         made(method, photos, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("method", "got"), [(LossAlone, "Tensor"), (LossOfEach, r"a Step whose loss is \(4,\)")])
-def test_a_step_has_a_scalar_loss(method, got, photos, tmp_path):
+@pytest.mark.parametrize("anchor", [0, 1])
+@pytest.mark.parametrize(
+    ("method", "got"),
+    [
+        (LossAlone, "Tensor"),
+        (LossOfEach, r"a Step whose loss is \(4,\)"),
+        (LossAsNumber, "a Step whose loss is float"),
+    ],
+)
+def test_a_step_has_a_scalar_loss(method, got, anchor, photos, tmp_path):
     with pytest.raises(ValueError, match=f"method: expected forward to return a Step with a scalar loss, got {got}"):
-        made(method, photos, tmp_path / "run").fit()
+        made(method, photos, tmp_path / "run", f"--method.anchor={anchor}").fit()
+
+
+def test_a_target_of_none_is_no_target(photos, tmp_path):
+    run = made(WithoutTarget, photos, tmp_path / "run")
+    run.fit()
+    assert run.trainer.global_step == 4
 
 
 @pytest.mark.parametrize(
@@ -120,3 +152,36 @@ def test_a_step_has_a_scalar_loss(method, got, photos, tmp_path):
 def test_a_run_that_learns_nothing_is_not_called_better(method, verdict, photos, tmp_path):
     made(method, photos, tmp_path / "run").fit()
     assert verdict in (tmp_path / "run" / "report.md").read_text()
+
+
+class Fail(Callback):
+    """Ends a run by an error before the step after ``at``."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.at:
+            raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("method", [OwnMethod, Frozen])
+def test_a_continued_run_that_fails_at_once_is_judged_from_its_start(method, photos, tmp_path):
+    for at, others in ((2, []), (2, ["--ckpt_path=last"])):
+        run = made(method, photos, tmp_path / "run", "--save_every_n_steps=2", *others)
+        run.trainer.callbacks.append(Fail(at))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run.fit()
+        report = (tmp_path / "run" / "report.md").read_text()
+        assert "stopped after 2 of 4 steps by RuntimeError" in report
+        assert ("No weight of the backbone has changed" in report) == (method is Frozen)
+
+
+def test_a_run_without_later_readings_names_no_cause_of_their_change(photos, tmp_path):
+    run = made(OwnMethod, photos, tmp_path / "run")
+    run.trainer.callbacks.append(Fail(0))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.fit()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "No weight of the backbone has changed." in report
+    assert "batch norm's statistics alone" not in report

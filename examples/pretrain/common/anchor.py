@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densessl import GramLoss, MaskedView, View
 from examples.pretrain.common.optimizers import backbone_of
-from examples.pretrain.common.step import Step, mean_over_cells, valid_cells
+from examples.pretrain.common.step import Step, check_step, mean_over_cells, valid_cells
 
 # The options of a recipe that give the two terms their weights, and the help of each.
 WEIGHTS = {
@@ -75,6 +75,7 @@ class Anchored(nn.Module):
     def forward(self, view1: View | MaskedView, view2: View | MaskedView, *small: View | MaskedView) -> Step:
         self._maps.clear()
         step = self.method(view1, view2, *small)
+        check_step(step)
         maps, views = list(self._maps), (view1, view2)
         self._maps.clear()
         if small:

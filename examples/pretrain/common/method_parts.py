@@ -8,7 +8,7 @@ from densessl import EMA
 
 
 def check_method(method: nn.Module, backbone: nn.Module) -> None:
-    """Looks for the backbone, where it is saved and scored, and for target encoders, which the training updates.
+    """Checks that the backbone and the target encoder are where the training saves, scores and updates them.
 
     Args:
         method: A method, as a recipe makes it.

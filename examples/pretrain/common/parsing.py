@@ -114,7 +114,7 @@ def _in_words(parser: ArgumentParser, message: str) -> str:
             return f"{of_key[1]}: expected {described(actions[of_key[1]]._typehint)}, got {got[1]}"
     if of_key:
         return f"{of_key[1]}: {of_key[2]}"
-    foreign = re.match(r"(?:Group '(\w+)' does not accept option|Option) '([\w.]+)'", message)
+    foreign = re.match(r"(?:Group '(\w+)' does not accept option|Option) '([\w.-]+)'", message)
     if foreign:
         prefix = f"{foreign[1]}." if foreign[1] else ""
         own = [action.removeprefix(prefix) for action in actions if action.startswith(prefix)]
@@ -125,7 +125,7 @@ def _in_words(parser: ArgumentParser, message: str) -> str:
     flag = re.match(r"argument (--\w+): ignored explicit argument (.*)", message)
     if flag:
         return f"{flag[1][2:]}: expected no value, {flag[1]} alone, got {flag[2]}"
-    unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
+    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message, re.IGNORECASE)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings if option[-1] != "+"]
         close = difflib.get_close_matches(unknown[1], known, n=2, cutoff=0.75)

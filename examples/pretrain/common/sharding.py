@@ -48,7 +48,7 @@ def shard_method(method: nn.Module, mesh: DeviceMesh) -> None:
     """
     if isinstance(method, FSDPModule):
         return
-    for encoder in (method.encoder, *([method.target.module] if hasattr(method, "target") else [])):
+    for encoder in (method.encoder, *([method.target.module] if getattr(method, "target", None) is not None else [])):
         for block in blocks_of(encoder):
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh)

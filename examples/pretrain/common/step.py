@@ -25,6 +25,21 @@ class Step(NamedTuple):
     metrics: Callable[[], dict[str, Tensor]]
 
 
+def check_step(step: object) -> None:
+    """Refuses what a method's ``forward`` returns if the training cannot use it.
+
+    Raises:
+        ValueError: If it is no Step, or if its loss is no scalar tensor.
+    """
+    if isinstance(step, Step) and isinstance(step.loss, Tensor) and step.loss.ndim == 0:
+        return
+    got = type(step).__name__
+    if isinstance(step, Step):
+        loss = tuple(step.loss.shape) if isinstance(step.loss, Tensor) else type(step.loss).__name__
+        got = f"a Step whose loss is {loss}"
+    raise ValueError(f"method: expected forward to return a Step with a scalar loss, got {got}")
+
+
 def valid_cells(view: View | MaskedView, size: tuple[int, int]) -> Tensor | None:
     """Which cells of a batch of views show something, bool ``(B, N)``; None, for all, where the views have no mask."""
     return cell_validity(view.mask, size) if isinstance(view, MaskedView) else None

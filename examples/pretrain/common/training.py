@@ -15,7 +15,7 @@ from examples.pretrain.common.data.seeds import seed_of
 from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.optimizers import Scheduled
 from examples.pretrain.common.sharding import shard_method
-from examples.pretrain.common.step import Step
+from examples.pretrain.common.step import check_step
 
 
 class Pretraining(pl.LightningModule):
@@ -46,7 +46,7 @@ class Pretraining(pl.LightningModule):
     @property
     def has_target(self) -> bool:
         """Whether the method has a target encoder."""
-        return hasattr(self.method, "target")
+        return getattr(self.method, "target", None) is not None
 
     def configure_model(self) -> None:
         """Shards the method where the strategy asks for it: ``trainer.strategy: fsdp2``."""
@@ -57,9 +57,7 @@ class Pretraining(pl.LightningModule):
         # What a method draws is a function of the seed and of the batch's number, the same in every process.
         torch.manual_seed(seed_of(self.trainer.datamodule.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx))
         step = self.method(*batch.views)
-        if not isinstance(step, Step) or step.loss.ndim:
-            got = f"a Step whose loss is {tuple(step.loss.shape)}" if isinstance(step, Step) else type(step).__name__
-            raise ValueError(f"method: expected forward to return a Step with a scalar loss, got {got}")
+        check_step(step)
         self.log("loss", step.loss, prog_bar=True)
         self.log_dict({f"loss/{name}": value.detach() for name, value in step.terms.items()})
         if is_logged(self.trainer):

@@ -17,6 +17,7 @@ from examples.pretrain.common.data.views import Batch
 from examples.pretrain.common.optimizers import backbone_of
 from examples.pretrain.common.probe import DenseProbe
 from examples.pretrain.common.scores import frozen, scores, settled
+from examples.pretrain.common.step import check_step
 from examples.pretrain.common.training import steps_of
 
 if TYPE_CHECKING:
@@ -168,12 +169,13 @@ def time_step(run: Run, batch: Batch, images: int, device: torch.device, steps: 
     for _ in range(8 if device.type == "cuda" else 2):
         begun = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled="mixed" in precision):
-            loss = method(*views).loss
+            step = method(*views)
+        check_step(step)
         optimizer.zero_grad()
-        loss.backward()
+        step.loss.backward()
         optimizer.step()
         schedule.step()
-        if hasattr(method, "target"):
+        if getattr(method, "target", None) is not None:
             method.target.update(method.encoder)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

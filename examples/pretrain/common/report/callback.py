@@ -13,6 +13,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from examples.pretrain.common.collapsed import RANK, STD, bounds_crossed, collapsed
 from examples.pretrain.common.data.datamodule import PhotoViews
@@ -60,23 +61,25 @@ class RunReport(Callback):
     def __init__(self, config: Namespace, data: PhotoViews, form: Form, probe: DenseProbe) -> None:
         self.config, self.data, self.form, self.probe = config, data, form, probe
         self.photos: list[Tensor] = []
-        self.start: list[Tensor] = []  # sums over the backbone's weights, which tell whether any has changed
+        self.start: list[Tensor] = []  # sums over the backbone's weights at step 0, which tell whether any has changed
         self.before: Tensor | None = None  # maps of the photos
         self.begun, self.earlier, self.trained_on, self.written = 0.0, 0.0, False, False
 
     def state_dict(self) -> dict[str, Any]:
         spent = self.earlier + (time.perf_counter() - self.begun if self.begun else 0.0)
-        return {"before": None if self.before is None else self.before.half(), "seconds": spent}
+        return {"before": None if self.before is None else self.before.half(), "seconds": spent, "start": self.start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.before, self.earlier = state["before"], state["seconds"]
+        self.start = state.get("start", [])
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         # The probe is read before this: in a run that begins, its first reading is a part of the run's time.
         self.begun = time.perf_counter() - (0.0 if self.earlier else self.probe.seconds)
         if not trainer.is_global_zero or is_sharded(module):
             return  # a sharded backbone cannot be run by this process alone: the report then has no pictures
-        self.start = _sums(backbone_of(module.method))
+        if trainer.global_step == 0:
+            self.start = _sums(backbone_of(module.method))
         self.photos = self.probe.sample[:SHOWN]
         if not self.photos and isinstance(self.data.source, FolderSource):
             paths = self.data.source.paths()
@@ -161,10 +164,12 @@ class RunReport(Callback):
         )
 
     def _verdict(self, curves: dict, backbone: torch.nn.Module) -> str:
-        sums = zip(self.start, _sums(backbone), strict=False)
+        sums, probe = zip(self.start, _sums(backbone), strict=False), self.probe
         moved = not self.start or any(not torch.equal(before, after) for before, after in sums)
-        probe = self.probe
-        return nothing_learnt(curves, moved) or better_or_worse(probe.readings, probe.score, probe.noise)
+        normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+        return nothing_learnt(curves, moved, normed and len(probe.readings) > 1) or better_or_worse(
+            probe.readings, probe.score, probe.noise
+        )
 
     def _about_scores(self) -> str:
         probe = self.probe
@@ -216,5 +221,5 @@ class RunReport(Callback):
 
 @torch.no_grad()
 def _sums(module: torch.nn.Module) -> list[Tensor]:
-    """The sum and the sum of squares of each parameter."""
-    return [torch.stack([p.float().sum(), p.float().square().sum()]) for p in module.parameters()]
+    """The sum and the sum of squares of each parameter, on the CPU."""
+    return [torch.stack([p.float().sum(), p.float().square().sum()]).cpu() for p in module.parameters()]

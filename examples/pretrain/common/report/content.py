@@ -118,7 +118,7 @@ def continuing(config: Namespace, recipe: type) -> dict[str, str]:
     return {"continue": f"python {shlex.quote(program)} fit --config {settings} --ckpt_path last"}
 
 
-def nothing_learnt(curves: Curves, moved: bool) -> str:
+def nothing_learnt(curves: Curves, moved: bool, normed: bool) -> str:
     """Why the scores of a run say nothing about what it has learnt, in words; empty where they do.
 
     Batch norm's statistics move in such a run too, and the scores with them.
@@ -126,6 +126,7 @@ def nothing_learnt(curves: Curves, moved: bool) -> str:
     Args:
         curves: As from ``read_curves``.
         moved: Whether a weight of the backbone has changed.
+        normed: Whether there are scores that batch norm's statistics may have changed.
     """
     unmatched = [value for _, value in curves.get(UNMATCHED, ())]
     if unmatched and min(unmatched) == 1:
@@ -134,7 +135,8 @@ def nothing_learnt(curves: Curves, moved: bool) -> str:
             "look at the matcher and at the views."
         )
     if not moved:
-        return "No weight of the backbone has changed; changes of the scores come from batch norm's statistics alone."
+        alone = "; changes of the scores come from batch norm's statistics alone" if normed else ""
+        return f"No weight of the backbone has changed{alone}."
     return ""
 
 
