@@ -97,15 +97,14 @@ def shard(rank: int, folder: str, out: Any) -> None:
         out[rank, name] = float((features - expected).abs().max())
     dist.barrier()  # both have told their figures before either ends
     dist.destroy_process_group()
+    os._exit(0)  # the mesh keeps gloo's threads, which may abort a process while Python shuts down
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch shards on GPUs only")
 def test_fully_sharded_by_blocks(tmp_path):
     with mp.Manager() as manager:
         out = manager.dict()
-        # A thread of gloo's may abort a process that is ending, on a busy machine; the figures are told by then.
-        with suppress(mp.ProcessExitedException):
-            mp.spawn(shard, (os.fspath(tmp_path), out), nprocs=2)
+        mp.spawn(shard, (os.fspath(tmp_path), out), nprocs=2)
         assert len(out) == 4
         assert max(out.values()) < 1e-5
 

@@ -65,6 +65,7 @@ def test_names(folder):
 
 def test_a_second_start_reads_the_index_unless_a_folder_has_changed(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(file_index, "LEAST", 3)
+    monkeypatch.setattr(file_index, "SETTLED", 3600.0)
     scans = []
     below = finding._below
 

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -221,10 +220,7 @@ def test_the_metrics_take_maps_and_tokens():
 def run(out: Path, method: str, folder: Path, *args: str, processes: int = 1) -> int:
     command = [sys.executable]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [str(RUNNER), method, str(folder), str(out), *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

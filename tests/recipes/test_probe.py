@@ -313,11 +313,11 @@ def test_rates_and_time_left_are_without_the_probe(folder, tmp_path, monkeypatch
     bar, report = (next(c for c in made.trainer.callbacks if isinstance(c, kind)) for kind in (RunBar, RunReport))
     training = ends.at[-1] - slept[0]
     assert len(slept) == 3  # before step 1, after step 2, at the end
-    assert 0 < 3 * bar.per_step <= training + 0.05  # with the second, since more will come
+    assert 0 < 3 * bar.per_step <= training + 0.5  # with the second, since more will come
     with (tmp_path / "metrics.csv").open() as file:
         speeds = [float(row["speed/images_per_s"]) for row in csv.DictReader(file) if row["speed/images_per_s"]]
     assert len(speeds) == 3
-    assert sum(4 / speed for speed in speeds) <= training - 1.0 + 0.05
+    assert sum(4 / speed for speed in speeds) <= training - 1.0 + 0.5
     assert report.begun <= slept[0] - 1.0  # the time of the run has all of the probe's in it
     assert "over the whole time, the probe's included" in (tmp_path / "report.md").read_text()
 

@@ -210,7 +210,9 @@ class Stop(Callback):
 
 
 @pytest.mark.parametrize(("stop", "words"), [(presses_ctrl_c, "by the user"), (fails, "by RuntimeError: loss is nan")])
-def test_a_run_that_is_stopped_has_a_report_too(stop, words, folder, tmp_path):
+def test_a_run_that_is_stopped_has_a_report_too(stop, words, folder, tmp_path, monkeypatch):
+    for name in ("stop_signals.SECONDS_TO_END", "last_checkpoint.SECONDS_TO_END", "last_checkpoint.SECONDS_TO_REPORT"):
+        monkeypatch.setattr(f"examples.pretrain.common.{name}", 600)  # the alarm would end the tests
     made = made_run(folder, tmp_path)
     made.trainer.callbacks.insert(0, Stop(stop))
     try:

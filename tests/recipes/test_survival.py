@@ -178,8 +178,8 @@ def test_ctrl_c_ends_a_run_that_hangs_and_a_second_one_ends_it_at_once(monkeypat
     assert end_of_a_fork(lambda: hang(2))[0] == -signal.SIGINT
 
 
-@pytest.mark.parametrize(("steps", "alive", "least"), [(2, False, 1.7), (0, True, 0.8)])
-def test_who_presses_ctrl_c_has_the_time_of_a_step_and_the_rest_anew(steps, alive, least, monkeypatch):
+@pytest.mark.parametrize(("steps", "to_end", "alive", "least"), [(2, 0.5, False, 1.7), (0, 3.0, True, 3.3)])
+def test_who_presses_ctrl_c_has_the_time_of_a_step_and_the_rest_anew(steps, to_end, alive, least, monkeypatch):
     """A step of ten seconds, as CPUs and accumulated gradients make them, would be killed before its checkpoint."""
 
     def hang() -> None:
@@ -192,10 +192,10 @@ def test_who_presses_ctrl_c_has_the_time_of_a_step_and_the_rest_anew(steps, aliv
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.3)
         if alive:
-            signals.alive(0.5)
+            signals.alive(to_end)
         time.sleep(8)
 
-    monkeypatch.setattr(stop_signals, "SECONDS_TO_END", 0.5)
+    monkeypatch.setattr(stop_signals, "SECONDS_TO_END", to_end)
     code, seconds = end_of_a_fork(hang)
     assert code == -signal.SIGALRM
     assert least + 0.6 * steps < seconds < least + 0.6 * steps + 4

@@ -19,8 +19,9 @@ def ending_together() -> Iterator[None]:
 
     The threads of gloo free the tensors of an exchange some time after it. A thread that does so while Python is
     shutting down aborts its process, and torchrun then reports a run as failed that has done all its work. While the
-    processes wait here, the threads have the time. With NCCL, Lightning closes the group itself. After an error no
-    process waits, because the others may never come.
+    processes wait here, the threads have the time. Closing the group ends them, except with FSDP2, whose mesh keeps
+    them; they have nothing to free then. With NCCL, Lightning closes the group itself. After an error no process
+    waits, because the others may never come.
 
     This is for the end of a whole program: the processes cannot form another group after it.
     """
