@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m dense
         if is_main:
             signal.signal(signal.SIGTERM, before)
         if joins:
+            time.sleep(0.3)  # gloo's threads free the last tensors; torch 2.6 may hang where they do so after this
             distributed.destroy_process_group()
     return 0
 

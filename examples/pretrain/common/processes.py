@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,16 +13,18 @@ from examples.pretrain.common.stop_signals import stopped_by
 
 log = logging.getLogger(__name__)
 
+SECONDS_TO_FREE = 0.3  # tensors of the last exchange
+
 
 @contextmanager
 def ending_together() -> Iterator[None]:
     """Lets the processes of a program on CPUs wait for each other at its end, and closes their group.
 
     The threads of gloo free the tensors of an exchange some time after it. A thread that does so while Python is
-    shutting down aborts its process, and torchrun then reports a run as failed that has done all its work. While the
-    processes wait here, the threads have the time. Closing the group ends them, except with FSDP2, whose mesh keeps
-    them; they have nothing to free then. With NCCL, Lightning closes the group itself. After an error no process
-    waits, because the others may never come.
+    shutting down aborts its process, and torchrun then reports a run as failed that has done all its work. A thread
+    that does so while the group is closed may hang with torch 2.6. While the processes wait here, the threads have the
+    time. With NCCL, Lightning closes the group itself. After an error no process waits, because the others may never
+    come.
 
     This is for the end of a whole program: the processes cannot form another group after it.
     """
@@ -42,4 +45,5 @@ def _end() -> None:
     except RuntimeError:
         log.warning("another process of the run has ended before this one, probably by an error of its own")
         return
+    time.sleep(SECONDS_TO_FREE)
     distributed.destroy_process_group()
