@@ -6,7 +6,6 @@ One start of two processes serves all tests, since each process needs seconds to
 import json
 import os
 import pickle
-import socket
 import time
 from pathlib import Path
 
@@ -165,6 +164,7 @@ def refused(rank: int, folder: Path) -> list[str]:
 def work(rank: int, folder: str, port: int, command: tuple[Path, Path]) -> None:
     torch.set_num_threads(1)
     started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started["TORCHELASTIC_USE_AGENT_STORE"] = True
     os.environ |= {name: str(value) for name, value in started.items()}
     assert run(*command, Path(folder, "two.json"), "--batch-size", "2", protocols=PROTOCOLS) == 0
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
@@ -195,11 +195,9 @@ def command(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, command) -> Path:
     """What the two processes left."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
     root = tmp_path_factory.mktemp("two")
-    mp.spawn(work, (str(root), port, command), nprocs=2)
+    mp.spawn(work, (str(root), store.port, command), nprocs=2)
     return root
 
 
