@@ -46,10 +46,9 @@ def checked_start(coords: Tensor, size: tuple[int, int]) -> Tensor:
     places = places[:, places.isfinite().all(0)]
     if start.ndim == 3 and not places.numel():
         raise ValueError(f"coords: expected a homography, got a matrix that maps no point: {start[0].tolist()}")
-    # A homography may reach far outside, as that of an image of which the other one is a small part; but along either
-    # axis it must meet the other image. In dense coords, whatever is not in the other image is NaN.
-    far = bool(((places < -1) | (places > 2)).any()) if start.ndim == 4 else _apart(places)
-    if far:
+    # A homography may reach far outside where the other image is a small part of this one, but it must come near that
+    # image along both axes. In dense coords, whatever is not in the other image is NaN.
+    if ((places < -1) | (places > 2)).any() if start.ndim == 4 else _apart(places):
         raise ValueError(
             "coords: expected positions in the other image's unit square, 0..1, NaN where there is none, got values "
             f"from {float(places.min()):.4g} to {float(places.max()):.4g}; of pixels or a flow, coords_from_flow "

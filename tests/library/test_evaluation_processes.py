@@ -163,8 +163,8 @@ def refused(rank: int, folder: Path) -> list[str]:
 
 def work(rank: int, folder: str, port: int, command: tuple[Path, Path]) -> None:
     torch.set_num_threads(1)
-    started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started["TORCHELASTIC_USE_AGENT_STORE"] = True
+    started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+               "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
     os.environ |= {name: str(value) for name, value in started.items()}
     assert run(*command, Path(folder, "two.json"), "--batch-size", "2", protocols=PROTOCOLS) == 0
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
@@ -182,7 +182,7 @@ def work(rank: int, folder: str, port: int, command: tuple[Path, Path]) -> None:
             made["alone"] = scores(slice(None))
     Path(folder, str(rank)).write_bytes(pickle.dumps(made))
     dist.barrier()  # neither ends while the other still asks the store
-    time.sleep(0.3)  # a thread of gloo's that frees its tensors while this ends may hang with torch 2.6
+    time.sleep(0.3)  # with torch 2.6, closing the group may wait for ever for a thread that still has tensors to free
     dist.destroy_process_group()
 
 

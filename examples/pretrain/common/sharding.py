@@ -48,7 +48,8 @@ def shard_method(method: nn.Module, mesh: DeviceMesh) -> None:
     """
     if isinstance(method, FSDPModule):
         return
-    for encoder in (method.encoder, *([method.target.module] if getattr(method, "target", None) is not None else [])):
+    target = getattr(method, "target", None)
+    for encoder in (method.encoder, *([] if target is None else [target.module])):
         for block in blocks_of(encoder):
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh)

@@ -158,6 +158,7 @@ def time_loader(run: Run, images: int) -> tuple[float, Batch]:
 def time_step(run: Run, batch: Batch, images: int, device: torch.device, steps: int) -> tuple[float, int]:
     """Seconds and bytes of a training step on so many images."""
     method: nn.Module = run.method.to(device).train()
+    target = getattr(method, "target", None)
     optimizer, schedule = run.module.optimizer(method, run.data.batch_size, steps)
     chosen = torch.arange(images) % len(batch.unreadable)
     views = [on_device(run, index, repeated(view, chosen, device)) for index, view in enumerate(batch.views)]
@@ -175,8 +176,8 @@ def time_step(run: Run, batch: Batch, images: int, device: torch.device, steps: 
         step.loss.backward()
         optimizer.step()
         schedule.step()
-        if getattr(method, "target", None) is not None:
-            method.target.update(method.encoder)
+        if target is not None:
+            target.update(method.encoder)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begun)
