@@ -114,7 +114,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m dense
         if is_main:
             signal.signal(signal.SIGTERM, before)
         if joins:
-            time.sleep(0.3)  # gloo's threads free the last tensors; torch 2.6 may hang where they do so after this
+            # Gloo's threads free the last tensors in this pause. With torch 2.6, closing the group may wait for ever
+            # for a thread that has not done so.
+            time.sleep(0.3)
             distributed.destroy_process_group()
     return 0
 

@@ -108,10 +108,10 @@ class PPM(nn.Module):
             here: the losses do that (the published code does so at its end).
 
         Raises:
-            ValueError: If a shape or dtype is not as described; if ``transform`` changes the number of cells, or, on
-                tokens, has convolutions of more than one cell; with
-                ``algorithm="dense"``, if the weights cannot fit into memory; with ``algorithm="triton"``, if Triton or
-                a CUDA device is missing, or the dtype is float64.
+            ValueError: If a shape or dtype is not as described; if ``transform`` changes the number of cells; on
+                tokens, if it has convolutions over more than one cell; with ``algorithm="dense"``, if the weights
+                cannot fit into memory; with ``algorithm="triton"``, if Triton or a CUDA device is missing, or the dtype
+                is float64.
         """
         tokens = as_tokens(x, "x")
         if valid is not None:

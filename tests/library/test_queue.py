@@ -66,7 +66,7 @@ torch.manual_seed(0)
 queue, batch = KeyQueue(10, 3), torch.eye(3).repeat(2, 1) + torch.arange(6)[:, None]
 queue.push(batch[3 * rank : 3 * rank + 3])
 dist.barrier()  # neither ends while the other still asks the store
-time.sleep(0.3)  # a thread of gloo's that frees its tensors while this ends may hang with torch 2.6
+time.sleep(0.3)  # with torch 2.6, closing the group may wait for ever for a thread that still has tensors to free
 dist.destroy_process_group()
 torch.manual_seed(0)
 alone = KeyQueue(10, 3)

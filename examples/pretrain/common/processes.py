@@ -13,7 +13,7 @@ from examples.pretrain.common.stop_signals import stopped_by
 
 log = logging.getLogger(__name__)
 
-SECONDS_TO_FREE = 0.3  # tensors of the last exchange
+SECONDS_TO_FREE = 0.3  # what gloo's threads have to free the tensors of the last exchange
 
 
 @contextmanager
@@ -21,11 +21,10 @@ def ending_together() -> Iterator[None]:
     """Lets the processes of a program on CPUs wait for each other at its end, and closes their group.
 
     The threads of gloo free the tensors of an exchange some time after it. A thread that does so while Python is
-    shutting down aborts its process, and torchrun then reports a run as failed that has done all its work. A thread
-    that does so while the group is closed may hang with torch 2.6. While the processes wait here, the threads have the
-    time. With NCCL, Lightning closes the group itself. After an error no process waits, because the others may never
-    come.
+    shutting down aborts its process, and torchrun then reports a run as failed that has done all its work. With torch
+    2.6 a process that closes its group may also wait for such a thread for ever. The pause here gives the threads time.
 
+    With NCCL, Lightning closes the group itself. After an error no process waits, because the others may never come.
     This is for the end of a whole program: the processes cannot form another group after it.
     """
     try:
