@@ -60,7 +60,7 @@ class DenseCL(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        hidden_dim: Width of the hidden layers of the heads.
+        hidden_dim: Number of channels of the hidden layers of all heads, at least 1.
         dim: Number of channels of the projections.
         queue: Number of keys in each of the two queues.
         temperature: Temperature of both softmaxes.

@@ -47,7 +47,7 @@ class DetCon(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        hidden_dim: Width of the hidden layers of the heads.
+        hidden_dim: Number of channels of the hidden layers of all heads, at least 1.
         dim: Number of channels of the projections.
         regions: Number of regions to draw in each view.
         temperature: Temperature of the softmax.

@@ -21,7 +21,7 @@ class IBOTCrossView(nn.Module):
         width: Number of channels of that map.
         across: Share of the loss across views in the loss of the cells, in 0..1; at 0 that is iBOT's patch loss alone.
         instance: Weight, at least 0, of the loss between the views' mean cells, which stand for iBOT's class tokens.
-        hidden_dim: Width of the head's hidden layers.
+        hidden_dim: Number of channels of the hidden layers of the head, at least 1.
         dim: Number of channels in which the prototypes lie.
         prototypes: Number of prototypes.
         cells: Least and greatest share of the cells that is masked in a masked image.

@@ -18,7 +18,7 @@ class NeCo(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map, pretrained.
         width: Number of channels of that map.
-        hidden_dim: Width of the projection head's hidden layer.
+        hidden_dim: Number of channels of the hidden layer of the projection head, at least 1.
         dim: Number of channels of the projections.
         grid: Number of cells along each side of the grid over what the two views share, and the root of the number of
             references; 7 as published.

@@ -43,7 +43,7 @@ class OwnMethod(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        hidden_dim: Width of the hidden layers of the heads.
+        hidden_dim: Number of channels of the hidden layer of the projection head, at least 1.
         dim: Number of channels of the projections.
     """
 

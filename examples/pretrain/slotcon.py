@@ -24,7 +24,7 @@ class SlotCon(nn.Module):
     Args:
         backbone: Images ``(B, C, H, W)`` to a feature map.
         width: Number of channels of that map.
-        hidden_dim: Width of the hidden layers of the heads.
+        hidden_dim: Number of channels of the hidden layers of all heads, at least 1.
         dim: Number of channels of the projections.
         prototypes: Number of prototypes.
         student_temperature: Temperature of the online encoder's assignment.
